@@ -1,0 +1,79 @@
+"""Sky Embeddings: learn from multi-band images of the sky without labels."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from skylib.augment import random_orientation
+from skylib.bands import canonical_band, sort_bands
+from skylib.checkpoint import load_model
+from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
+from skylib.cutouts import CutoutFile, make_cutouts, write_cutouts
+from skylib.embed import Embeddings, embed
+from skylib.labels import label_efficiency, train_head
+from skylib.loading import Batch, CutoutLoader, TileLoader
+from skylib.metrics import photoz_metrics
+from skylib.mim import MaskedImageModel, MIMOutput, build_model
+from skylib.pretrain import PretrainResult, Probe, pretrain
+from skylib.probes import ProbeResult, constant_probe, knn_probe, linear_probe
+from skylib.runs import run_notebook
+from skylib.similarity import search
+from skylib.splits import sky_split
+from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
+from skylib.umap import umap_map
+
+if TYPE_CHECKING:
+    from skylib.browse import SimilarityBrowser
+    from skylib.simulate import SimulatedSky, simulate_sky
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "CutoutFile",
+    "CutoutLoader",
+    "Embeddings",
+    "MIMOutput",
+    "MaskedImageModel",
+    "ModelConfig",
+    "PretrainConfig",
+    "PretrainResult",
+    "Probe",
+    "ProbeConfig",
+    "ProbeResult",
+    "SimilarityBrowser",
+    "SimulatedSky",
+    "Tile",
+    "TileLoader",
+    "TilePaths",
+    "build_model",
+    "canonical_band",
+    "constant_probe",
+    "embed",
+    "find_tiles",
+    "knn_probe",
+    "label_efficiency",
+    "linear_probe",
+    "load_model",
+    "make_cutouts",
+    "photoz_metrics",
+    "pretrain",
+    "random_orientation",
+    "read_tile",
+    "run_notebook",
+    "search",
+    "simulate_sky",
+    "sky_split",
+    "sort_bands",
+    "train_head",
+    "umap_map",
+    "write_cutouts",
+]
+
+# Loaded at first use: GalSim and ipywidgets are not needed where models are trained.
+_LAZY = {"SimilarityBrowser": "browse", "SimulatedSky": "simulate", "simulate_sky": "simulate"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"skylib.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'skylib' has no attribute {name!r}")

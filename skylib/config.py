@@ -1,0 +1,233 @@
+"""What a model, a pretraining run and a probe are made of: frozen dataclasses that check themselves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from skylib.bands import sort_bands
+
+Objective = Literal["mae", "simmim"]
+NormPix = Literal["band", "patch"]
+Loss = Literal["l1", "mse"]
+StretchKind = Literal["asinh", "linear"]
+Precision = Literal["bf16", "fp32"]
+Pool = Literal["mean", "cls", "max", "central"]
+Method = Literal["linear", "attentive", "finetune", "supervised"]
+
+# name: (width, depth, heads). "nano" is for laptops and tests; the others are the field's usual sizes.
+VIT_SIZES = {
+    "nano": (128, 6, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
+    """Raise ValueError, naming the allowed values, unless `value` is one of them."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))}")
+
+
+def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A masked image model.
+
+    Parameters
+    ----------
+    bands : tuple of str
+        Canonical band names; brought into wavelength order.
+    size : str
+        A row of `VIT_SIZES`.
+    image_size, patch_size : int
+        Pixels; the patch size divides the image size.
+    objective : {"mae", "simmim"}
+        ``mae`` drops masked tokens and decodes them; ``simmim`` keeps all tokens and hides pixels, band by band.
+    mask_ratio : float
+        ``mae``: share of tokens dropped.
+    max_mask_ratio : float
+        ``simmim``: the share of patches hidden is drawn from U(0, max_mask_ratio), per sample and band.
+    norm_pix : {"band", "patch", None}
+        Standardise the target per patch and band, per patch over all bands, or not at all.
+    loss : {"l1", "mse"}
+    stretch : {"asinh", "linear"}
+    ra_dec : bool
+        Give the encoder a token with the position on the sky. Off: positions can leak a survey's footprint.
+    decoder_width, decoder_depth : int
+        ``mae`` only.
+    """
+
+    bands: tuple[str, ...] = ("g", "r", "i", "z", "y")
+    size: str = "base"
+    image_size: int = 64
+    patch_size: int = 8
+    objective: Objective = "mae"
+    mask_ratio: float = 0.75
+    max_mask_ratio: float = 0.9
+    norm_pix: NormPix | None = "band"
+    loss: Loss = "mse"
+    stretch: StretchKind = "asinh"
+    ra_dec: bool = False
+    decoder_width: int = 512
+    decoder_depth: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bands", sort_bands(self.bands))
+        check_choice("size", self.size, tuple(VIT_SIZES))
+        check_choice("objective", self.objective, get_args(Objective))
+        check_choice("norm_pix", self.norm_pix, (*get_args(NormPix), None))
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("stretch", self.stretch, get_args(StretchKind))
+        check_range("patch_size", self.patch_size, 1)
+        check_range("decoder_depth", self.decoder_depth, 1)
+        if self.image_size <= 0 or self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}")
+        if self.decoder_width <= 0 or self.decoder_width % 32:
+            raise ValueError(f"decoder_width={self.decoder_width}: must be a multiple of 32 (the width of a head)")
+        for name in ("mask_ratio", "max_mask_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
+        if self.objective == "mae" and not 0 < self.n_visible < self.n_patches:
+            raise ValueError(f"mask_ratio={self.mask_ratio} of {self.n_patches} patches: must keep and hide at least one")
+
+    @property
+    def width(self) -> int:
+        """Width of a token, D."""
+        return VIT_SIZES[self.size][0]
+
+    @property
+    def n_patches(self) -> int:
+        """Number of patch tokens, N."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def n_visible(self) -> int:
+        """Number of tokens that ``mae`` keeps."""
+        return round(self.n_patches * (1 - self.mask_ratio))
+
+    @property
+    def patch_dim(self) -> int:
+        """Number of values in one patch over all bands."""
+        return len(self.bands) * self.patch_size**2
+
+    @classmethod
+    def original(cls, *, bands: tuple[str, ...] = ("g", "r", "i", "z", "y")) -> ModelConfig:
+        """Return the model of the published recipe: SimMIM ViT-B/8, raw flux, L1, pixels normalised over all bands."""
+        return cls(bands=bands, objective="simmim", size="base", stretch="linear", norm_pix="patch", loss="l1", ra_dec=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pretraining run.
+
+    Parameters
+    ----------
+    steps, batch_size : int
+    learning_rate : float
+        Peak, AdamW; reached after `warmup_steps`, then decays as a cosine to `final_learning_rate`.
+    weight_decay : float
+        On matrices only, not on biases, norms and learned tokens.
+    precision : {"bf16", "fp32"}
+        Of the matrix products; the weights are float32.
+    clip_grad : float
+        Largest norm of the gradient.
+    checkpoint_every, log_every, validate_every : int
+        Steps.
+    seed : int
+    """
+
+    steps: int = 100_000
+    batch_size: int = 256
+    learning_rate: float = 1.5e-4
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 5_000
+    clip_grad: float = 1.0
+    precision: Precision = "bf16"
+    log_every: int = 50
+    validate_every: int = 1_000
+    checkpoint_every: int = 1_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warmup_steps", "clip_grad", "seed"):
+            check_range(name, getattr(self, name), 0)
+        check_choice("precision", self.precision, get_args(Precision))
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: must be below steps={self.steps}")
+
+    @classmethod
+    def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:
+        """Return the training of the published recipe: AdamW 1e-4, batch 64, cosine, no warm-up."""
+        return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """The training of a head on labels (`train_head`).
+
+    Parameters
+    ----------
+    epochs : int
+        Passes over the labelled training objects; the best epoch on validation is kept.
+    min_steps : int
+        With few labels, passes are added until at least this many steps are made.
+    patience : int
+        Stop after so many evaluations on validation (16 a training) without improvement.
+    layer_decay : float
+        ``finetune``: the learning rate shrinks by this factor with each block away from the head.
+    """
+
+    epochs: int = 20
+    min_steps: int = 100
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    patience: int = 6
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "min_steps", "batch_size", "patience"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("learning_rate", "weight_decay"):
+            check_range(name, getattr(self, name), 0)
+        check_range("layer_decay", self.layer_decay, 0, 1)
+        check_choice("precision", self.precision, get_args(Precision))
+
+
+def to_dict(config: ModelConfig | PretrainConfig | ProbeConfig) -> dict[str, Any]:
+    """Return the fields as plain types that JSON and a weights-only checkpoint can hold."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+
+
+def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Say in one line which fields of two configurations differ, or return an empty string."""
+    keys = dict.fromkeys([*mine, *theirs])
+    return ", ".join(f"{k}: {mine.get(k)!r} -> {theirs.get(k)!r}" for k in keys if mine.get(k) != theirs.get(k))
+
+
+def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """Return the `ModelConfig` that `to_dict` wrote.
+
+    Raises
+    ------
+    ValueError
+        If a field is unknown to this version.
+    """
+    known = {field.name for field in fields(ModelConfig)}
+    if unknown := set(values) - known:
+        raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")
+    return ModelConfig(**{**values, "bands": tuple(values["bands"])})

@@ -1,0 +1,79 @@
+"""Which patches are hidden. A mask is True where something was removed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_token_mask(
+    batch: int, n_patches: int, n_visible: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Hide the same number of patches in each sample, all bands together (`mae`).
+
+    Returns
+    -------
+    Tensor of bool, shape (B, N)
+        Exactly ``N - n_visible`` True a row.
+    """
+    noise = torch.rand(batch, n_patches, generator=generator, device=_device(generator, device)).to(device)
+    return noise.argsort(dim=1).argsort(dim=1) >= n_visible
+
+
+def random_band_mask(
+    batch: int, n_bands: int, n_patches: int, max_ratio: float, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Hide different patches in each band (`simmim`); the share hidden is drawn from U(0, max_ratio) per sample.
+
+    Returns
+    -------
+    Tensor of bool, shape (B, C, N)
+    """
+    where = _device(generator, device)
+    ratio = torch.rand(batch, 1, 1, generator=generator, device=where) * max_ratio
+    noise = torch.rand(batch, n_bands, n_patches, generator=generator, device=where)
+    return (noise < ratio).to(device)
+
+
+def _device(generator: torch.Generator | None, device: torch.device | str) -> torch.device | str:
+    return device if generator is None else generator.device
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches.
+
+    Parameters
+    ----------
+    images : Tensor, shape (B, C, H, W)
+
+    Returns
+    -------
+    Tensor, shape (B, N, C, P)
+        N patches in row-major order of P = patch_size**2 pixels each.
+    """
+    b, c, h, w = images.shape
+    p = patch_size
+    images = images.reshape(b, c, h // p, p, w // p, p)
+    return images.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // p) * (w // p), c, p * p)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """Put patches (B, N, C, P) together to images (B, C, H, W): the inverse of `patchify` for square images.
+
+    Examples
+    --------
+    >>> image = torch.arange(32.0).reshape(1, 2, 4, 4)
+    >>> bool((unpatchify(patchify(image, 2), 2) == image).all())
+    True
+    """
+    b, n, c, _ = patches.shape
+    p, side = patch_size, round(n**0.5)
+    patches = patches.reshape(b, side, side, c, p, p)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, side * p, side * p)
+
+
+def mask_to_pixels(mask: Tensor, patch_size: int, n_bands: int) -> Tensor:
+    """Turn a patch mask, (B, N) or (B, C, N), into one of pixels, (B, C, H, W)."""
+    if mask.ndim == 2:
+        mask = mask[:, None].expand(-1, n_bands, -1)
+    return unpatchify(mask.transpose(1, 2)[..., None].expand(-1, -1, -1, patch_size**2), patch_size)

@@ -1,0 +1,313 @@
+"""Masked image modelling [1]_ [2]_ around a Vision Transformer.
+
+References
+----------
+.. [1] He et al. 2022, "Masked autoencoders are scalable vision learners", arXiv:2111.06377 (`mae`).
+.. [2] Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", arXiv:2111.09886 (`simmim`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skylib.bands import stretch, unstretch
+from skylib.config import VIT_SIZES, ModelConfig, check_choice
+from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
+from skylib.runtime import seeded_init
+from skylib.vit import Block, Encoder, initialise, sincos_positions
+
+POOLS = ("mean", "cls", "max", "central", "tokens")
+
+
+class MIMOutput(NamedTuple):
+    """What a masked image model returns in training."""
+
+    loss: Tensor  # scalar, over hidden pixels that have data
+    prediction: Tensor  # (B, N, C, P), in units of the target: stretched, and standardised with norm_pix
+    mask: Tensor  # bool (B, C, N), True where hidden
+
+
+class Patches(NamedTuple):
+    """Stretched pixels cut into patches, all (B, N, C, P)."""
+
+    pixels: Tensor  # 0 where there is no data
+    valid: Tensor  # bool
+
+
+class MaskedImageModel(nn.Module):
+    """A ViT that learns by reconstructing hidden patches. Flux goes in and comes out in counts.
+
+    Parameters
+    ----------
+    config : ModelConfig
+
+    Attributes
+    ----------
+    sky_sigma : Tensor of float32, shape (C,)
+        Noise of the sky in counts for the stretch; set from the training data, kept with the weights.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, depth, heads = VIT_SIZES[config.size]
+        pixels = (1, 1, len(config.bands), config.patch_size**2)
+        self.encoder = Encoder(
+            patch_dim=config.patch_dim, n_patches=config.n_patches, width=width, depth=depth, heads=heads,
+            sky_position=config.ra_dec,
+        )  # fmt: skip
+        self.no_data = nn.Parameter(torch.zeros(pixels))  # learned stand-in for NaN pixels
+        self.sky_sigma: Tensor
+        self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
+        if config.objective == "mae":
+            self.decoder: nn.Module = Decoder(config)
+        else:
+            self.hidden = nn.Parameter(torch.zeros(pixels))  # learned stand-in for hidden pixels
+            nn.init.normal_(self.hidden, std=0.02)
+            self.decoder = nn.Linear(width, config.patch_dim)
+            initialise(self.decoder)
+
+    def set_sky_noise(self, sigma: Tensor) -> None:
+        """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32)
+        if sigma.shape != self.sky_sigma.shape or not bool((sigma > 0).all()):
+            raise ValueError(f"sky noise {sigma.tolist()}: must be {len(self.sky_sigma)} positive numbers, one a band")
+        self.sky_sigma.copy_(sigma)
+
+    def forward(
+        self, flux: Tensor, *, mask: Tensor | None = None, ra: Tensor | None = None, dec: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MIMOutput:  # fmt: skip
+        """Hide patches, reconstruct them, and compare.
+
+        Parameters
+        ----------
+        flux : Tensor of float32, shape (B, C, S, S)
+            Counts; NaN = no data.
+        mask : Tensor of bool, shape (B, N) or, for `simmim`, (B, C, N), optional
+            True where hidden; drawn as the configuration says if not given.
+        ra, dec : Tensor, shape (B,), optional
+            Degrees; used only with ``ra_dec=True``.
+        generator : torch.Generator, optional
+            For the mask.
+
+        Returns
+        -------
+        MIMOutput
+        """
+        patches = self._patches(flux)
+        mask, n_visible = self._mask(flux, mask, generator)
+        prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec))
+        target, _, _ = self._target(patches)
+        use = mask.transpose(1, 2)[..., None] & patches.valid
+        error = torch.where(use, prediction - target, 0.0)
+        error = error.abs() if self.config.loss == "l1" else error.square()
+        return MIMOutput(error.sum() / use.sum().clamp(min=1), prediction, mask)
+
+    def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
+        return self.encoder(self._fill(self._patches(flux)), sky=self._sky(sky_vector(ra, dec)), layer=layer)
+
+    def tokens(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Encode whole images into patch tokens.
+
+        Returns
+        -------
+        Tensor, shape (B, N, D)
+        """
+        return self.features(flux, ra=ra, dec=dec, layer=layer)[:, self.encoder.n_prefix :]
+
+    def embed(
+        self, flux: Tensor, *, pool: str = "mean", ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1
+    ) -> Tensor:
+        """Encode whole images into one vector each.
+
+        Parameters
+        ----------
+        flux : Tensor of float32, shape (B, C, S, S)
+        pool : {"mean", "cls", "max", "central", "tokens"}
+            ``central`` is the mean of the four (or one) patches around the centre; ``tokens`` does not pool.
+        layer : int
+            After which block.
+
+        Returns
+        -------
+        Tensor, shape (B, D), or (B, N, D) for ``tokens``
+        """
+        check_choice("pool", pool, POOLS)
+        x = self.features(flux, ra=ra, dec=dec, layer=layer)
+        patches = x[:, self.encoder.n_prefix :]
+        if pool == "cls":
+            return x[:, 0]
+        if pool == "tokens":
+            return patches
+        if pool == "central":
+            return patches[:, central_patches(self.config.n_patches)].mean(dim=1)
+        return patches.mean(dim=1) if pool == "mean" else patches.amax(dim=1)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, flux: Tensor, *, mask: Tensor | None = None, ra: Tensor | None = None, dec: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Fill the hidden patches in, in counts.
+
+        With `norm_pix` the model predicts standardised pixels, so the mean and scale of each hidden patch are
+        taken from the truth: the picture then shows the structure that was learnt, not the level.
+
+        Returns
+        -------
+        reconstruction : Tensor of float32, shape (B, C, S, S)
+            Visible pixels are kept as they are.
+        mask : Tensor of bool, shape (B, C, S, S)
+            True where hidden.
+        """
+        c = self.config
+        patches = self._patches(flux)
+        mask, n_visible = self._mask(flux, mask, generator)
+        prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec)).float()
+        _, mean, scale = self._target(patches)
+        filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
+        hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
+        return torch.where(hidden, filled, flux), hidden
+
+    def _patches(self, flux: Tensor) -> Patches:
+        c = self.config
+        expected = (len(c.bands), c.image_size, c.image_size)
+        if tuple(flux.shape[1:]) != expected:
+            raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
+        pixels = patchify(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
+        valid = pixels.isfinite()
+        return Patches(torch.where(valid, pixels, 0.0), valid)
+
+    def _fill(self, patches: Patches) -> Tensor:
+        """Put the learned stand-in where there is no data; flat patches, (B, N, C * P)."""
+        return torch.where(patches.valid, patches.pixels, self.no_data).flatten(2)
+
+    def _sky(self, sky: Tensor | None) -> Tensor | None:
+        return sky if self.config.ra_dec else None
+
+    def _mask(self, flux: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, int]:
+        """Return the mask (B, C, N), drawn or checked, and for `mae` how many patches of each sample stay visible."""
+        c, batch, n_bands = self.config, len(flux), len(self.config.bands)
+        if mask is None and c.objective == "mae":
+            drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=flux.device)
+            return drawn[:, None].expand(-1, n_bands, -1), c.n_visible
+        if mask is None:
+            drawn = random_band_mask(
+                batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=flux.device
+            )
+            return drawn, c.n_patches
+        if mask.ndim == 2:
+            mask = mask[:, None].expand(-1, n_bands, -1)
+        if mask.dtype != torch.bool or mask.shape != (batch, n_bands, c.n_patches):
+            raise ValueError(
+                f"mask of {mask.dtype} and shape {tuple(mask.shape)}: must be bool, "
+                f"({batch}, {c.n_patches}) or ({batch}, {n_bands}, {c.n_patches})"
+            )
+        if c.objective == "simmim":
+            return mask, c.n_patches
+        visible = (~mask[:, 0]).sum(dim=1)
+        if not bool((mask == mask[:, :1]).all()):
+            raise ValueError("mask differs between bands: 'mae' drops whole tokens; use objective='simmim'")
+        if len(visible.unique()) > 1:
+            raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")
+        return mask, int(visible[0])
+
+    def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
+        """Return the prediction for all patches, (B, N, C, P)."""
+        filled, sky = self._fill(patches), self._sky(sky)
+        if self.config.objective == "mae":
+            order = mask[:, 0].to(torch.uint8).argsort(dim=1, stable=True)  # visible patches first
+            encoded = self.encoder(filled, keep=order[:, :n_visible], sky=sky)
+            n_prefix = self.encoder.n_prefix
+            prediction = self.decoder(encoded[:, :n_prefix], encoded[:, n_prefix:], order)
+        else:
+            hidden = self.hidden.expand_as(patches.pixels).flatten(2)
+            shown = torch.where(mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2), hidden, filled)
+            prediction = self.decoder(self.encoder(shown, sky=sky)[:, self.encoder.n_prefix :])
+        return prediction.view(patches.pixels.shape)
+
+    def _target(self, patches: Patches) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Return the target, and the mean and scale that undo its standardisation (NaN where nothing is known)."""
+        if self.config.norm_pix is None:
+            return patches.pixels, 0.0, 1.0
+        dims = (3,) if self.config.norm_pix == "band" else (2, 3)
+        n = patches.valid.sum(dim=dims, keepdim=True)
+        mean = patches.pixels.sum(dim=dims, keepdim=True) / n.clamp(min=1)
+        deviation = torch.where(patches.valid, patches.pixels - mean, 0.0)
+        scale = (deviation.square().sum(dim=dims, keepdim=True) / (n - 1).clamp(min=1) + 1e-6).sqrt()
+        unknown = torch.where(n > 1, 0.0, torch.nan)
+        return deviation / scale, mean + unknown, scale
+
+
+class Decoder(nn.Module):
+    """The light transformer that turns visible tokens and a mask token into pixels (`mae`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(config.n_patches, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, width // 32) for _ in range(config.decoder_depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, config.patch_dim)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
+        """Decode all patches.
+
+        Parameters
+        ----------
+        prefix : Tensor, shape (B, n_prefix, D)
+        visible : Tensor, shape (B, K, D)
+            Encoded patches ``order[:, :K]``.
+        order : Tensor of int64, shape (B, N)
+            Patch numbers, visible ones first.
+
+        Returns
+        -------
+        Tensor, shape (B, N, C * P)
+        """
+        n_hidden = order.shape[1] - visible.shape[1]
+        prefix, visible = self.embed(prefix), self.embed(visible)
+        x = torch.cat([visible, self.mask_token.to(visible.dtype).expand(len(visible), n_hidden, -1)], dim=1)
+        x = x.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, x.shape[-1]))  # back to their places
+        x = torch.cat([prefix, x + self.positions], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, prefix.shape[1] :]))
+
+
+def central_patches(n_patches: int) -> list[int]:
+    """Return the numbers of the four patches around the centre, or of the one at the centre of an odd grid."""
+    side = round(n_patches**0.5)
+    middle = [side // 2] if side % 2 else [side // 2 - 1, side // 2]
+    return [row * side + col for row in middle for col in middle]
+
+
+def sky_vector(ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
+    """Return unit vectors (B, 3) for positions in degrees; zeros where a position is not known."""
+    if ra is None or dec is None:
+        return None
+    ra, dec = torch.deg2rad(ra), torch.deg2rad(dec)
+    vector = torch.stack([dec.cos() * ra.cos(), dec.cos() * ra.sin(), dec.sin()], dim=-1)
+    return vector.nan_to_num(0.0).float()
+
+
+def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:
+    """Build a model with fresh weights that follow from `seed`.
+
+    Examples
+    --------
+    >>> model = build_model(ModelConfig(size="nano", image_size=32, decoder_width=64, decoder_depth=1))
+    >>> model.embed(torch.zeros(2, 5, 32, 32)).shape
+    torch.Size([2, 128])
+    """
+    with seeded_init(seed):
+        return MaskedImageModel(config)
