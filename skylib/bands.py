@@ -21,7 +21,9 @@ NARROW_BANDS = {
 }  # fmt: skip
 BANDS = BROAD_BANDS | NARROW_BANDS
 _ORDER = {band: position for position, band in enumerate(BANDS)}
-_CANONICAL = {band.lower(): band for band in BANDS} | {"k": "Ks"} | {"i2": "i", "r2": "r"}  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
+_CANONICAL = (
+    {band.lower(): band for band in BANDS} | {"k": "Ks"} | {"i2": "i", "r2": "r"}
+)  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
 
 def canonical_band(name: str) -> str:

@@ -35,7 +35,9 @@ def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise ValueError unless ``low <= value <= high``."""
     if not low <= value <= high:
-        raise ValueError(f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}")
+        raise ValueError(
+            f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,9 @@ class ModelConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
         if self.objective == "mae" and not 0 < self.n_visible < self.n_patches:
-            raise ValueError(f"mask_ratio={self.mask_ratio} of {self.n_patches} patches: must keep and hide at least one")
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} of {self.n_patches} patches: must keep and hide at least one"
+            )
 
     @property
     def width(self) -> int:
@@ -122,7 +126,9 @@ class ModelConfig:
     @classmethod
     def original(cls, *, bands: tuple[str, ...] = ("g", "r", "i", "z", "y")) -> ModelConfig:
         """Return the model of the published recipe: SimMIM ViT-B/8, raw flux, L1, pixels normalised over all bands."""
-        return cls(bands=bands, objective="simmim", size="base", stretch="linear", norm_pix="patch", loss="l1", ra_dec=True)
+        return cls(
+            bands=bands, objective="simmim", size="base", stretch="linear", norm_pix="patch", loss="l1", ra_dec=True
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,10 @@ class PretrainConfig:
         return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="fp32")
 
 
+# Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
+LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 5e-4}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """The training of a head on labels (`train_head`).
@@ -181,29 +191,38 @@ class ProbeConfig:
     Parameters
     ----------
     epochs : int
-        Passes over the labelled training objects; the best epoch on validation is kept.
+        Passes over the labelled training objects.
     min_steps : int
         With few labels, passes are added until at least this many steps are made.
-    patience : int
-        Stop after so many evaluations on validation (16 a training) without improvement.
+    batch_size : int
+    learning_rate : float, optional
+        Peak, AdamW, after a tenth of the steps, then cosine to zero; `LEARNING_RATES` of the method by default.
+    weight_decay : float
     layer_decay : float
         ``finetune``: the learning rate shrinks by this factor with each block away from the head.
+    evaluations : int
+        Times that validation is looked at, evenly spread; the weights of the best are kept.
+    patience : int
+        Stop after so many evaluations without improvement.
+    precision : {"bf16", "fp32"}
     """
 
     epochs: int = 20
     min_steps: int = 100
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.05
     layer_decay: float = 0.75
-    patience: int = 6
+    evaluations: int = 10
+    patience: int = 4
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "min_steps", "batch_size", "patience"):
+        for name in ("epochs", "min_steps", "batch_size", "evaluations", "patience"):
             check_range(name, getattr(self, name), 1)
-        for name in ("learning_rate", "weight_decay"):
-            check_range(name, getattr(self, name), 0)
+        check_range("weight_decay", self.weight_decay, 0)
+        if self.learning_rate is not None:
+            check_range("learning_rate", self.learning_rate, 0)
         check_range("layer_decay", self.layer_decay, 0, 1)
         check_choice("precision", self.precision, get_args(Precision))
 

@@ -62,9 +62,7 @@ class CutoutFile:
         If its layout or its bands are not known, or the lengths of its columns differ.
     """
 
-    def __init__(
-        self, path: str | Path, *, layout: str = "auto", bands: str | Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, *, layout: str = "auto", bands: str | Sequence[str] | None = None) -> None:
         self.path = Path(path)
         self._handle: tuple[int, h5py.File] | None = None
         if not self.path.is_file():
@@ -74,11 +72,15 @@ class CutoutFile:
         with self._open() as file:
             self._layout = LAYOUTS[_detect(file, self.path) if layout == "auto" else layout]
             if self._layout.flux not in file or file[self._layout.flux].ndim != 4:
-                raise ValueError(f"{self.path}: no dataset {self._layout.flux!r} of shape (n, C, S, S); it holds {', '.join(file)}")
+                raise ValueError(
+                    f"{self.path}: no dataset {self._layout.flux!r} of shape (n, C, S, S); it holds {', '.join(file)}"
+                )
             self.shape: tuple[int, int, int, int] = file[self._layout.flux].shape
             stated = [_text(b) for b in file.attrs["bands"]] if "bands" in file.attrs else self._layout.bands
             if bands is None and stated is None:
-                raise ValueError(f"{self.path}: the file does not say which bands it holds; give bands='…' in its order")
+                raise ValueError(
+                    f"{self.path}: the file does not say which bands it holds; give bands='…' in its order"
+                )
             order = [*bands] if bands is not None else list(stated or ())
             if len(order) != self.shape[1]:
                 raise ValueError(f"{self.path}: {len(order)} bands {order} stated for {self.shape[1]} planes")
@@ -268,7 +270,9 @@ def make_cutouts(
     table = _read_catalogue(catalogue)
     for name in ("ra", "dec", *(columns or ())):
         if name not in table.colnames:
-            raise ValueError(f"catalogue{_where(catalogue)} has no column {name!r}; columns: {', '.join(table.colnames)}")
+            raise ValueError(
+                f"catalogue{_where(catalogue)} has no column {name!r}; columns: {', '.join(table.colnames)}"
+            )
     if not tiles:
         raise ValueError("no tiles given")
     if size < 1:
@@ -351,7 +355,7 @@ def _assign(
 
 def _separation(ra: np.ndarray, dec: np.ndarray, ra0: float, dec0: float) -> np.ndarray:
     """Return the angle (deg) between positions in degrees."""
-    ra, dec, ra0, dec0 = map(np.deg2rad, (ra, dec, ra0, dec0))
+    ra, dec, ra0, dec0 = np.deg2rad(ra), np.deg2rad(dec), np.deg2rad(ra0), np.deg2rad(dec0)
     haversine = np.sin((dec - dec0) / 2) ** 2 + np.cos(dec) * np.cos(dec0) * np.sin((ra - ra0) / 2) ** 2
     return np.rad2deg(2 * np.arcsin(np.sqrt(haversine.clip(0, 1))))
 
@@ -436,4 +440,6 @@ def _detect(file: h5py.File, path: Path) -> str:
         return "galaxiesml"
     if "cutouts" in file:
         return "skylib" if "bands" in file.attrs else "sky_embeddings"
-    raise ValueError(f"{path}: unknown layout; it holds {', '.join(file) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}")
+    raise ValueError(
+        f"{path}: unknown layout; it holds {', '.join(file) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}"
+    )

@@ -72,7 +72,9 @@ class CutoutLoader:
         if not 0 < self.size <= cutouts.size:
             raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
         if shuffle and not 1 <= batch_size <= len(self.rows):
-            raise ValueError(f"batch_size={batch_size}: must be 1 to {len(self.rows)}, the number of cutouts to draw from")
+            raise ValueError(
+                f"batch_size={batch_size}: must be 1 to {len(self.rows)}, the number of cutouts to draw from"
+            )
         self._planes = [cutouts.bands.index(band) if band in cutouts.bands else -1 for band in self.bands]
         if max(self._planes) < 0:
             raise ValueError(f"{cutouts.path} holds bands {' '.join(cutouts.bands)}, none of {' '.join(self.bands)}")
@@ -116,7 +118,9 @@ class CutoutLoader:
     def _batch(self, rows: np.ndarray, number: int) -> Batch:
         flux = torch.from_numpy(np.ascontiguousarray(self.flux(rows))).to(self.device)
         if self.augment:
-            flux = random_orientation(flux, generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number, self.rank))
+            flux = random_orientation(
+                flux, generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number, self.rank)
+            )
 
         def column(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values[rows])).to(self.device)
@@ -158,7 +162,12 @@ class TileLoader:
     ) -> None:  # fmt: skip
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error={on_error!r}: one of 'raise', 'skip'")
-        for name, value in {"batch_size": batch_size, "size": size, "resident": resident, "cutouts_per_tile": cutouts_per_tile}.items():
+        for name, value in {
+            "batch_size": batch_size,
+            "size": size,
+            "resident": resident,
+            "cutouts_per_tile": cutouts_per_tile,
+        }.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         self.tiles = list(tiles)[rank::world_size]
@@ -201,9 +210,12 @@ class TileLoader:
             self._group = (-1, [])  # frees the memory of the group before
             tiles = [tile for index in chosen if (tile := self._read(self.tiles[index])) is not None]
             if not tiles:  # the whole group is bad: one good tile of the others will do
-                tiles = [next((tile for index in order if (tile := self._read(self.tiles[index])) is not None), None)]
-            if tiles[0] is None:
-                raise OSError(f"none of {len(self.tiles)} tiles can be read; the first: {next(iter(self.skipped.values()))}")
+                others = (self._read(self.tiles[index]) for index in order)
+                tiles = [tile for tile in others if tile is not None][:1]
+            if not tiles:
+                raise OSError(
+                    f"none of {len(self.tiles)} tiles can be read; the first: {next(iter(self.skipped.values()))}"
+                )
             self._group = (group, [(torch.from_numpy(tile.flux).to(self.device), tile) for tile in tiles])
         return self._group[1]
 
@@ -231,7 +243,9 @@ class TileLoader:
         within = torch.arange(self.size)
         for t, (image, tile) in enumerate(tiles):
             mine = (which == t).nonzero()[:, 0]
-            top = (place[mine] * (torch.tensor(image.shape[1:]) - self.size + 1)).long()  # (n, 2) first row, first column
+            top = (
+                place[mine] * (torch.tensor(image.shape[1:]) - self.size + 1)
+            ).long()  # (n, 2) first row, first column
             rows = (top[:, 0, None] + within)[:, :, None].to(self.device)
             cols = (top[:, 1, None] + within)[:, None, :].to(self.device)
             flux[mine.to(self.device)] = image[:, rows, cols].transpose(0, 1)
@@ -244,4 +258,3 @@ class TileLoader:
 
 
 Loader = CutoutLoader | TileLoader
-

@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 def random_token_mask(
-    batch: int, n_patches: int, n_visible: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    batch: int,
+    n_patches: int,
+    n_visible: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Hide the same number of patches in each sample, all bands together (`mae`).
 
@@ -21,7 +26,13 @@ def random_token_mask(
 
 
 def random_band_mask(
-    batch: int, n_bands: int, n_patches: int, max_ratio: float, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    batch: int,
+    n_bands: int,
+    n_patches: int,
+    max_ratio: float,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Hide different patches in each band (`simmim`); the share hidden is drawn from U(0, max_ratio) per sample.
 

@@ -43,7 +43,12 @@ def regression_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, f
     """Return R2, root mean square error and mean error."""
     prediction, truth = _pair(prediction, truth)
     error = prediction - truth
-    return {"r2": _r2(truth, prediction), "rms": float(np.sqrt((error**2).mean())), "bias": float(error.mean()), "n": len(error)}
+    return {
+        "r2": _r2(truth, prediction),
+        "rms": float(np.sqrt((error**2).mean())),
+        "bias": float(error.mean()),
+        "n": len(error),
+    }
 
 
 def classification_metrics(
@@ -74,7 +79,13 @@ def classification_metrics(
 
 
 def bootstrap_intervals(
-    prediction: np.ndarray, truth: np.ndarray, metric: Metric, *, level: float = 0.95, n_resamples: int = 500, seed: int = 0
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    metric: Metric,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 500,
+    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Return the percentile bootstrap interval of each measure, by drawing objects with replacement.
 
@@ -102,7 +113,9 @@ def bootstrap_intervals(
 def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape}: must be two vectors of one length, not empty")
+        raise ValueError(
+            f"prediction {prediction.shape} and truth {truth.shape}: must be two vectors of one length, not empty"
+        )
     if truth.dtype.kind == "f" and not (np.isfinite(prediction).all() and np.isfinite(truth).all()):
         raise ValueError("prediction or truth holds NaN or infinity: select the objects with a known value first")
     return prediction, truth

@@ -252,6 +252,7 @@ class Decoder(nn.Module):
         width = config.decoder_width
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(config.n_patches, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, width // 32) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -143,11 +143,13 @@ def labelled_parts(
         if not len(rows[part]):
             raise ValueError(f"no object with a known {name!r} in the {label} part of {len(parts)} objects")
     if task == "classification" and len(np.unique(values[rows[TRAIN]])) < 2:
-        raise ValueError(f"all {len(rows[TRAIN])} training objects have {name!r} = {values[rows[TRAIN]][0]}: no classes to tell apart")
+        raise ValueError(
+            f"all {len(rows[TRAIN])} training objects have {name!r} = {values[rows[TRAIN]][0]}: no classes to tell apart"
+        )
     return values, rows
 
 
-def test_result(
+def on_test(
     prediction: np.ndarray, truth: np.ndarray, rows: np.ndarray, metric: Metric, *, seed: int = 0, **settings: Any
 ) -> ProbeResult:
     """Return a `ProbeResult` with metrics and intervals."""
@@ -159,7 +161,12 @@ def test_result(
 
 
 def _probe(
-    embeddings: Embeddings, target: str | np.ndarray, task: Task, split: str | np.ndarray, seed: int, models: dict[str, Any]
+    embeddings: Embeddings,
+    target: str | np.ndarray,
+    task: Task,
+    split: str | np.ndarray,
+    seed: int,
+    models: dict[str, Any],
 ) -> ProbeResult:
     values, rows = labelled_parts(embeddings, target, split, task)
     metric, score = metric_for(task, target)
@@ -172,6 +179,6 @@ def _probe(
         scores[name] = metric(fitted[name].predict(x[validation]), values[validation])[score]
     best = max(scores, key=lambda name: scores[name])
     prediction = fitted[best].predict(x[test])
-    return test_result(
+    return on_test(
         prediction, values[test], test, metric, seed=seed, chosen=best, validation=scores[best], n_train=len(train)
     )

@@ -159,7 +159,9 @@ def read_tile(paths: TilePaths, *, bad_planes: Iterable[str] = (), variance: boo
         elif image.shape != images[next(iter(images))].shape:
             raise ValueError(f"{path}: {image.shape} pixels, but {first} of the same tile has {next(iter(images.values())).shape}")  # fmt: skip
         elif _offset(band_wcs, wcs, image.shape) > 0.5:
-            raise ValueError(f"{path}: {_offset(band_wcs, wcs, image.shape):.1f} pixels off the sky position of {first}")
+            raise ValueError(
+                f"{path}: {_offset(band_wcs, wcs, image.shape):.1f} pixels off the sky position of {first}"
+            )
         images[band] = image
         if band_variance is not None:
             variances[band] = band_variance

@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D)."""
         b, n, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
@@ -45,11 +46,14 @@ class Encoder(nn.Module):
         Also take a token with the position on the sky.
     """
 
-    def __init__(self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False) -> None:
+    def __init__(
+        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(patch_dim, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.sky = nn.Linear(3, width) if sky_position else None
+        self.positions: Tensor
         self.register_buffer("positions", sincos_positions(n_patches, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -61,7 +65,9 @@ class Encoder(nn.Module):
         """Number of tokens before the patch tokens: cls, and the position on the sky."""
         return 1 if self.sky is None else 2
 
-    def forward(self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None, layer: int = -1) -> Tensor:
+    def forward(
+        self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None, layer: int = -1
+    ) -> Tensor:
         """Encode patches.
 
         Parameters

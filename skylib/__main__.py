@@ -1,0 +1,133 @@
+"""The command line: ``python -m skylib run | demo | simulate``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    Returns
+    -------
+    int
+        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 130 if interrupted.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes "NOTEBOOK --run-dir DIR name=value" for a positional argument too many.
+    if hasattr(arguments, "overrides"):
+        arguments.overrides += [text for text in rest if not text.startswith("-")]
+        rest = [text for text in rest if text.startswith("-")]
+    if rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    log = logging.getLogger("skylib")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stderr))
+
+    from skylib.runs import NotebookError
+
+    try:
+        arguments.command(arguments)
+    except (NotebookError, ValueError, TypeError, OSError) as error:
+        if arguments.debug:
+            raise
+        print(f"skylib: error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, NotebookError) else 2
+    except KeyboardInterrupt as error:
+        print(f"skylib: interrupted {error}".rstrip(), file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m skylib", description="Sky Embeddings: run its notebooks, or simulate a sky to try them on."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", parents=[debug], help="execute a notebook into a run folder")
+    run.add_argument("notebook", type=Path)
+    run.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="parameters of the notebook, as Python literals"
+    )
+    run.add_argument("--run-dir", type=Path, metavar="DIR", help="gets the executed notebook and all results")
+    run.add_argument("--help-parameters", "--list", action="store_true", help="list the notebook's parameters and end")
+    run.set_defaults(command=_run)
+
+    demo = commands.add_parser(
+        "demo", parents=[debug], help="run all notebooks in order, on a simulated sky or on your own"
+    )
+    demo.add_argument(
+        "overrides", nargs="*", metavar="name=value", help="given to every notebook that has the parameter"
+    )
+    demo.add_argument("--run-dir", type=Path, default=Path("papermill_runs/demo"), metavar="DIR")
+    demo.add_argument("--tiles", type=Path, metavar="DIR", help="your FITS tiles")
+    demo.add_argument(
+        "--catalogue", type=Path, metavar="FILE", help="your table of the objects on them, with ra and dec"
+    )
+    demo.set_defaults(command=_demo)
+
+    simulate = commands.add_parser(
+        "simulate", parents=[debug], help="write a simulated sky: FITS tiles and a catalogue"
+    )
+    simulate.add_argument("directory", type=Path)
+    simulate.add_argument("--n-tiles", type=int, default=2)
+    simulate.add_argument("--tile-size", type=int, default=1024, help="pixels")
+    simulate.add_argument("--bands", default="grizy")
+    simulate.add_argument("--n-objects", type=int, help="by default as many as the real sky has")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.set_defaults(command=_simulate)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from skylib.runs import notebook_parameters, parse_overrides, run_notebook
+
+    if arguments.help_parameters:
+        print(*notebook_parameters(arguments.notebook).values(), sep="\n")
+        return
+    values = parse_overrides(arguments.overrides, arguments.notebook)
+    if arguments.run_dir is None:
+        raise ValueError("--run-dir DIR is missing: the folder that gets the executed notebook and all results")
+    print(run_notebook(arguments.notebook, arguments.run_dir, **values))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from skylib.runs import demo
+
+    page = demo(arguments.run_dir, tiles=arguments.tiles, catalogue=arguments.catalogue, overrides=arguments.overrides)
+    print(f"\nDone. All figures and numbers on one page, the executed notebooks beside it:\n  {page}")
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from skylib.simulate import simulate_sky
+
+    sky = simulate_sky(
+        arguments.directory,
+        n_tiles=arguments.n_tiles,
+        tile_size=arguments.tile_size,
+        bands=arguments.bands,
+        n_objects=arguments.n_objects,
+        seed=arguments.seed,
+    )
+    print(f"tiles: {sky.tiles}\ncatalogue: {sky.catalogue}")
+
+
+def _version() -> str:
+    try:
+        return f"skylib {version('skylib')}"
+    except PackageNotFoundError:
+        return "skylib, not installed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
