@@ -14,7 +14,7 @@ from skylib.loading import Batch, CutoutLoader, TileLoader
 from skylib.metrics import photoz_metrics
 from skylib.mim import MaskedImageModel, MIMOutput, build_model
 from skylib.pretrain import PretrainResult, Probe, pretrain
-from skylib.probes import ProbeResult, constant_probe, knn_probe, linear_probe
+from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe
 from skylib.runs import run_notebook
 from skylib.similarity import search
 from skylib.splits import sky_split
@@ -46,6 +46,7 @@ __all__ = [
     "TileLoader",
     "TilePaths",
     "build_model",
+    "catalogue_probe",
     "canonical_band",
     "constant_probe",
     "embed",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -107,6 +108,34 @@ def constant_probe(
     """Predict the majority class, or the mean, of the training objects: the floor that any probe must beat."""
     model = DummyClassifier(strategy="most_frequent") if task == "classification" else DummyRegressor()
     return _probe(embeddings, target, task, split, seed, {"constant": model})
+
+
+def catalogue_probe(
+    embeddings: Embeddings,
+    target: str | np.ndarray,
+    *,
+    magnitudes: Sequence[str],
+    task: Task,
+    split: str | np.ndarray,
+    seed: int = 0,
+) -> ProbeResult:
+    """Predict from catalogue magnitudes and their colours by gradient boosting: what is known without any image.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+        Of which only the columns are used.
+    magnitudes : sequence of str
+        Columns, in the order of wavelength; NaN where a band is missing.
+    target, task, split, seed
+        As in `linear_probe`.
+    """
+    mags = np.stack([embeddings.column(name) for name in magnitudes], axis=1).astype(np.float64)
+    features = np.concatenate([mags, np.diff(mags, axis=1)], axis=1)
+    known = Embeddings(features, ra=embeddings.ra, dec=embeddings.dec, columns=embeddings.columns)
+    kind = HistGradientBoostingClassifier if task == "classification" else HistGradientBoostingRegressor
+    models = {f"{n} leaves": kind(max_leaf_nodes=n, random_state=seed) for n in (7, 15, 31)}
+    return _probe(known, target, task, split, seed, models)
 
 
 def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:

@@ -102,12 +102,13 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
 
 
 def _read_parameters(source: str) -> Iterator[Parameter]:
+    statements = ast.parse(source).body
     comments = {
         token.start[0]: token.string.lstrip("# ").rstrip()
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    for node in ast.parse(source).body:
+    for node in statements:
         text = ast.unparse(node)
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
             raise ValueError(f"{text!r} must read 'name: type = literal  # comment'")
@@ -493,7 +494,8 @@ def _execute(out: Path) -> None:
                 start_timeout=120,
             )
         except (PapermillException, RuntimeError, TimeoutError) as error:  # a cell, or the kernel itself
-            reason = f"{type(error).__name__}: {error}"
+            died = type(error).__name__ == "DeadKernelError"
+            reason = "the kernel died, as it does when memory runs out" if died else f"{type(error).__name__}: {error}"
     _raise_for_failure(out, reason)
 
 

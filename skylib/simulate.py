@@ -214,7 +214,7 @@ def _draw_population(rng: np.random.Generator, n: int) -> np.ndarray:
     o["radius"] = np.clip(np.rad2deg(kpc / _angular_distance(z)) * 3600, 0.12, 2.5)
 
     dwarf, arc = kind == kinds.index("dwarf"), kind == kinds.index("arc")
-    o["rare"][dwarf], o["rare"][arc] = "dwarf", "arc"
+    o["rare"] = np.where(dwarf, "dwarf", np.where(arc, "arc", "none"))
     for name, dwarf_range, arc_range in (
         ("mag", (20.3, 21.8), (19.3, 20.5)), ("z", (0.004, 0.03), (0.35, 0.7)), ("type", (1.6, 2.6), (0.0, 0.1)),
         ("bulge", (0.0, 0.0), (1.0, 1.0)), ("q", (0.6, 1.0), (0.75, 1.0)), ("radius", (1.6, 2.8), (0.6, 0.9)),
@@ -288,7 +288,8 @@ def _arc(rng: np.random.Generator) -> list[Part]:
     along = start + np.linspace(-0.5, 0.5, 17) * length
     weights = np.cos(np.linspace(-1.2, 1.2, 17))
     pieces = [
-        blob.shift(radius * np.cos(a), radius * np.sin(a)) * w for a, w in zip(along, weights / weights.sum(), strict=True)
+        blob.shift(radius * np.cos(a), radius * np.sin(a)) * w
+        for a, w in zip(along, weights / weights.sum(), strict=True)
     ]
     counter = blob.shift(-0.7 * radius * np.cos(start), -0.7 * radius * np.sin(start))
     flux = mag_to_flux(rng.uniform(21.0, 22.0)) * _galaxy_colours(3.0, rng.uniform(1.2, 2.2))
@@ -308,7 +309,9 @@ def _render(
         if point:
             profile = psf.withFlux(pieces[0][1][b])
         else:
-            profile = galsim.Convolve(galsim.Sum([p.withFlux(f[b]) for p, f in pieces]), psf, real_space=False, gsparams=_FAST)
+            profile = galsim.Convolve(
+                galsim.Sum([p.withFlux(f[b]) for p, f in pieces]), psf, real_space=False, gsparams=_FAST
+            )
         x, y = col + 1.0, row + 1.0  # GalSim counts pixels from 1, centres whole
         side = 96 if point else int(np.clip(profile.getGoodImageSize(PIXEL_SCALE), 24, 160))
         centre = galsim.PositionI(round(x), round(y))
@@ -345,7 +348,9 @@ def sky_sigma(band: str, fwhm: float) -> float:
 def _write_tile(path: Path, image: np.ndarray, mask: np.ndarray, variance: np.ndarray, wcs: WCS, band: str) -> None:
     header = wcs.to_header()
     header["FILTER"] = f"HSC-{band.upper()}"
-    planes = fits.Header([(f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}", bit) for name, bit in MASK_PLANES.items()])
+    planes = fits.Header(
+        [(f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}", bit) for name, bit in MASK_PLANES.items()]
+    )
     primary = fits.PrimaryHDU()
     primary.header["FLUXMAG0"] = 10 ** (0.4 * ZERO_POINT)
     hdus = fits.HDUList([
@@ -389,7 +394,9 @@ def _band_fluxes(wave: np.ndarray, f_lambda: np.ndarray, absorption: bool = Fals
         if absorption:
             optical_depth = 0.0036 * (1 + _Z_GRID[:, None]) ** 3.46  # Lyman alpha forest, Madau 1995
             flux = np.where(rest < 912, 0.01 * flux, np.where(rest < 1216, flux * np.exp(-optical_depth), flux))
-        table[:, b] = np.trapezoid(flux * throughput * band_wave, band_wave) / np.trapezoid(throughput / band_wave, band_wave)
+        table[:, b] = np.trapezoid(flux * throughput * band_wave, band_wave) / np.trapezoid(
+            throughput / band_wave, band_wave
+        )
     return table
 
 
@@ -409,7 +416,12 @@ def _qso_table(lines: bool) -> np.ndarray:
     broad = np.zeros_like(wave)
     for centre, width in _LINES:
         sigma = 0.008 * centre
-        broad += np.interp(centre, wave, continuum) * width * np.exp(-0.5 * ((wave - centre) / sigma) ** 2) / (sigma * 2.5066)
+        broad += (
+            np.interp(centre, wave, continuum)
+            * width
+            * np.exp(-0.5 * ((wave - centre) / sigma) ** 2)
+            / (sigma * 2.5066)
+        )
     return _band_fluxes(wave, broad if lines else continuum, True)
 
 
