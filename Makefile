@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := "$(VENV)/bin/python"
 RUN_DIR ?= papermill_runs/demo
+PIP_ARGS ?=
 
 .PHONY: help demo test lint strip lab benchmark clean distclean environment
 
@@ -38,7 +39,7 @@ environment:
 	missing=$$($(PY) -P -c "$$MISSING" 2>/dev/null) || \
 		{ echo "$(VENV)/bin/python does not run, or is older than Python 3.11: make VENV=/path/to/env ..." >&2; exit 1; }; \
 	[ -z "$$missing" ] || { \
-		echo "$(VENV) lacks $$missing: run  $(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev,browser]'" >&2; exit 1; }
+		echo "$(VENV) lacks $$missing: run  \"$(VENV)/bin/python\" -m pip install -c constraints.txt -e '.[dev,browser]'" >&2; exit 1; }
 
 # Which requirements are not installed; quick, since nothing is imported. (-P: what lies in this folder does not count.)
 define MISSING

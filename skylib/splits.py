@@ -18,7 +18,7 @@ def sky_split(
     *,
     fractions: Sequence[float] = (0.6, 0.2, 0.2),
     seed: int = 0,
-    nside: int = 4096,
+    nside: int = 8192,
     guard: float = 0.0,
 ) -> np.ndarray:
     """Split objects by whole HEALPix cells of the sky.
@@ -34,7 +34,8 @@ def sky_split(
         Of the cells; they sum to 1.
     seed : int
     nside : int
-        Resolution of the cells, a power of two. 4096: cells of 0.86 arcmin. Use fewer, larger cells for wide surveys.
+        Resolution of the cells, a power of two. 8192: cells of 26 arcsec, which suits a field of a few arcmin; for a
+        wide survey larger cells, such as 512 (7 arcmin), have fewer borders.
     guard : float
         Arcsec. Training objects closer than this to a validation or test object, and validation objects closer to
         a test object, are left out. With cutouts of S pixels, ``S * pixel_scale * sqrt(2)`` is always enough for

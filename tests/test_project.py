@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def project() -> dict:
 
 def requirements() -> dict[str, Requirement]:
     """Return what pyproject.toml asks for, extras included, by normalised name."""
-    texts = [*project()["dependencies"], *sum(project()["optional-dependencies"].values(), [])]
+    texts = [*project()["dependencies"], *chain(*project()["optional-dependencies"].values())]
     return {canonicalize_name((r := Requirement(text)).name): r for text in texts}
 
 
@@ -45,14 +46,16 @@ def environment() -> tuple[list[str], list[str]]:
     assert content["channels"] == ["conda-forge"]
     sections = [d for d in content["dependencies"] if isinstance(d, dict)]
     assert all(set(section) == {"pip"} for section in sections)
-    return [d for d in content["dependencies"] if isinstance(d, str)], sum((s["pip"] for s in sections), [])
+    return [d for d in content["dependencies"] if isinstance(d, str)], [
+        d for section in sections for d in section["pip"]
+    ]
 
 
 def test_environment_asks_for_the_same_as_pyproject():
     conda, pip = environment()
     asked = {}
     for spec in conda:
-        name, _, bound = spec.partition(" ")
+        name, bound = re.fullmatch(r"([\w-]+)\s*(.*)", spec).groups()
         asked[canonicalize_name(CONDA_NAMES.get(name, name))] = bound
     assert "pip" in asked, "a pip section needs pip"
     del asked["pip"]

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+
+from skylib.bands import canonical_band, flux_to_mag, mag_to_flux, measure_sky_noise, sort_bands, stretch, unstretch
+
+
+@pytest.mark.parametrize(("given", "band"), [("HSC-Y", "y"), ("G", "g"), ("nb0921", "NB0921"), ("HSC-I2", "i"), ("KS", "Ks")])
+def test_band_names_in_any_case_and_with_a_survey(given, band):
+    assert canonical_band(given) == band
+
+
+def test_unknown_band_names_those_known():
+    with pytest.raises(ValueError, match=r"'q'.*known bands are u, g, r"):
+        canonical_band("q")
+
+
+def test_bands_are_sorted_by_wavelength_broad_first():
+    assert sort_bands("NB0816, y g") == ("g", "y", "NB0816")
+    with pytest.raises(ValueError, match="twice: g"):
+        sort_bands(["g", "HSC-G"])
+    with pytest.raises(ValueError, match="no band"):
+        sort_bands([])
+
+
+def test_magnitudes_round_trip():
+    flux = np.array([0.1, 1.0, 1e5])
+    np.testing.assert_allclose(mag_to_flux(flux_to_mag(flux)), flux)
+
+
+@pytest.mark.parametrize("kind", ["asinh", "linear"])
+def test_stretch_and_back(kind):
+    flux = torch.tensor([-2.0, 0.0, 0.05, 3.0, 1e4]).reshape(1, 1, 1, 5)
+    sigma = torch.tensor([0.05])
+    torch.testing.assert_close(unstretch(stretch(flux, sigma, kind=kind), sigma, kind=kind), flux)
+
+
+def test_stretch_keeps_nan_and_clips_only_in_linear():
+    flux, sigma = torch.tensor([-100.0, torch.nan]).reshape(1, 1, 1, 2), torch.ones(1)
+    assert stretch(flux, sigma, kind="linear")[0, 0, 0, 0] == -3
+    assert stretch(flux, sigma)[0, 0, 0, 0] < -5
+    assert stretch(flux, sigma).isnan().sum() == 1
+    with pytest.raises(ValueError, match="'sqrt'.*'asinh', 'linear'"):
+        stretch(flux, sigma, kind="sqrt")
+
+
+def test_sky_noise_is_not_moved_by_objects():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32] - 16
+    flux = rng.normal(0, [[[0.1]], [[0.5]]], (200, 2, 32, 32)) + 5 * np.exp(-(x**2 + y**2) / 12)
+    np.testing.assert_allclose(measure_sky_noise(flux), [0.1, 0.5], rtol=0.1)
+    flux[:, 1] = np.nan
+    assert np.isnan(measure_sky_noise(flux)[1])

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from skylib import photoz_metrics
+from skylib.metrics import bootstrap_intervals, classification_metrics, regression_metrics
+
+
+def test_redshift_metrics_by_hand():
+    z_spec = np.array([0.0, 1.0, 3.0, 0.0])
+    z_pred = np.array([0.1, 1.0, 2.6, 0.5])  # dz = 0.1, 0, -0.1, 0.5
+    metrics = photoz_metrics(z_pred, z_spec)
+    assert metrics["bias"] == pytest.approx(0.125)
+    assert metrics["bias_median"] == pytest.approx(0.05)
+    assert metrics["sigma_mad"] == pytest.approx(1.4826 * 0.1)  # |dz - 0.05| = 0.05, 0.05, 0.15, 0.45
+    assert metrics["outlier_fraction"] == 0.25
+    assert photoz_metrics(z_pred, z_spec, outlier_threshold=0.05)["outlier_fraction"] == 0.75
+    assert metrics["r2"] == pytest.approx(1 - (0.01 + 0.16 + 0.25) / 6)
+
+
+def test_perfect_and_useless_regression():
+    truth = np.arange(10.0)
+    assert regression_metrics(truth, truth) == {"r2": 1.0, "rms": 0.0, "bias": 0.0, "n": 10}
+    assert regression_metrics(np.full(10, truth.mean()), truth)["r2"] == 0
+
+
+def test_completeness_and_purity_by_hand():
+    truth, called = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 0, 1, 1, 1, 1])
+    metrics = classification_metrics(called, truth, names={0: "galaxy", 1: "qso", 2: "star"})
+    assert metrics["completeness_galaxy"] == pytest.approx(2 / 3)
+    assert metrics["purity_qso"] == 0.25
+    assert metrics["completeness_star"] == 0
+    assert np.isnan(metrics["purity_star"])
+    assert metrics["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_bootstrap_interval_of_an_accuracy_is_binomial():
+    rng = np.random.default_rng(0)
+    truth = np.zeros(400, int)
+    truth[:200] = 1
+    called = np.where(rng.random(400) < 0.8, truth, 1 - truth)
+    low, high = bootstrap_intervals(called, truth, classification_metrics, n_resamples=2000)["accuracy"]
+    accuracy = (called == truth).mean()
+    sigma = np.sqrt(accuracy * (1 - accuracy) / 400)
+    assert (high - low) / (2 * 1.96 * sigma) == pytest.approx(1, abs=0.1)
+    assert low < accuracy < high
+
+
+def test_what_cannot_be_measured():
+    with pytest.raises(ValueError, match="two vectors of one length"):
+        photoz_metrics(np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match="NaN"):
+        photoz_metrics(np.zeros(2), np.array([0, np.nan]))

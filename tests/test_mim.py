@@ -1,0 +1,186 @@
+import pytest
+import torch
+
+from skylib import ModelConfig, build_model
+from skylib.augment import random_orientation
+from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
+from skylib.mim import central_patches
+from skylib.runtime import keyed_generator
+
+SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
+
+
+@pytest.fixture
+def flux():
+    return torch.randn(6, 5, 32, 32, generator=keyed_generator(1)).abs()
+
+
+def model_for(**values):
+    return build_model(ModelConfig(**(SMALL | values)))
+
+
+def test_patchify_and_back_and_the_order_of_patches():
+    images = torch.randn(2, 3, 12, 12)
+    patches = patchify(images, 4)
+    assert patches.shape == (2, 9, 3, 16)
+    torch.testing.assert_close(patches[1, 5], images[1, :, 4:8, 8:12].flatten(1))
+    torch.testing.assert_close(unpatchify(patches, 4), images)
+
+
+def test_token_masks_hide_the_exact_number_and_any_patch_equally():
+    mask = random_token_mask(4000, 16, 4, generator=keyed_generator(0))
+    assert (mask.sum(dim=1) == 12).all()  # True is hidden
+    torch.testing.assert_close(mask.float().mean(dim=0), torch.full((16,), 0.75), atol=0.03, rtol=0)
+
+
+def test_band_masks_differ_between_bands_and_vary_in_ratio():
+    mask = random_band_mask(2000, 5, 64, 0.9, generator=keyed_generator(0))
+    ratio = mask.float().mean(dim=(1, 2))
+    assert 0.43 < ratio.mean() < 0.47
+    assert ratio.max() < 0.97
+    assert (mask[:, 0] != mask[:, 1]).any(dim=1).float().mean() > 0.95
+
+
+def test_mask_of_pixels_covers_its_patches():
+    mask = torch.zeros(1, 2, 4, dtype=torch.bool)
+    mask[0, 1, 2] = True  # second band, lower left
+    pixels = mask_to_pixels(mask, 3, 2)
+    assert pixels.sum() == 9
+    assert pixels[0, 1, 3:, :3].all()
+
+
+def test_orientations_are_the_eight_and_drawn_for_each_sample():
+    image = torch.arange(9.0).reshape(1, 1, 3, 3).expand(4000, -1, -1, -1)
+    turned = random_orientation(image, generator=keyed_generator(0))
+    kinds, counts = turned.flatten(1).unique(dim=0, return_counts=True)
+    assert len(kinds) == 8
+    assert counts.min() > 400
+    assert (turned[:, 0, 1, 1] == 4).all()
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+@pytest.mark.parametrize("norm_pix", [None, "band", "patch"])
+@pytest.mark.parametrize("loss", ["l1", "mse"])
+def test_training_lowers_the_loss_on_a_few_images(flux, objective, norm_pix, loss):
+    model = model_for(objective=objective, norm_pix=norm_pix, loss=loss)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    losses = []
+    for _ in range(40):
+        value = model(flux, mask=mask).loss
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(float(value))
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_the_loss_sees_only_hidden_pixels_that_have_data(flux, objective):
+    model = model_for(objective=objective, norm_pix=None)
+    flux[:, 1, :10] = torch.nan
+    flux[0] = torch.nan
+    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    out = model(flux, mask=mask)
+    assert out.loss.isfinite()
+    (gradient,) = torch.autograd.grad(out.loss, out.prediction)
+    use = out.mask.transpose(1, 2)[..., None] & patchify(flux, 8).isfinite()
+    assert (gradient[~use] == 0).all()
+    assert (gradient[use] != 0).float().mean() > 0.99
+    error = (out.prediction - patchify(torch.asinh(flux), 8))[use]
+    torch.testing.assert_close(out.loss, error.square().mean())
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_what_is_hidden_does_not_reach_the_prediction(flux, objective):
+    model = model_for(objective=objective, norm_pix=None)
+    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    changed = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux + 7, flux)
+    torch.testing.assert_close(model(flux, mask=mask).prediction, model(changed, mask=mask).prediction)
+    visible = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux, flux + 7)
+    assert (model(flux, mask=mask).prediction - model(visible, mask=mask).prediction).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("norm_pix", [None, "band", "patch"])
+def test_reconstruction_keeps_what_is_visible_and_is_in_counts(flux, norm_pix):
+    model = model_for(norm_pix=norm_pix)
+    model.set_sky_noise(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    reconstruction, hidden = model.reconstruct(flux, generator=keyed_generator(0))
+    assert reconstruction.shape == hidden.shape == flux.shape
+    assert hidden.float().mean() == 0.75
+    torch.testing.assert_close(reconstruction[~hidden], flux[~hidden])
+    assert reconstruction.isfinite().all()
+
+
+def test_a_perfect_prediction_reconstructs_the_image(flux, monkeypatch):
+    for norm_pix in (None, "band", "patch"):
+        model = model_for(norm_pix=norm_pix)
+        target = model._target(model._patches(flux))[0]
+        monkeypatch.setattr(model, "_predict", lambda *_, t=target: t)
+        torch.testing.assert_close(model.reconstruct(flux)[0], flux, rtol=1e-3, atol=1e-4)
+
+
+def test_missing_bands_and_empty_images_embed(flux):
+    model = model_for()
+    flux[:, 4] = torch.nan
+    flux[1] = torch.nan
+    assert model.embed(flux).isfinite().all()
+    reconstruction, hidden = model.reconstruct(flux)
+    assert reconstruction[0, 4][hidden[0, 4]].isnan().all()  # norm_pix: nothing is known of a band without data
+
+
+@pytest.mark.parametrize(("pool", "shape"), [("mean", (6, 128)), ("cls", (6, 128)), ("max", (6, 128)), ("central", (6, 128)), ("tokens", (6, 16, 128))])  # fmt: skip
+def test_pools(flux, pool, shape):
+    assert model_for().embed(flux, pool=pool).shape == shape
+
+
+def test_pools_agree_with_the_tokens(flux):
+    model = model_for().eval()
+    tokens = model.tokens(flux, layer=2)
+    torch.testing.assert_close(model.embed(flux, pool="mean", layer=2), tokens.mean(dim=1))
+    torch.testing.assert_close(model.embed(flux, pool="central", layer=-4), model.tokens(flux, layer=-4)[:, [5, 6, 9, 10]].mean(dim=1))
+    assert central_patches(9) == [4]
+    with pytest.raises(ValueError, match="layer=6: must be -6 to 5"):
+        model.embed(flux, layer=6)
+    with pytest.raises(ValueError, match="pool='median'"):
+        model.embed(flux, pool="median")
+
+
+def test_embeddings_do_not_depend_on_the_batch(flux):
+    model = model_for().eval()
+    torch.testing.assert_close(model.embed(flux)[2:3], model.embed(flux[2:3]), rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_shapes_and_masks_are_explained(flux):
+    model = model_for()
+    with pytest.raises(ValueError, match=r"flux has shape \(6, 4, 32, 32\): must be \(B, 5, 32, 32\) for bands g r i z y"):
+        model(flux[:, :4])
+    with pytest.raises(ValueError, match="must be bool"):
+        model(flux, mask=torch.zeros(6, 16))
+    mask = torch.zeros(6, 5, 16, dtype=torch.bool)
+    mask[:, 0, :3] = True
+    with pytest.raises(ValueError, match="drops whole tokens"):
+        model(flux, mask=mask)
+    with pytest.raises(ValueError, match="different numbers"):
+        model(flux, mask=torch.arange(16) < torch.arange(1, 7)[:, None])
+    with pytest.raises(ValueError, match="positive numbers"):
+        model.set_sky_noise(torch.tensor([0.1, 0.1, 0.0, 0.1, 0.1]))
+
+
+def test_the_position_token_is_used_only_when_asked_for(flux):
+    ra, dec = torch.full((6,), 150.0), torch.linspace(-10, 10, 6)
+    blind, sighted = model_for(), model_for(ra_dec=True)
+    torch.testing.assert_close(blind.embed(flux, ra=ra, dec=dec), blind.embed(flux))
+    assert (sighted.embed(flux, ra=ra, dec=dec) - sighted.embed(flux, ra=ra, dec=-dec)).abs().max() > 1e-4
+    assert sighted.embed(flux, ra=ra * torch.nan, dec=dec).isfinite().all()
+    with pytest.raises(ValueError, match="ra_dec=True: give ra and dec"):
+        sighted.embed(flux)
+
+
+def test_the_seed_fixes_the_weights_and_leaves_the_global_state():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two, other = build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**SMALL), seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.encoder.embed.weight, other.encoder.embed.weight)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from skylib import Embeddings, catalogue_probe, constant_probe, knn_probe, linear_probe
+from skylib.probes import labelled_parts
+
+
+@pytest.fixture
+def known():
+    """A class and a value that are linear in the vectors, and a split."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(900, 6)) * 5 + 100
+    columns = {
+        "class": (vectors[:, 0] > 100).astype(int) + (vectors[:, 1] > 103), "value": vectors[:, 2] - 2 * vectors[:, 3],
+        "split": np.arange(900) % 3, "mag_g": vectors[:, 2], "mag_r": vectors[:, 3],
+    }  # fmt: skip
+    return Embeddings(vectors, ra=np.zeros(900), dec=np.zeros(900), columns=columns)
+
+
+def test_a_linear_truth_is_found(known):
+    assert linear_probe(known, "value", task="regression", split="split").metrics["r2"] > 0.999
+    assert linear_probe(known, "class", task="classification", split="split").metrics["accuracy"] > 0.85
+    assert knn_probe(known, "class", task="classification", split="split").metrics["accuracy"] > 0.75
+    colours = catalogue_probe(known, "value", magnitudes=["mag_g", "mag_r"], task="regression", split="split")
+    assert colours.metrics["r2"] > 0.9
+
+
+def test_the_constant_is_the_floor(known):
+    floor = constant_probe(known, "class", task="classification", split="split")
+    truth = known.column("class")[known.column("split") == 2]
+    assert floor.metrics["balanced_accuracy"] == pytest.approx(1 / 3)
+    assert floor.metrics["accuracy"] == pytest.approx(np.mean(truth == np.bincount(truth).argmax()))
+    assert constant_probe(known, "value", task="regression", split="split").metrics["r2"] == pytest.approx(0, abs=0.02)
+
+
+def test_random_labels_give_chance(known):
+    labels = np.random.default_rng(1).integers(0, 2, 900)
+    low, high = linear_probe(known, labels, task="classification", split="split").intervals["accuracy"]
+    assert low < 0.5 < high
+
+
+def test_test_objects_cannot_reach_the_fit(known):
+    """Whatever stands in the test rows, the predictions for the same vectors do not change: scaler and model are train's."""
+    rows = known.column("split") == 2
+    before = linear_probe(known, "value", task="regression", split="split")
+    spoilt = known.vectors.copy()
+    spoilt[np.flatnonzero(rows)[1:]] = 1e6
+    labels = known.column("value").copy()
+    labels[np.flatnonzero(rows)[1:]] = -1e6
+    after = linear_probe(Embeddings(spoilt, ra=known.ra, dec=known.dec), labels, task="regression", split=known.column("split"))
+    assert after.prediction[0] == before.prediction[0]
+    assert after.settings["chosen"] == before.settings["chosen"]
+
+
+def test_unlabelled_objects_are_left_out(known):
+    labels, values = known.column("class").copy(), known.column("value").copy()
+    labels[::2], values[::5] = -1, np.nan
+    assert linear_probe(known, labels, task="classification", split="split").metrics["n"] == 150
+    assert linear_probe(known, values, task="regression", split="split").metrics["n"] == 240
+
+
+def test_what_cannot_be_probed(known):
+    with pytest.raises(KeyError, match="no column 'z'; columns: class, value"):
+        linear_probe(known, "z", task="regression", split="split")
+    with pytest.raises(ValueError, match="no object with a known 'class' in the validation part"):
+        linear_probe(known, "class", task="classification", split=np.arange(900) % 2 * 2)
+    with pytest.raises(ValueError, match="task='classify'"):
+        linear_probe(known, "class", task="classify", split="split")
+    with pytest.raises(ValueError, match="no classes to tell apart"):
+        linear_probe(known, np.zeros(900, int), task="classification", split="split")
+    with pytest.raises(ValueError, match=r"shape \(5,\)"):
+        labelled_parts(known, np.zeros(5), "split", "regression")
