@@ -49,8 +49,12 @@ class SimilarityBrowser(widgets.VBox):
         self._history: list[list[int]] = []
         self._kept: list[int] = []
         self._picture = lru_cache(maxsize=4096)(self._render)
-        self._metric = widgets.Dropdown(options=["cosine", "mse", "mae"], description="metric", layout={"width": "180px"})
-        self._combine = widgets.Dropdown(options=["min", "mean", "max"], description="several", layout={"width": "180px"})
+        self._metric = widgets.Dropdown(
+            options=["cosine", "mse", "mae"], description="metric", layout={"width": "180px"}
+        )
+        self._combine = widgets.Dropdown(
+            options=["min", "mean", "max"], description="several", layout={"width": "180px"}
+        )
         self._k = widgets.IntSlider(value=18, min=6, max=60, step=6, description="show")
         self._stretch = widgets.FloatLogSlider(value=1.0, base=10, min=-1.5, max=1.5, step=0.1, description="stretch")
         self._adding = widgets.ToggleButton(value=False, description="add to the queries", icon="plus")
@@ -61,7 +65,8 @@ class SimilarityBrowser(widgets.VBox):
             control.observe(self._redraw, "value")
         self._back.on_click(self._go_back)
         controls = widgets.HBox(
-            [self._metric, self._combine, self._k, self._stretch, self._adding, self._back], layout={"flex_flow": "row wrap"}
+            [self._metric, self._combine, self._k, self._stretch, self._adding, self._back],
+            layout={"flex_flow": "row wrap"},
         )
         super().__init__([controls, self._status, self._grid])
         self._redraw()
@@ -82,7 +87,9 @@ class SimilarityBrowser(widgets.VBox):
             self._status.value = f"<b style='color:#b3261e'>{error}</b>"
             return
         cards = [self._card(row, "query") for row in self._queries]
-        cards += [self._card(int(row), f"{score:.3f}") for row, score in zip(found["index"], found["score"], strict=True)]
+        cards += [
+            self._card(int(row), f"{score:.3f}") for row, score in zip(found["index"], found["score"], strict=True)
+        ]
         self._grid.children = cards
         self._say()
 
@@ -94,7 +101,10 @@ class SimilarityBrowser(widgets.VBox):
         image = widgets.Image(value=self._picture(row, round(self._stretch.value, 3)), width=112, height=112)
         like = widgets.Button(description="like", tooltip=f"show what is like object {row}", layout={"width": "52px"})
         keep = widgets.ToggleButton(
-            value=row in self._kept, description="keep", tooltip=f"put object {row} on the list", layout={"width": "54px"}
+            value=row in self._kept,
+            description="keep",
+            tooltip=f"put object {row} on the list",
+            layout={"width": "54px"},
         )
         like.on_click(lambda _: self._ask(row))
         keep.observe(lambda change: self._keep(row, change["new"]), "value")

@@ -5,7 +5,9 @@ import torch
 from skylib.bands import canonical_band, flux_to_mag, mag_to_flux, measure_sky_noise, sort_bands, stretch, unstretch
 
 
-@pytest.mark.parametrize(("given", "band"), [("HSC-Y", "y"), ("G", "g"), ("nb0921", "NB0921"), ("HSC-I2", "i"), ("KS", "Ks")])
+@pytest.mark.parametrize(
+    ("given", "band"), [("HSC-Y", "y"), ("G", "g"), ("nb0921", "NB0921"), ("HSC-I2", "i"), ("KS", "Ks")]
+)
 def test_band_names_in_any_case_and_with_a_survey(given, band):
     assert canonical_band(given) == band
 

@@ -22,7 +22,9 @@ def test_a_wrong_model_is_refused_with_what_is_allowed(values, message):
         ModelConfig(**values)
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"precision": "fp16"}, {"steps": 10, "warmup_steps": 10}, {"learning_rate": -1.0}])
+@pytest.mark.parametrize(
+    "values", [{"steps": 0}, {"precision": "fp16"}, {"steps": 10, "warmup_steps": 10}, {"learning_rate": -1.0}]
+)
 def test_a_wrong_run_is_refused(values):
     with pytest.raises(ValueError, match=next(iter(values)) if "warmup_steps" not in values else "warmup"):
         PretrainConfig(**values)
@@ -34,12 +36,27 @@ def test_configuration_survives_a_checkpoint_and_shows_differences():
     config = ModelConfig(bands=("y", "g"), size="nano", norm_pix=None)
     assert config.bands == ("g", "y")
     assert model_config_from_dict(to_dict(config)) == config
-    assert difference(to_dict(config), to_dict(ModelConfig(bands=("y", "g"), size="tiny", norm_pix=None))) == "size: 'nano' -> 'tiny'"
+    assert (
+        difference(to_dict(config), to_dict(ModelConfig(bands=("y", "g"), size="tiny", norm_pix=None)))
+        == "size: 'nano' -> 'tiny'"
+    )
     with pytest.raises(ValueError, match="unknown fields.*depth"):
         model_config_from_dict(to_dict(config) | {"depth": 3})
 
 
 def test_the_published_recipe():
     model, run = ModelConfig.original(), PretrainConfig.original()
-    assert (model.objective, model.size, model.patch_size, model.norm_pix, model.loss) == ("simmim", "base", 8, "patch", "l1")
-    assert (run.batch_size, run.learning_rate, run.weight_decay, run.betas, run.warmup_steps) == (64, 1e-4, 0.05, (0.9, 0.95), 0)
+    assert (model.objective, model.size, model.patch_size, model.norm_pix, model.loss) == (
+        "simmim",
+        "base",
+        8,
+        "patch",
+        "l1",
+    )
+    assert (run.batch_size, run.learning_rate, run.weight_decay, run.betas, run.warmup_steps) == (
+        64,
+        1e-4,
+        0.05,
+        (0.9, 0.95),
+        0,
+    )

@@ -12,7 +12,11 @@ from skylib.cutouts import slice_cutout
 @pytest.fixture
 def small(tmp_path):
     flux = np.arange(4 * 2 * 8 * 8, dtype=np.float32).reshape(4, 2, 8, 8)
-    labels = {"class": np.array([0, 1, 2, -1]), "z_spec": np.array([0.1, 0.2, np.nan, 0.4]), "name": np.array(list("abcd"))}
+    labels = {
+        "class": np.array([0, 1, 2, -1]),
+        "z_spec": np.array([0.1, 0.2, np.nan, 0.4]),
+        "name": np.array(list("abcd")),
+    }
     return flux, write_cutouts(tmp_path / "small.h5", flux, ra=np.arange(4.0), dec=np.zeros(4), bands="ig", **labels)
 
 
@@ -88,7 +92,9 @@ def test_bad_files_are_named(tmp_path, small):
 
 def test_a_failed_write_leaves_no_file(tmp_path):
     with pytest.raises(ValueError, match="column 'z' has shape"):
-        write_cutouts(tmp_path / "x.h5", np.zeros((3, 1, 4, 4)), ra=np.zeros(3), dec=np.zeros(3), bands="g", z=np.zeros(2))
+        write_cutouts(
+            tmp_path / "x.h5", np.zeros((3, 1, 4, 4)), ra=np.zeros(3), dec=np.zeros(3), bands="g", z=np.zeros(2)
+        )
     with pytest.raises(ValueError, match=r"flux has shape \(3, 1, 4, 4\)"):
         write_cutouts(tmp_path / "x.h5", np.zeros((3, 1, 4, 4)), ra=np.zeros(3), dec=np.zeros(3), bands="gr")
     assert list(tmp_path.iterdir()) == []

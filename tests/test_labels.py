@@ -25,7 +25,9 @@ def easy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(ModelConfig(bands=("g", "r"), size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1))
+    return build_model(
+        ModelConfig(bands=("g", "r"), size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1)
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -39,12 +41,17 @@ def test_every_method_learns_classes(easy, model, method):
 
 @pytest.mark.parametrize("method", ["attentive", "supervised"])
 def test_and_values(easy, model, method):
-    result = train_head(model, easy, "brightness", method=method, seed=0, config=QUICK, task="regression", split="split")
+    result = train_head(
+        model, easy, "brightness", method=method, seed=0, config=QUICK, task="regression", split="split"
+    )
     assert result.metrics["r2"] > 0.5
 
 
 def test_the_same_seed_gives_the_same_result(easy, model):
-    one, two = (train_head(model, easy, "class", method="attentive", n_labels=20, seed=3, config=QUICK, split="split") for _ in "ab")
+    one, two = (
+        train_head(model, easy, "class", method="attentive", n_labels=20, seed=3, config=QUICK, split="split")
+        for _ in "ab"
+    )
     np.testing.assert_array_equal(one.prediction, two.prediction)
 
 
@@ -59,7 +66,14 @@ def test_subsets_are_nested_and_hold_every_class():
 def test_the_study_is_written_row_by_row_and_resumes(easy, model, tmp_path, monkeypatch):
     import skylib.labels as module
 
-    arguments = {"methods": ["linear", "attentive"], "n_labels": [10, 40], "seeds": [0, 1], "run_dir": tmp_path, "config": QUICK, "split": "split"}
+    arguments = {
+        "methods": ["linear", "attentive"],
+        "n_labels": [10, 40],
+        "seeds": [0, 1],
+        "run_dir": tmp_path,
+        "config": QUICK,
+        "split": "split",
+    }
     train, calls = module._train, []
 
     def dies_at_the_fourth(*given):

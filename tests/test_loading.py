@@ -9,7 +9,9 @@ from skylib import CutoutLoader, TileLoader, read_tile, write_cutouts
 def numbered(tmp_path):
     """20 cutouts of 6 pixels whose every pixel is their number."""
     flux = np.broadcast_to(np.arange(20, dtype=np.float32)[:, None, None, None], (20, 5, 6, 6))
-    return write_cutouts(tmp_path / "n.h5", flux, ra=np.arange(20.0), dec=-np.arange(20.0), bands="grizy", label=np.arange(20))
+    return write_cutouts(
+        tmp_path / "n.h5", flux, ra=np.arange(20.0), dec=-np.arange(20.0), bands="grizy", label=np.arange(20)
+    )
 
 
 def numbers(batch):
@@ -33,7 +35,9 @@ def test_shuffled_passes_differ_and_hold_each_object_once(numbered):
 
 
 def test_ranks_share_the_objects(numbered):
-    parts = [[n for b in CutoutLoader(numbered, batch_size=5, rank=r, world_size=2) for n in numbers(b)] for r in (0, 1)]
+    parts = [
+        [n for b in CutoutLoader(numbered, batch_size=5, rank=r, world_size=2) for n in numbers(b)] for r in (0, 1)
+    ]
     assert sorted(parts[0] + parts[1]) == list(range(20))
 
 

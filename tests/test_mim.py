@@ -138,7 +138,9 @@ def test_pools_agree_with_the_tokens(flux):
     model = model_for().eval()
     tokens = model.tokens(flux, layer=2)
     torch.testing.assert_close(model.embed(flux, pool="mean", layer=2), tokens.mean(dim=1))
-    torch.testing.assert_close(model.embed(flux, pool="central", layer=-4), model.tokens(flux, layer=-4)[:, [5, 6, 9, 10]].mean(dim=1))
+    torch.testing.assert_close(
+        model.embed(flux, pool="central", layer=-4), model.tokens(flux, layer=-4)[:, [5, 6, 9, 10]].mean(dim=1)
+    )
     assert central_patches(9) == [4]
     with pytest.raises(ValueError, match="layer=6: must be -6 to 5"):
         model.embed(flux, layer=6)
@@ -153,7 +155,9 @@ def test_embeddings_do_not_depend_on_the_batch(flux):
 
 def test_wrong_shapes_and_masks_are_explained(flux):
     model = model_for()
-    with pytest.raises(ValueError, match=r"flux has shape \(6, 4, 32, 32\): must be \(B, 5, 32, 32\) for bands g r i z y"):
+    with pytest.raises(
+        ValueError, match=r"flux has shape \(6, 4, 32, 32\): must be \(B, 5, 32, 32\) for bands g r i z y"
+    ):
         model(flux[:, :4])
     with pytest.raises(ValueError, match="must be bool"):
         model(flux, mask=torch.zeros(6, 16))
@@ -180,7 +184,11 @@ def test_the_position_token_is_used_only_when_asked_for(flux):
 def test_the_seed_fixes_the_weights_and_leaves_the_global_state():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, two, other = build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**SMALL)), build_model(ModelConfig(**SMALL), seed=1)
+    one, two, other = (
+        build_model(ModelConfig(**SMALL)),
+        build_model(ModelConfig(**SMALL)),
+        build_model(ModelConfig(**SMALL), seed=1),
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.encoder.embed.weight, other.encoder.embed.weight)

@@ -68,7 +68,9 @@ p.pretrain(MODEL, config(), train=CutoutFile(sys.argv[1]), run_dir=sys.argv[2])
 @pytest.mark.parametrize("stop", [2, 7])
 def test_killed_and_resumed_equals_uninterrupted(whole_run, cutouts, tmp_path, stop):
     root = os.path.dirname(os.path.dirname(__file__))
-    process = subprocess.run([sys.executable, "-c", KILLED, str(cutouts.path), str(tmp_path), str(stop)], cwd=root, capture_output=True)
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(cutouts.path), str(tmp_path), str(stop)], cwd=root, capture_output=True
+    )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')  # what a kill may leave of a line
@@ -100,7 +102,9 @@ def test_another_model_is_refused_with_the_difference(whole_run, cutouts):
         pretrain(other, config(), train=cutouts, run_dir=whole_run.run_dir)
     with pytest.raises(ValueError, match="training data holds bands g r i z y, the model g r"):
         loader = CutoutLoader(cutouts, batch_size=8)
-        pretrain(ModelConfig(bands=("g", "r"), size="nano", image_size=32), config(), train=loader, run_dir=whole_run.run_dir)
+        pretrain(
+            ModelConfig(bands=("g", "r"), size="nano", image_size=32), config(), train=loader, run_dir=whole_run.run_dir
+        )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cutouts, tmp_path, monkeypatch):

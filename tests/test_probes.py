@@ -47,7 +47,9 @@ def test_test_objects_cannot_reach_the_fit(known):
     spoilt[np.flatnonzero(rows)[1:]] = 1e6
     labels = known.column("value").copy()
     labels[np.flatnonzero(rows)[1:]] = -1e6
-    after = linear_probe(Embeddings(spoilt, ra=known.ra, dec=known.dec), labels, task="regression", split=known.column("split"))
+    after = linear_probe(
+        Embeddings(spoilt, ra=known.ra, dec=known.dec), labels, task="regression", split=known.column("split")
+    )
     assert after.prediction[0] == before.prediction[0]
     assert after.settings["chosen"] == before.settings["chosen"]
 

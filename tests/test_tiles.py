@@ -12,7 +12,12 @@ from skylib.tiles import Tile
 
 
 def test_names_of_the_archive_and_of_others(tmp_path):
-    for name in ("calexp-HSC-I-9813-4,5.fits", "calexp-G-9813-4,5.fits.fz", "HSC-R-9813-4,5.fits.gz", "NB0816-9813-4,5.fits"):
+    for name in (
+        "calexp-HSC-I-9813-4,5.fits",
+        "calexp-G-9813-4,5.fits.fz",
+        "HSC-R-9813-4,5.fits.gz",
+        "NB0816-9813-4,5.fits",
+    ):
         (tmp_path / name).touch()
         assert split_tile_name(tmp_path / name)[1] == "9813-4,5"
     (tmp_path / "catalogue.fits").touch()

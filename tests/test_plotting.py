@@ -1,0 +1,70 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from skylib import plotting
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_a_red_source_is_red_and_missing_bands_do_not_matter():
+    flux = np.zeros((5, 8, 8), np.float32)
+    flux[2, 4, 4] = 50
+    picture = plotting.rgb_image(flux, "grizy")
+    assert picture.shape == (8, 8, 3)
+    assert picture[4, 4].argmax() == 0
+    assert picture[4, 4, 0] > 100
+    flux[2] = np.nan
+    assert np.isfinite(plotting.rgb_image(flux, "grizy")).all()
+    assert plotting.rgb_image(np.ones((1, 8, 8)), ["NB0816"]).shape == (8, 8, 3)
+
+
+def test_confusion_matrix_shows_shares_and_counts():
+    ax = plotting.plot_confusion(np.array([0, 0, 1, 2]), np.array([0, 0, 0, 2]), ("galaxy", "qso", "star"))
+    assert [t.get_text() for t in ax.texts] == ["0.67\n(2)", "0.00\n(0)", "0.00\n(0)", "1.00\n(1)"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["galaxy", "star"]
+
+
+def test_every_figure_is_drawn(cutouts, tmp_path):
+    rng = np.random.default_rng(0)
+    flux, bands, n = cutouts.flux(slice(0, 40)), cutouts.bands, 40
+    xy, classes = rng.normal(size=(n, 2)), cutouts.column("class")[:n]
+    sigma = np.full(5, 0.1)
+    metrics = pd.DataFrame(
+        {
+            "step": [1, 2, 3],
+            "loss": [3, 2, 1.0],
+            "validation_loss": [np.nan, 2, 1],
+            "probe_class_accuracy": [np.nan, 0.5, 0.6],
+        }
+    )
+    table = pd.DataFrame(
+        {
+            "method": ["a", "a", "b", "b"],
+            "n_labels": [8, 16, 8, 16],
+            "seed": 0,
+            "balanced_accuracy": [0.3, 0.5, 0.4, 0.6],
+        }
+    )
+    drawn = [
+        plotting.show_cutouts(flux[:5], bands, titles=list("abcde")),
+        plotting.show_bands(flux[0], bands, sky_sigma=sigma)[0].figure,
+        plotting.plot_counts({"mag_i": cutouts.column("mag_i"), "class": cutouts.column("class")}, "mag_i", cutouts.class_names()).figure,
+        plotting.plot_progress(metrics),
+        plotting.plot_reconstruction(flux[:2], flux[:2], np.zeros(flux[:2].shape, bool), bands, norm_pix="band", sky_sigma=sigma),
+        plotting.plot_comparison({"a": (0.5, (0.4, 0.6)), "b": (0.1, (0.1, 0.1))}, label="accuracy").figure,
+        plotting.plot_regression(rng.random(n), rng.random(n), outlier_threshold=0.15).figure,
+        plotting.plot_map(xy, classes, names=cutouts.class_names()).figure,
+        plotting.plot_map(xy, np.where(classes == 0, np.nan, 1.0 * np.arange(n)), label="z").figure,
+        plotting.plot_thumbnails(xy, flux, bands, n_side=4).figure,
+        plotting.plot_label_efficiency(table).figure,
+    ]  # fmt: skip
+    for number, figure in enumerate(drawn):
+        figure.savefig(path := tmp_path / f"{number}.png")
+        assert plt.imread(path)[..., :3].std() > 0.02
+    assert "true mean and scale" in drawn[4].get_suptitle()
