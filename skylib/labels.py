@@ -115,21 +115,25 @@ def label_efficiency(
     for method in methods:
         check_choice("method", method, get_args(Method))
     path = Path(run_dir) / "label_efficiency.csv"
-    done = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    done = pd.read_csv(path, dtype={"model": str}) if path.is_file() else pd.DataFrame()
     setting = {"target": target, "model": fingerprint(model)}
-    wanted = [{**setting, "method": m, "n_labels": n, "seed": s} for n in n_labels for m in methods for s in seeds]
-    keys = list(wanted[0]) if wanted else []
-    missing = [row for row in wanted if done.empty or not (done[keys] == pd.Series(row)).all(axis=1).any()]
-    for row in tqdm(missing, desc="label efficiency", unit="run"):
+    wanted = [(method, n, seed) for n in n_labels for method in methods for seed in seeds]
+
+    def rows_of(method: Method, n: int, seed: int) -> pd.Series:
+        row = pd.Series({**setting, "method": method, "n_labels": n, "seed": seed})
+        return (done[list(row.index)] == row).all(axis=1)
+
+    missing = [one for one in wanted if done.empty or not rows_of(*one).any()]
+    for method, n, seed in tqdm(missing, desc="label efficiency", unit="run"):
         start = time.perf_counter()
-        result = _train(study, row["method"], row["n_labels"], row["seed"], config)
-        row = row | {"seconds": round(time.perf_counter() - start, 2)} | result.metrics
+        result = _train(study, method, n, seed, config)
+        row = {**setting, "method": method, "n_labels": n, "seed": seed}
+        row |= {"seconds": round(time.perf_counter() - start, 2), **result.metrics}
         done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         done.to_csv(partial := path.with_name(path.name + ".partial"), index=False)
         os.replace(partial, path)
-    here = [(done[keys] == pd.Series(row)).all(axis=1).to_numpy() for row in wanted]
-    return done[np.any(here, axis=0)].reset_index(drop=True)
+    return done[np.any([rows_of(*one) for one in wanted], axis=0)].reset_index(drop=True)
 
 
 def nested_subset(labels: np.ndarray, n: int, *, task: str, seed: int) -> np.ndarray:

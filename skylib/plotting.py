@@ -107,7 +107,8 @@ def plot_counts(
     ax = ax or plt.subplots(figsize=(4.5, 3))[1]
     values, classes = columns[magnitude], columns["class"]
     finite = np.isfinite(values)
-    edges = np.linspace(*np.nanpercentile(values, [0.2, 99.8]), 25)
+    low, high = np.nanpercentile(values, [0.2, 99.8])
+    edges = np.linspace(low, high, 25).tolist()
     names = {-1: "undecided"} | dict(enumerate(class_names))
     present = [c for c in names if (classes == c).any()]
     colours = {-1: "0.75"} | {c: COLOURS[c] for c in range(len(class_names))}
@@ -246,10 +247,10 @@ def plot_map(
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     size = float(np.clip(4e4 / len(xy), 1, 16))
     known = values >= 0 if names else np.isfinite(values)
-    ax.scatter(*xy[~known].T, s=size, c="0.85", lw=0)
+    ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c="0.85", lw=0)
     if names:
         order = np.random.default_rng(0).permutation(np.flatnonzero(known))  # no class covers another
-        ax.scatter(*xy[order].T, s=size, c=[COLOURS[int(v)] for v in values[order]], lw=0)
+        ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v)] for v in values[order]], lw=0)
         for c, name in enumerate(names):
             if (values == c).any():
                 ax.scatter([], [], c=COLOURS[c], s=25, label=name)
@@ -258,7 +259,9 @@ def plot_map(
         ax.legend(loc="best", markerscale=1)
     else:
         low, high = np.percentile(values[known], [2, 98])
-        points = ax.scatter(*xy[known].T, s=size, c=values[known], vmin=low, vmax=high, cmap="viridis", lw=0)
+        points = ax.scatter(
+            xy[known, 0], xy[known, 1], s=size, c=values[known], vmin=low, vmax=high, cmap="viridis", lw=0
+        )
         ax.figure.colorbar(points, ax=ax, label=label)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=label)
     return ax
@@ -279,7 +282,7 @@ def plot_thumbnails(
     cells = np.clip(((xy - low) / (high - low) * n_side).astype(int), 0, n_side - 1)
     middle = low + (cells + 0.5) / n_side * (high - low)
     off_centre = np.linalg.norm((xy - middle) / (high - low), axis=1)
-    ax.scatter(*xy.T, s=1, c="0.8", lw=0)
+    ax.scatter(xy[:, 0], xy[:, 1], s=1, c="0.8", lw=0)
     for cell in np.unique(cells, axis=0):
         members = np.flatnonzero((cells == cell).all(axis=1))
         i = members[off_centre[members].argmin()]

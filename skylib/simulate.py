@@ -385,7 +385,7 @@ def _effective_wavelengths() -> np.ndarray:
     return np.array([np.average(w, weights=t) for w, t in _bandpasses()])
 
 
-def _band_fluxes(wave: np.ndarray, f_lambda: np.ndarray, absorption: bool = False) -> np.ndarray:
+def _band_fluxes(wave: np.ndarray, f_lambda: np.ndarray, *, absorption: bool = False) -> np.ndarray:
     """Return the AB flux of a spectrum in each band at each redshift of the grid, float (n_z, 5), arbitrary unit."""
     table = np.empty((len(_Z_GRID), len(SEEING)))
     for b, (band_wave, throughput) in enumerate(_bandpasses()):
@@ -404,7 +404,8 @@ def _band_fluxes(wave: np.ndarray, f_lambda: np.ndarray, absorption: bool = Fals
 def _galaxy_tables() -> np.ndarray:
     """Return flux relative to i of the four templates, float (4, n_z, 5)."""
     folder = Path(galsim.meta_data.share_dir) / "SEDs"
-    tables = [_band_fluxes(*np.loadtxt(folder / f"{name}.sed", unpack=True)[:2], True) for name in _TEMPLATES]
+    spectra = [np.loadtxt(folder / f"{name}.sed", unpack=True) for name in _TEMPLATES]
+    tables = [_band_fluxes(spectrum[0], spectrum[1], absorption=True) for spectrum in spectra]
     return np.stack([table / table[:, [2]] for table in tables])
 
 
@@ -422,7 +423,7 @@ def _qso_table(lines: bool) -> np.ndarray:
             * np.exp(-0.5 * ((wave - centre) / sigma) ** 2)
             / (sigma * 2.5066)
         )
-    return _band_fluxes(wave, broad if lines else continuum, True)
+    return _band_fluxes(wave, broad if lines else continuum, absorption=True)
 
 
 def _at_redshift(table: np.ndarray, z: float) -> np.ndarray:
