@@ -62,7 +62,8 @@ def rgb_image(
         planes.append(flux[min(there, key=lambda c: abs(c - wanted))])
     gain = (0.8, 1.0, 1.6)  # brings the noise of i, r and g to about one level
     r, g, b = (np.nan_to_num(plane.astype(np.float64)) * k for plane, k in zip(planes, gain, strict=True))
-    return make_lupton_rgb(r, g, b, stretch=stretch, Q=q)
+    with np.errstate(invalid="ignore", divide="ignore"):  # where all three are zero
+        return make_lupton_rgb(r, g, b, stretch=stretch, Q=q)
 
 
 def show_cutouts(
@@ -204,7 +205,7 @@ def plot_confusion(prediction: np.ndarray, truth: np.ndarray, names: Sequence[st
     ax = ax or plt.subplots(figsize=(3.6, 3.3))[1]
     classes = np.unique(truth)
     counts = np.array([[((truth == t) & (prediction == p)).sum() for p in classes] for t in classes])
-    shares = counts / counts.sum(axis=1, keepdims=True)
+    shares = counts / np.array([[(truth == t).sum()] for t in classes])
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, origin="upper")
     for (t, p), share in np.ndenumerate(shares):
         colour = "white" if share > 0.5 else "black"

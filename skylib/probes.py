@@ -16,7 +16,14 @@ from sklearn.preprocessing import StandardScaler
 
 from skylib.config import check_choice
 from skylib.embed import Embeddings
-from skylib.metrics import Metric, bootstrap_intervals, classification_metrics, photoz_metrics, regression_metrics
+from skylib.metrics import (
+    Metric,
+    bootstrap_intervals,
+    classification_metrics,
+    paired_margin,
+    photoz_metrics,
+    regression_metrics,
+)
 from skylib.splits import TEST, TRAIN, VALIDATION
 
 Task = Literal["classification", "regression"]
@@ -136,6 +143,36 @@ def catalogue_probe(
     kind = HistGradientBoostingClassifier if task == "classification" else HistGradientBoostingRegressor
     models = {f"{n} leaves": kind(max_leaf_nodes=n, random_state=seed) for n in (7, 15, 31)}
     return _probe(known, target, task, split, seed, models)
+
+
+def headline(
+    results: Mapping[str, ProbeResult],
+    target: str,
+    task: Task,
+    *,
+    best: str = "pretrained, linear",
+    rival: str = "random weights, linear",
+) -> dict[str, dict[str, Any]]:
+    """Return the main score of each result, and by how much the best beats its rival on the same objects.
+
+    Returns
+    -------
+    dict
+        ``{"target, name: score": {"value": …, "interval": [low, high], "n": …}}``.
+    """
+    metric, score = metric_for(task, target)
+    lines: dict[str, dict[str, Any]] = {
+        f"{target}, {name}: {score}": {
+            "value": r.metrics[score],
+            "interval": list(r.intervals[score]),
+            "n": r.metrics["n"],
+        }
+        for name, r in results.items()
+    }
+    one, two = results[best], results[rival]
+    value, low, high = paired_margin(one.prediction, two.prediction, one.truth, metric)[score]
+    label = f"{target}, {best.split(',')[0]} minus {rival.split(',')[0]}: {score}"
+    return lines | {label: {"value": value, "interval": [low, high], "n": len(one.truth)}}
 
 
 def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 
 from skylib.bands import sort_bands, split_tile_name
@@ -189,7 +191,10 @@ def _find_hdu(hdus: fits.HDUList, name: str, path: Path) -> fits.ImageHDU:
 
 def _read_band(path: Path, bad_planes: tuple[str, ...], variance: bool) -> tuple[np.ndarray, np.ndarray | None, WCS]:
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*truncated")  # astropy only warns, and reads what there is
+            hdus = fits.open(path, memmap=False)
+        with hdus:
             hdu = _find_hdu(hdus, "IMAGE", path)
             if hdu.data is None or hdu.data.ndim != 2:
                 raise KeyError(f"{path} has no two-dimensional image in HDU {hdu.name or 1}")
@@ -198,7 +203,7 @@ def _read_band(path: Path, bad_planes: tuple[str, ...], variance: bool) -> tuple
             bits = _find_hdu(hdus, "MASK", path) if bad_planes else None
             mask, planes = (bits.data, bits.header) if bits is not None else (None, {})
             noise = np.array(_find_hdu(hdus, "VARIANCE", path).data, dtype=np.float32) if variance else None
-    except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, AstropyUserWarning) as error:
         raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
     image[~np.isfinite(image)] = np.nan
     for plane in bad_planes:

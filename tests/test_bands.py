@@ -50,6 +50,6 @@ def test_sky_noise_is_not_moved_by_objects():
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:32, :32] - 16
     flux = rng.normal(0, [[[0.1]], [[0.5]]], (200, 2, 32, 32)) + 5 * np.exp(-(x**2 + y**2) / 12)
-    np.testing.assert_allclose(measure_sky_noise(flux), [0.1, 0.5], rtol=0.1)
+    np.testing.assert_allclose(measure_sky_noise(flux), [0.1, 0.5], rtol=0.15)
     flux[:, 1] = np.nan
     assert np.isnan(measure_sky_noise(flux)[1])

@@ -123,7 +123,7 @@ def test_cutout_service_files_with_empty_extensions(shared_data):
 
 
 def test_a_real_tile_compressed(shared_data):
-    tile = read_tile(find_tiles(shared_data / "kids_viking", bands="ugrizyJHKs")[0], bad_planes=["SUSPECT"])
+    tile = read_tile(find_tiles(shared_data / "kids_viking", bands="u g r i z y J H Ks")[0], bad_planes=["SUSPECT"])
     assert tile.bands == ("u", "g", "r", "i", "z", "y", "J", "H", "Ks")
     assert tile.flux.shape == (9, 1300, 1300)
     assert np.isnan(tile.flux).any()
