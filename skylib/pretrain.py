@@ -44,12 +44,15 @@ class Probe:
     task : {"classification", "regression"}
     split : ndarray of int, shape (n,)
         0 to fit, 1 to choose, 2 to report. Keep the test part of the study out of it.
+    pool : str
+        As in `embed`.
     """
 
     target: str
     cutouts: CutoutFile
     task: Task
     split: np.ndarray
+    pool: str = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +256,9 @@ def _validate(
             n += len(batch.flux)
         measured["validation_loss"] = float(total) / n
     for probe in probes:
-        result = linear_probe(embed(model, probe.cutouts), probe.target, task=probe.task, split=probe.split)
+        result = linear_probe(
+            embed(model, probe.cutouts, pool=probe.pool), probe.target, task=probe.task, split=probe.split
+        )
         name = "accuracy" if probe.task == "classification" else "r2"
         measured[f"probe_{probe.target}_{name}"] = result.metrics[name]
     model.train()
