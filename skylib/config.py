@@ -181,7 +181,7 @@ class PretrainConfig:
 
 
 # Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
-LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 5e-4}
+LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 2e-3, "supervised": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
