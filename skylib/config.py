@@ -12,7 +12,6 @@ NormPix = Literal["band", "patch"]
 Loss = Literal["l1", "mse"]
 StretchKind = Literal["asinh", "linear"]
 Precision = Literal["bf16", "fp32"]
-Pool = Literal["mean", "cls", "max", "central"]
 Method = Literal["linear", "attentive", "finetune", "supervised"]
 
 # name: (width, depth, heads). "nano" is for laptops and tests; the others are the field's usual sizes.
@@ -181,7 +180,7 @@ class PretrainConfig:
 
 
 # Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
-LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 2e-3, "supervised": 1e-3}
+LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 1e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +203,8 @@ class ProbeConfig:
         Times that validation is looked at, evenly spread; the weights of the best are kept.
     patience : int
         Stop after so many evaluations without improvement.
+    pool : {"central", "mean"}
+        Which tokens a linear head takes the mean of: the central ones, where the object is, or all.
     precision : {"bf16", "fp32"}
     """
 
@@ -215,6 +216,7 @@ class ProbeConfig:
     layer_decay: float = 0.75
     evaluations: int = 10
     patience: int = 4
+    pool: Literal["central", "mean"] = "central"
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
@@ -224,6 +226,7 @@ class ProbeConfig:
         if self.learning_rate is not None:
             check_range("learning_rate", self.learning_rate, 0)
         check_range("layer_decay", self.layer_decay, 0, 1)
+        check_choice("pool", self.pool, ("central", "mean"))
         check_choice("precision", self.precision, get_args(Precision))
 
 

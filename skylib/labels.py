@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from skylib.config import LEARNING_RATES, Method, ProbeConfig, check_choice
 from skylib.cutouts import CutoutFile
 from skylib.embed import embed_tokens
 from skylib.loading import CutoutLoader
-from skylib.mim import MaskedImageModel, build_model
+from skylib.mim import MaskedImageModel, build_model, central_patches
 from skylib.pretrain import cosine_schedule
 from skylib.probes import ProbeResult, Task, labelled_parts, metric_for, on_test
 from skylib.runtime import autocast, keyed_generator, seeded_init
@@ -57,8 +57,9 @@ def train_head(
     target : str or ndarray, shape (n,)
         As in `linear_probe`.
     method : {"linear", "attentive", "finetune", "supervised"}
-        A linear layer on the mean of frozen tokens; attention pooling over frozen tokens; the pretrained encoder
-        trained on; or the same architecture from fresh weights.
+        A linear layer on the mean of frozen tokens (of the central ones, by default); attention pooling over frozen
+        tokens; both trained on together with the pretrained encoder, after the head alone (Kumar et al. 2022,
+        arXiv:2202.10054); or the same architecture from fresh weights.
     n_labels : int, optional
         How many training labels to use; all by default. The subsets of one seed are nested and hold the classes in
         their proportion.
@@ -168,10 +169,23 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Head(nn.Module):
-    """From tokens (B, N, D) to (B, n_out): the mean, or attention with a learned query, then a linear layer."""
+    """From tokens (B, N, D) to (B, n_out): the mean of some, or attention with a learned query, then a linear layer.
 
-    def __init__(self, width: int, n_out: int, *, attentive: bool, heads: int = 4) -> None:
+    Parameters
+    ----------
+    width, n_out : int
+        D and the number of outputs.
+    attentive : bool
+    heads : int
+    patches : list of int, optional
+        Which tokens the mean goes over; all by default.
+    """
+
+    def __init__(
+        self, width: int, n_out: int, *, attentive: bool, heads: int = 4, patches: list[int] | None = None
+    ) -> None:
         super().__init__()
+        self.patches = patches
         self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02) if attentive else None
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True) if attentive else None
         self.norm = nn.LayerNorm(width)
@@ -185,21 +199,33 @@ class Head(nn.Module):
             query = self.query.expand(len(tokens), -1, -1)
             pooled = self.attention(query, tokens, tokens, need_weights=False)[0][:, 0]
         else:
-            pooled = tokens.mean(dim=1)
+            pooled = (tokens if self.patches is None else tokens[:, self.patches]).mean(dim=1)
         return self.linear(self.norm(pooled))
 
 
 class EncoderWithHead(nn.Module):
-    """A whole network from flux to outputs, for fine-tuning and supervised training."""
+    """A whole network from flux to outputs, for fine-tuning and supervised training.
 
-    def __init__(self, model: MaskedImageModel, head: Head) -> None:
+    Parameters
+    ----------
+    model : MaskedImageModel
+    head : Head
+    mean, scale : Tensor, shape (D,)
+        Tokens are standardised by them, as the head knows them from its training alone.
+    """
+
+    def __init__(self, model: MaskedImageModel, head: Head, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.model, self.head = model, head
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
 
     def forward(self, flux: Tensor) -> Tensor:
         """Map flux (B, C, S, S) to outputs (B, n_out)."""
         zero = flux.new_zeros(len(flux)) if self.model.config.ra_dec else None
-        return self.head(self.model.tokens(flux, ra=zero, dec=zero))
+        return self.head((self.model.tokens(flux, ra=zero, dec=zero) - self.mean) / self.scale)
 
 
 class _Study:
@@ -216,6 +242,7 @@ class _Study:
         self.used = np.sort(np.concatenate(list(self.rows.values())))
         self.device = model.sky_sigma.device
         self._inputs: dict[bool, Tensor] = {}
+        self.mean, self.scale = torch.zeros(model.config.width), torch.ones(model.config.width)  # of frozen tokens
 
     def inputs(self, rows: np.ndarray, *, frozen: bool) -> Tensor:
         """Return tokens (frozen) or flux of these rows; both are computed once, and kept on the CPU."""
@@ -223,8 +250,9 @@ class _Study:
             if frozen:
                 tokens = torch.from_numpy(embed_tokens(self.model, self.cutouts, rows=self.used))
                 train = torch.from_numpy(np.searchsorted(self.used, self.rows[TRAIN]))
-                scale, mean = torch.std_mean(tokens[train], dim=(0, 1))  # of train alone
-                self._inputs[True] = (tokens - mean) / scale.clamp(min=1e-6)
+                scale, self.mean = torch.std_mean(tokens[train], dim=(0, 1))  # of train alone
+                self.scale = scale.clamp(min=1e-6)
+                self._inputs[True] = (tokens - self.mean) / self.scale
             else:
                 c = self.model.config
                 loader = CutoutLoader(self.cutouts, batch_size=1, shuffle=False, size=c.image_size, bands=c.bands)
@@ -259,8 +287,7 @@ class _Goal:
 
 def _train(study: _Study, method: Method, n_labels: int | None, seed: int, config: ProbeConfig) -> ProbeResult:
     check_choice("method", method, get_args(Method))
-    values, device, frozen = study.values, study.device, method in _FROZEN
-    train = study.rows[TRAIN]
+    values, train = study.values, study.rows[TRAIN]
     n_labels = len(train) if n_labels is None else n_labels
     if not 1 <= n_labels <= len(train):
         raise ValueError(f"n_labels={n_labels}: the training part has 1 to {len(train)} labels")
@@ -269,16 +296,46 @@ def _train(study: _Study, method: Method, n_labels: int | None, seed: int, confi
         goal = _Goal(np.unique(values[study.rows[TRAIN]]))
     else:
         goal = _Goal(None, float(values[train].mean()), float(values[train].std()) or 1.0)
-    network = _network(study.model, method, goal.n_out, seed).to(device)
-    metric, score_name = metric_for(study.task, study.target)
-    x, y = study.inputs(train, frozen=frozen), goal.encode(values[train])
-    validation, test = study.rows[VALIDATION], study.rows[TEST]
-    x_validation = study.inputs(validation, frozen=frozen)
+    head = _head(study, method, goal.n_out, seed, config)
+    if method in _FROZEN:
+        fitted = _fit(study, head, method, goal, train, seed, config)
+    elif method == "finetune":
+        _fit(study, head, "attentive", goal, train, seed, config)
+        network = EncoderWithHead(deepcopy(study.model), head, study.mean, study.scale)
+        fitted = _fit(study, network, method, goal, train, seed, config)
+    else:
+        encoder = build_model(study.model.config, seed=seed)
+        encoder.set_sky_noise(study.model.sky_sigma.cpu())
+        network = EncoderWithHead(encoder, head, torch.zeros_like(study.mean), torch.ones_like(study.scale))
+        fitted = _fit(study, network, method, goal, train, seed, config)
+    predict, settings = fitted
+    test = study.rows[TEST]
+    metric, _ = metric_for(study.task, study.target)
+    return on_test(predict(test), values[test], test, metric, seed=seed, method=method, n_labels=n_labels, **settings)
 
-    def predict(inputs: Tensor) -> np.ndarray:
+
+def _head(study: _Study, method: Method, n_out: int, seed: int, config: ProbeConfig) -> Head:
+    c = study.model.config
+    patches = central_patches(c.n_patches) if config.pool == "central" else None
+    with seeded_init(seed):
+        return Head(c.width, n_out, attentive=method != "linear", patches=patches)
+
+
+def _fit(
+    study: _Study, network: nn.Module, method: Method, goal: _Goal, train: np.ndarray, seed: int, config: ProbeConfig
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+    """Train a network in place, and return what predicts the values of rows, and what was set and found."""
+    values, device, frozen = study.values, study.device, method in _FROZEN
+    metric, score_name = metric_for(study.task, study.target)
+    validation = study.rows[VALIDATION]
+    x, y = study.inputs(train, frozen=frozen), goal.encode(values[train])
+    network.to(device)
+
+    def predict(rows: np.ndarray) -> np.ndarray:
         network.eval()
         with torch.inference_mode(), autocast(device, config.precision):
-            outputs = [network(part.to(device)).float().cpu() for part in inputs.split(256)]
+            inputs = study.inputs(rows, frozen=frozen).split(256)
+            outputs = [network(part.to(device)).float().cpu() for part in inputs]
         network.train()
         return goal.decode(torch.cat(outputs).numpy())
 
@@ -289,6 +346,8 @@ def _train(study: _Study, method: Method, n_labels: int | None, seed: int, confi
     steps = max(config.min_steps, config.epochs * -(-len(train) // batch))
     evaluate_at = {round(steps * (i + 1) / config.evaluations) for i in range(config.evaluations)}
     best, best_score, stale, order = deepcopy(network.state_dict()), -np.inf, 0, torch.empty(0, dtype=torch.long)
+    if method == "finetune":  # what the head alone can do is there already
+        best_score = metric(predict(validation), values[validation])[score_name]
     network.train()
     for step in range(steps):
         generator = keyed_generator(seed, step)
@@ -307,30 +366,13 @@ def _train(study: _Study, method: Method, n_labels: int | None, seed: int, confi
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         if step + 1 in evaluate_at:
-            score = metric(predict(x_validation), values[validation])[score_name]
+            score = metric(predict(validation), values[validation])[score_name]
             if score > best_score:
                 best, best_score, stale = deepcopy(network.state_dict()), score, 0
             elif (stale := stale + 1) >= config.patience:
                 break
     network.load_state_dict(best)
-    prediction = predict(study.inputs(test, frozen=frozen))
-    return on_test(
-        prediction, values[test], test, metric, seed=seed,
-        method=method, n_labels=n_labels, validation=best_score, learning_rate=learning_rate, steps=steps,
-    )  # fmt: skip
-
-
-def _network(model: MaskedImageModel, method: Method, n_out: int, seed: int) -> nn.Module:
-    with seeded_init(seed):
-        head = Head(model.config.width, n_out, attentive=method != "linear")
-    if method in _FROZEN:
-        return head
-    if method == "finetune":
-        encoder = deepcopy(model)
-    else:
-        encoder = build_model(model.config, seed=seed)
-        encoder.set_sky_noise(model.sky_sigma.cpu())
-    return EncoderWithHead(encoder, head)
+    return predict, {"validation": best_score, "learning_rate": learning_rate, "steps": steps}
 
 
 def _groups(network: nn.Module, method: Method, learning_rate: float, config: ProbeConfig) -> list[dict[str, Any]]:

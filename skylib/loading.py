@@ -19,6 +19,7 @@ from skylib.tiles import Tile, TilePaths, read_tile
 log = logging.getLogger(__name__)
 
 _ORDER, _AUGMENT, _CROP = range(3)  # what a random draw is for: part of its key
+RESIDENT_BYTES = 2 * 2**30  # images that take less than this are kept in memory
 
 
 class Batch(NamedTuple):
@@ -34,7 +35,7 @@ class CutoutLoader:
     """Batches of a file of cutouts, in one pass.
 
     Every draw follows from the seed and the place in the run, so the state to save is two integers, and a restored
-    loader goes on with the very batch that would have come.
+    loader goes on with the very batch that would have come. Images that take less than 2 GiB are read once and kept.
 
     Parameters
     ----------
@@ -79,16 +80,19 @@ class CutoutLoader:
         if max(self._planes) < 0:
             raise ValueError(f"{cutouts.path} holds bands {' '.join(cutouts.bands)}, none of {' '.join(self.bands)}")
         self._epoch = self._next = 0
+        self._kept: np.ndarray | None = None  # the images of `rows`, in their order
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.rows), self.batch_size)
         return full if self.shuffle else full + bool(rest)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.rows
+        order = np.arange(len(self.rows))
         if self.shuffle:
             generator = keyed_generator(self.seed, _ORDER, self._epoch, self.rank)
-            order = order[torch.randperm(len(order), generator=generator).numpy()]
+            order = torch.randperm(len(order), generator=generator).numpy()
+        if self._kept is None and len(self.rows) * len(self.cutouts.bands) * self.cutouts.size**2 * 4 < RESIDENT_BYTES:
+            self._kept = np.ascontiguousarray(self.flux(self.rows))
         while self._next < len(self):
             number, self._next = self._next, self._next + 1
             yield self._batch(order[number * self.batch_size : (number + 1) * self.batch_size], number)
@@ -115,8 +119,10 @@ class CutoutLoader:
         """Go on where another loader stood."""
         self._epoch, self._next = state["epoch"], state["next"]
 
-    def _batch(self, rows: np.ndarray, number: int) -> Batch:
-        flux = torch.from_numpy(np.ascontiguousarray(self.flux(rows))).to(self.device)
+    def _batch(self, chosen: np.ndarray, number: int) -> Batch:
+        rows = self.rows[chosen]
+        images = self.flux(rows) if self._kept is None else self._kept[chosen]
+        flux = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         if self.augment:
             flux = random_orientation(
                 flux, generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number, self.rank)

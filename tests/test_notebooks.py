@@ -74,9 +74,6 @@ def test_pretraining_taught_classes(run_dir):
     assert margin(run_dir, "class, pretrained minus random weights: balanced_accuracy") > 0
 
 
-@pytest.mark.xfail(
-    reason="minutes on two cores do not yet teach the small network more redshift than random weights give"
-)
 def test_pretraining_taught_redshift(run_dir):
     assert margin(run_dir, "z_spec, pretrained minus random weights: r2") > 0
 
