@@ -245,7 +245,8 @@ def make_cutouts(
     catalogue : path or Table
         Any format that astropy reads, with columns ``ra`` and ``dec`` (deg, ICRS).
     out : path
-        The new HDF5 file. The objects keep the catalogue's order; those outside all tiles are dropped, with a warning.
+        The new HDF5 file. The objects keep the catalogue's order; those outside all tiles, and those without a single
+        pixel of data, are dropped, with a warning that counts them.
     size : int
         Side in pixels. The object's pixel is ``[size // 2, size // 2]``.
     columns : sequence of str, optional
@@ -263,7 +264,7 @@ def make_cutouts(
     Raises
     ------
     ValueError
-        If a column is missing, no object lies in the tiles, or the tiles hold different bands.
+        If a column is missing, no object lies in the tiles or has data, or the tiles hold different bands.
     OSError
         If a file cannot be read, or `out` cannot be written.
     """
@@ -299,6 +300,7 @@ def make_cutouts(
         "zero_point": ZERO_POINT,
         "provenance": f"{len(tiles)} tiles, first {next(p.name for p in tiles[0].paths.values() if p)}",
     }
+    empty = np.zeros(len(kept), bool)
     with _new_file(out, len(kept), bands, size, labels, attributes) as file:
         for t in tqdm(np.unique(tile_of), desc="cutouts", unit="tile"):
             tile = read_tile(tiles[t], bad_planes=bad_planes)
@@ -306,8 +308,27 @@ def make_cutouts(
                 raise ValueError(f"tile {tile.name} holds bands {tile.bands}, the first tile {bands}")
             mine = np.flatnonzero(tile_of == t)
             for index, row, col in zip(mine, np.round(rows[mine]), np.round(cols[mine]), strict=True):
-                file["cutouts"][index] = slice_cutout(tile.flux, int(row), int(col), size)
+                cutout = slice_cutout(tile.flux, int(row), int(col), size)
+                file["cutouts"][index], empty[index] = cutout, not np.isfinite(cutout).any()
+        if empty.all():
+            raise ValueError(f"none of the {len(empty)} objects has a pixel of data")
+        if empty.any():
+            log.warning("%d of %d objects have no pixel of data and are left out", empty.sum(), len(empty))
+            _keep_rows(file, np.flatnonzero(~empty))
     return CutoutFile(out)
+
+
+def _keep_rows(file: h5py.File, rows: np.ndarray, *, block: int = 1024) -> None:
+    """Leave only these rows, given in ascending order, in the cutouts and all columns of a new file."""
+    cutouts = file["cutouts"]
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        cutouts[start : start + len(part)] = cutouts[part]
+    cutouts.resize(len(rows), axis=0)
+    for name in [name for name in file if name != "cutouts"]:
+        values, dtype, attributes = file[name][()][rows], file[name].dtype, dict(file[name].attrs)
+        del file[name]
+        file.create_dataset(name, data=values, dtype=dtype).attrs.update(attributes)
 
 
 def slice_cutout(image: np.ndarray, row: int, col: int, size: int) -> np.ndarray:
@@ -376,7 +397,8 @@ def _new_file(
         with file:
             file.attrs.update({"bands": list(bands), **attributes})
             chunk = max(1, min(n, 2**20 // (4 * len(bands) * size**2)))  # about 1 MiB
-            file.create_dataset("cutouts", (n, len(bands), size, size), "f4", chunks=(chunk, len(bands), size, size))
+            shape = (len(bands), size, size)
+            file.create_dataset("cutouts", (n, *shape), "f4", chunks=(chunk, *shape), maxshape=(None, *shape))
             for name, values in columns.items():
                 _write_column(file, name, values, n)
             yield file

@@ -196,6 +196,7 @@ def plot_comparison(
         ax.annotate(f"{value:.3f}", (value, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     ax.set_yticks(range(len(order)), order)
     ax.set(xlabel=f"{label} on test, 95 % interval", ylim=(-0.6, len(order) - 0.3))
+    ax.margins(x=0.12)  # room for the numbers
     ax.grid(axis="x", alpha=0.3)
     return ax
 
@@ -237,7 +238,8 @@ def plot_regression(
         for sign in (-1, 1):
             ax.plot(line, line + sign * outlier_threshold * (1 + line), color="k", lw=0.8, ls="--")
     ax.set(xlabel=f"true {label}", ylabel=f"predicted {label}", xlim=(low, high), ylim=(low, high))
-    ax.figure.colorbar(hexes, ax=ax, label="objects")
+    bar = ax.figure.colorbar(hexes, ax=ax, label="objects", format="%d")
+    bar.ax.yaxis.set_minor_formatter("")
     return ax
 
 
@@ -263,7 +265,7 @@ def plot_map(
         points = ax.scatter(
             xy[known, 0], xy[known, 1], s=size, c=values[known], vmin=low, vmax=high, cmap="viridis", lw=0
         )
-        ax.figure.colorbar(points, ax=ax, label=label)
+        ax.figure.colorbar(points, ax=ax)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=label)
     return ax
 

@@ -157,6 +157,23 @@ def test_bad_catalogues(sky, tiles, tmp_path):
     assert not out.exists()
 
 
+def test_objects_without_data_are_left_out_and_counted(tiles, tmp_path, caplog):
+    tile = read_tile(tiles[-1])  # has a strip without data
+    rows, cols = np.nonzero(np.isnan(tile.flux).all(axis=0))
+    row, col = int(np.median(rows)), int(np.median(cols))
+    ra, dec = tile.sky_at(np.array([40, row, 60]), np.array([40, col, 70]))
+    catalogue = Table({"ra": ra, "dec": dec, "name": ["a", "gone", "c"], "class": ["star", "qso", "galaxy"]})
+    made = make_cutouts(tiles[-1:], catalogue, tmp_path / "c.h5", size=4)
+    assert "1 of 3 objects have no pixel of data" in caplog.text
+    assert made.column("name").tolist() == ["a", "c"]
+    assert made.column("class").tolist() == [2, 0]
+    assert made.class_names() == ("galaxy", "qso", "star")
+    np.testing.assert_array_equal(made.flux(1)[0], slice_cutout(tile.flux, 60, 70, 4))
+    with pytest.raises(ValueError, match="none of the 1 objects has a pixel"):
+        make_cutouts(tiles[-1:], catalogue[1:2], tmp_path / "none.h5", size=4)
+    assert not (tmp_path / "none.h5").exists()
+
+
 def test_a_catalogue_partly_outside_says_so(sky, tiles, tmp_path, caplog):
     table = Table.read(sky.catalogue)[["ra", "dec"]][:20]
     table["ra"][:5] += 1.0
