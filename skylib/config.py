@@ -12,6 +12,7 @@ NormPix = Literal["band", "patch"]
 Loss = Literal["l1", "mse"]
 StretchKind = Literal["asinh", "linear"]
 Precision = Literal["bf16", "fp32"]
+Schedule = Literal["cosine", "wsd"]
 Method = Literal["linear", "attentive", "finetune", "supervised"]
 
 # name: (width, depth, heads). "nano" is for laptops and tests; the others are the field's usual sizes.
@@ -63,6 +64,12 @@ class ModelConfig:
     stretch : {"asinh", "linear"}
     ra_dec : bool
         Give the encoder a token with the position on the sky. Off: positions can leak a survey's footprint.
+    registers : int
+        Extra learned tokens, in which the encoder can keep what belongs to no patch (Darcet et al. 2023,
+        arXiv:2309.16588).
+    attention_pool : bool
+        Gather the tokens by a learned query into a summary that takes part in the reconstruction; `embed` gives it
+        as ``pool="attention"``.
     decoder_width, decoder_depth : int
         ``mae`` only.
     """
@@ -78,6 +85,8 @@ class ModelConfig:
     loss: Loss = "mse"
     stretch: StretchKind = "asinh"
     ra_dec: bool = False
+    registers: int = 0
+    attention_pool: bool = False
     decoder_width: int = 512
     decoder_depth: int = 4
 
@@ -90,6 +99,7 @@ class ModelConfig:
         check_choice("stretch", self.stretch, get_args(StretchKind))
         check_range("patch_size", self.patch_size, 1)
         check_range("decoder_depth", self.decoder_depth, 1)
+        check_range("registers", self.registers, 0)
         if self.image_size <= 0 or self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}")
         if self.decoder_width <= 0 or self.decoder_width % 32:
@@ -136,40 +146,78 @@ class PretrainConfig:
 
     Parameters
     ----------
-    steps, batch_size : int
+    steps : int
+        Optimiser steps.
+    batch_size : int
+        Images a step, over all processes together.
+    accumulate : int
+        Parts that a batch is computed in, one after another, to save memory. The result is the same.
     learning_rate : float
-        Peak, AdamW; reached after `warmup_steps`, then decays as a cosine to `final_learning_rate`.
+        Peak, AdamW; reached after `warmup_steps`, then falls to `final_learning_rate`.
+    schedule : {"cosine", "wsd"}
+        How it falls: as half a cosine, or warm-up, stable, and linear decay over the last `cooldown` of the steps.
+    cooldown : float
+        ``wsd``: share of the steps.
     weight_decay : float
         On matrices only, not on biases, norms and learned tokens.
-    precision : {"bf16", "fp32"}
-        Of the matrix products; the weights are float32.
     clip_grad : float
         Largest norm of the gradient.
-    checkpoint_every, log_every, validate_every : int
+    ema : float
+        Decay a step of an exponential moving average of the weights, which is then what is validated, probed and
+        loaded; 0 for none.
+    max_bad_steps : int
+        Steps in a row whose gradient is not finite: they are skipped and counted, and with so many the run stops.
+    precision : {"bf16", "fp32"}
+        Of the matrix products; the weights are float32.
+    tf32 : bool
+        Let float32 products on CUDA use TF32.
+    compile : bool, optional
+        Compile the step with `torch.compile`; by default on CUDA only.
+    log_every, validate_every, checkpoint_every : int
         Steps.
+    checkpoint_minutes : float
+        Also save when so much time has passed (looked at each `log_every` steps).
+    tensorboard : bool
+        Also write scalars for TensorBoard, to ``tensorboard/`` of the run folder.
     seed : int
     """
 
     steps: int = 100_000
     batch_size: int = 256
+    accumulate: int = 1
     learning_rate: float = 1.5e-4
     final_learning_rate: float = 0.0
+    schedule: Schedule = "cosine"
+    cooldown: float = 0.2
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = 5_000
     clip_grad: float = 1.0
+    ema: float = 0.0
+    max_bad_steps: int = 20
     precision: Precision = "bf16"
+    tf32: bool = True
+    compile: bool | None = None
     log_every: int = 50
     validate_every: int = 1_000
     checkpoint_every: int = 1_000
+    checkpoint_minutes: float = 15.0
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+        at_least_one = ("steps", "batch_size", "accumulate", "max_bad_steps", "log_every", "validate_every", "checkpoint_every")  # fmt: skip
+        for name in at_least_one:
             check_range(name, getattr(self, name), 1)
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warmup_steps", "clip_grad", "seed"):
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warmup_steps", "clip_grad", "checkpoint_minutes", "seed"):  # fmt: skip
             check_range(name, getattr(self, name), 0)
         check_choice("precision", self.precision, get_args(Precision))
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_range("cooldown", self.cooldown, 0, 1)
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: must be 0 (off) or below 1, such as 0.999")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size}: must be a multiple of accumulate={self.accumulate}")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps}: must be below steps={self.steps}")
 
