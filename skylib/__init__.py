@@ -13,13 +13,15 @@ from skylib.labels import label_efficiency, train_head
 from skylib.loading import Batch, CutoutLoader, TileLoader
 from skylib.metrics import photoz_metrics
 from skylib.mim import MaskedImageModel, MIMOutput, build_model
-from skylib.pretrain import PretrainResult, Probe, pretrain
+from skylib.pretrain import PretrainResult, pretrain
 from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe
 from skylib.runs import run_notebook
 from skylib.similarity import search
 from skylib.splits import sky_split
+from skylib.stopping import Interrupted
 from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
 from skylib.umap import umap_map
+from skylib.validation import Probe
 
 if TYPE_CHECKING:
     from skylib.browse import SimilarityBrowser
@@ -32,6 +34,7 @@ __all__ = [
     "CutoutFile",
     "CutoutLoader",
     "Embeddings",
+    "Interrupted",
     "MIMOutput",
     "MaskedImageModel",
     "ModelConfig",

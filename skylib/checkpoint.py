@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,39 @@ from skylib.mim import MaskedImageModel, build_model
 from skylib.runtime import pick_device
 
 
-def save_checkpoint(path: str | Path, payload: dict[str, Any]) -> None:
-    """Write a checkpoint that a kill at any moment leaves either old or new, never broken."""
-    path = Path(path)
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` when all is written and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(payload, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: str | Path, payload: dict[str, Any], *, keep: str | Path | None = None) -> None:
+    """Write a checkpoint that a kill at any moment leaves either old or new, never broken.
+
+    Parameters
+    ----------
+    path : path
+    payload : dict
+        Tensors and plain types.
+    keep : path, optional
+        The checkpoint that was at `path` before goes there.
+    """
+    path = Path(path)
+    with replaced(path) as partial:
+        torch.save(payload, partial)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -45,13 +71,41 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise OSError(f"{path}: cannot be read as a checkpoint: {error}") from error
 
 
+def load_last(run_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Read the newest whole checkpoint of a run.
+
+    Where ``checkpoints/last.pt`` is damaged, ``previous.pt`` is taken, with a warning.
+
+    Returns
+    -------
+    path : Path
+        The checkpoint that was read.
+    checkpoint : dict
+        Or None instead of both, if the run has no checkpoint.
+
+    Raises
+    ------
+    OSError
+        If none can be read.
+    """
+    last, previous = (Path(run_dir) / "checkpoints" / name for name in ("last.pt", "previous.pt"))
+    if last.is_file():
+        try:
+            return last, load_checkpoint(last)
+        except OSError as error:
+            if not previous.is_file():
+                raise
+            log.warning("%s; going back to %s", error, previous)
+    return (previous, load_checkpoint(previous)) if previous.is_file() else None
+
+
 def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device | None = None) -> MaskedImageModel:
-    """Load a pretrained model, ready to embed.
+    """Load a pretrained model, ready to embed; with averaged weights, where the run kept them.
 
     Parameters
     ----------
     run_dir_or_checkpoint : path
-        A run folder, of which ``checkpoints/last.pt`` is taken, or a checkpoint.
+        A run folder, of which the last checkpoint is taken, or a checkpoint, such as ``checkpoints/best.pt``.
     device : optional
         CUDA if there is one, by default.
 
@@ -61,16 +115,14 @@ def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device 
         In evaluation mode.
     """
     path = Path(run_dir_or_checkpoint)
-    checkpoint = load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path)
+    found = load_last(path) if path.is_dir() else None
+    checkpoint = found[1] if found else load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path)
     model = build_model(model_config_from_dict(checkpoint["model_config"]))
-    model.load_state_dict(checkpoint["model"])
+    model.load_state_dict(checkpoint.get("optimiser", {}).get("average", checkpoint["model"]))
     return model.to(pick_device(device)).eval()
 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that a kill at any moment leaves either old or new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    with replaced(Path(path)) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")

@@ -25,7 +25,7 @@ from skylib.cutouts import CutoutFile
 from skylib.embed import embed_tokens
 from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel, build_model, central_patches
-from skylib.pretrain import cosine_schedule
+from skylib.optimise import cosine_schedule
 from skylib.probes import ProbeResult, Task, labelled_parts, metric_for, on_test
 from skylib.runtime import autocast, keyed_generator, seeded_init
 from skylib.splits import TEST, TRAIN, VALIDATION, sky_split

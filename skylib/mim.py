@@ -17,9 +17,9 @@ from skylib.bands import stretch, unstretch
 from skylib.config import VIT_SIZES, ModelConfig, check_choice
 from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
 from skylib.runtime import seeded_init
-from skylib.vit import Block, Encoder, initialise, sincos_positions
+from skylib.vit import AttentionPool, Decoder, Encoder, initialise
 
-POOLS = ("mean", "cls", "max", "central", "tokens")
+POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
 
 
 class MIMOutput(NamedTuple):
@@ -28,6 +28,7 @@ class MIMOutput(NamedTuple):
     loss: Tensor  # scalar, over hidden pixels that have data
     prediction: Tensor  # (B, N, C, P), in units of the target: stretched, and standardised with norm_pix
     mask: Tensor  # bool (B, C, N), True where hidden
+    n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
 
 
 class Patches(NamedTuple):
@@ -57,13 +58,17 @@ class MaskedImageModel(nn.Module):
         pixels = (1, 1, len(config.bands), config.patch_size**2)
         self.encoder = Encoder(
             patch_dim=config.patch_dim, n_patches=config.n_patches, width=width, depth=depth, heads=heads,
-            sky_position=config.ra_dec,
+            sky_position=config.ra_dec, registers=config.registers,
         )  # fmt: skip
+        self.attention_pool = AttentionPool(width, heads) if config.attention_pool else None
         self.no_data = nn.Parameter(torch.zeros(pixels))  # learned stand-in for NaN pixels
         self.sky_sigma: Tensor
         self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
         if config.objective == "mae":
-            self.decoder: nn.Module = Decoder(config)
+            self.decoder: nn.Module = Decoder(
+                encoder_width=width, patch_dim=config.patch_dim, n_patches=config.n_patches,
+                width=config.decoder_width, depth=config.decoder_depth,
+            )  # fmt: skip
         else:
             self.hidden = nn.Parameter(torch.zeros(pixels))  # learned stand-in for hidden pixels
             nn.init.normal_(self.hidden, std=0.02)
@@ -78,8 +83,8 @@ class MaskedImageModel(nn.Module):
         self.sky_sigma.copy_(sigma)
 
     def forward(
-        self, flux: Tensor, *, mask: Tensor | None = None, ra: Tensor | None = None, dec: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, flux: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None, ra: Tensor | None = None,
+        dec: Tensor | None = None, generator: torch.Generator | None = None,
     ) -> MIMOutput:  # fmt: skip
         """Hide patches, reconstruct them, and compare.
 
@@ -89,6 +94,8 @@ class MaskedImageModel(nn.Module):
             Counts; NaN = no data.
         mask : Tensor of bool, shape (B, N) or, for `simmim`, (B, C, N), optional
             True where hidden; drawn as the configuration says if not given.
+        weight : Tensor of float32, shape (B, C, S, S), optional
+            Of each pixel in the loss, such as an inverse variance; 0 or NaN leaves it out.
         ra, dec : Tensor, shape (B,), optional
             Degrees; used only with ``ra_dec=True``.
         generator : torch.Generator, optional
@@ -98,14 +105,37 @@ class MaskedImageModel(nn.Module):
         -------
         MIMOutput
         """
+        if mask is None:
+            mask, n_visible = self.draw_mask(len(flux), generator=generator, device=flux.device), None
+        else:
+            mask, n_visible = self._check_mask(mask, len(flux))
+        return self.compare(flux, mask, n_visible=n_visible, weight=weight, ra=ra, dec=dec)
+
+    def draw_mask(
+        self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw a mask as the configuration says: bool (B, C, N), True where hidden."""
+        c, n_bands = self.config, len(self.config.bands)
+        if c.objective == "mae":
+            drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)
+            return drawn[:, None].expand(-1, n_bands, -1)
+        return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
+
+    def compare(
+        self, flux: Tensor, mask: Tensor, *, n_visible: int | None = None, weight: Tensor | None = None,
+        ra: Tensor | None = None, dec: Tensor | None = None,
+    ) -> MIMOutput:  # fmt: skip
+        """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
         patches = self._patches(flux)
-        mask, n_visible = self._mask(flux, mask, generator)
-        prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec))
+        prediction = self._predict(patches, mask, n_visible or self.config.n_visible, sky_vector(ra, dec))
         target, _, _ = self._target(patches)
-        use = mask.transpose(1, 2)[..., None] & patches.valid
-        error = torch.where(use, prediction - target, 0.0)
-        error = error.abs() if self.config.loss == "l1" else error.square()
-        return MIMOutput(error.sum() / use.sum().clamp(min=1), prediction, mask)
+        use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
+        if weight is not None:
+            use = use * patchify(weight.nan_to_num(0.0), self.config.patch_size)
+        error = torch.where(use > 0, prediction.float() - target, 0.0)
+        error = use * (error.abs() if self.config.loss == "l1" else error.square())
+        n_pixels = use.sum()
+        return MIMOutput(error.sum() / torch.where(n_pixels > 0, n_pixels, 1.0), prediction, mask, n_pixels)
 
     def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
         """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
@@ -128,8 +158,9 @@ class MaskedImageModel(nn.Module):
         Parameters
         ----------
         flux : Tensor of float32, shape (B, C, S, S)
-        pool : {"mean", "cls", "max", "central", "tokens"}
-            ``central`` is the mean of the four (or one) patches around the centre; ``tokens`` does not pool.
+        pool : {"mean", "cls", "max", "central", "central16", "attention", "tokens"}
+            ``central`` is the mean of the four patches around the centre (one where the grid is odd), ``central16``
+            of the sixteen (nine); ``attention`` needs ``attention_pool=True``; ``tokens`` does not pool.
         layer : int
             After which block.
 
@@ -144,8 +175,13 @@ class MaskedImageModel(nn.Module):
             return x[:, 0]
         if pool == "tokens":
             return patches
-        if pool == "central":
-            return patches[:, central_patches(self.config.n_patches)].mean(dim=1)
+        if pool == "attention":
+            if self.attention_pool is None:
+                raise ValueError("pool='attention': this model was built without attention_pool=True")
+            return self.attention_pool(x)
+        if pool.startswith("central"):
+            reach = 2 if pool == "central16" else 1
+            return patches[:, central_patches(self.config.n_patches, reach)].mean(dim=1)
         return patches.mean(dim=1) if pool == "mean" else patches.amax(dim=1)
 
     @torch.no_grad()
@@ -167,7 +203,11 @@ class MaskedImageModel(nn.Module):
         """
         c = self.config
         patches = self._patches(flux)
-        mask, n_visible = self._mask(flux, mask, generator)
+        n_visible = c.n_visible
+        if mask is None:
+            mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
+        else:
+            mask, n_visible = self._check_mask(mask, len(flux))
         prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec)).float()
         _, mean, scale = self._target(patches)
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
@@ -190,17 +230,9 @@ class MaskedImageModel(nn.Module):
     def _sky(self, sky: Tensor | None) -> Tensor | None:
         return sky if self.config.ra_dec else None
 
-    def _mask(self, flux: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, int]:
-        """Return the mask (B, C, N), drawn or checked, and for `mae` how many patches of each sample stay visible."""
-        c, batch, n_bands = self.config, len(flux), len(self.config.bands)
-        if mask is None and c.objective == "mae":
-            drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=flux.device)
-            return drawn[:, None].expand(-1, n_bands, -1), c.n_visible
-        if mask is None:
-            drawn = random_band_mask(
-                batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=flux.device
-            )
-            return drawn, c.n_patches
+    def _check_mask(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
+        """Return a user's mask as (B, C, N), and for `mae` how many patches of each sample stay visible."""
+        c, n_bands = self.config, len(self.config.bands)
         if mask.ndim == 2:
             mask = mask[:, None].expand(-1, n_bands, -1)
         if mask.dtype != torch.bool or mask.shape != (batch, n_bands, c.n_patches):
@@ -219,16 +251,20 @@ class MaskedImageModel(nn.Module):
 
     def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
         """Return the prediction for all patches, (B, N, C, P)."""
-        filled, sky = self._fill(patches), self._sky(sky)
+        filled, sky, n_prefix = self._fill(patches), self._sky(sky), self.encoder.n_prefix
         if self.config.objective == "mae":
             order = mask[:, 0].to(torch.uint8).argsort(dim=1, stable=True)  # visible patches first
             encoded = self.encoder(filled, keep=order[:, :n_visible], sky=sky)
-            n_prefix = self.encoder.n_prefix
-            prediction = self.decoder(encoded[:, :n_prefix], encoded[:, n_prefix:], order)
+            summary = encoded[:, :n_prefix] if self.attention_pool is None else self.attention_pool(encoded)[:, None]
+            prediction = self.decoder(summary, encoded[:, n_prefix:], order)
         else:
             hidden = self.hidden.expand_as(patches.pixels).flatten(2)
             shown = torch.where(mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2), hidden, filled)
-            prediction = self.decoder(self.encoder(shown, sky=sky)[:, self.encoder.n_prefix :])
+            encoded = self.encoder(shown, sky=sky)
+            tokens = encoded[:, n_prefix:]
+            if self.attention_pool is not None:
+                tokens = tokens + self.attention_pool(encoded)[:, None]
+            prediction = self.decoder(tokens)
         return prediction.view(patches.pixels.shape)
 
     def _target(self, patches: Patches) -> tuple[Tensor, Tensor | float, Tensor | float]:
@@ -244,52 +280,18 @@ class MaskedImageModel(nn.Module):
         return deviation / scale, mean + unknown, scale
 
 
-class Decoder(nn.Module):
-    """The light transformer that turns visible tokens and a mask token into pixels (`mae`)."""
+def central_patches(n_patches: int, reach: int = 1) -> list[int]:
+    """Return the numbers of the patches up to `reach` from the centre of the grid.
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = config.decoder_width
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions: Tensor
-        self.register_buffer("positions", sincos_positions(config.n_patches, width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, width // 32) for _ in range(config.decoder_depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, config.patch_dim)
-        initialise(self)
-        nn.init.normal_(self.mask_token, std=0.02)
-
-    def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
-        """Decode all patches.
-
-        Parameters
-        ----------
-        prefix : Tensor, shape (B, n_prefix, D)
-        visible : Tensor, shape (B, K, D)
-            Encoded patches ``order[:, :K]``.
-        order : Tensor of int64, shape (B, N)
-            Patch numbers, visible ones first.
-
-        Returns
-        -------
-        Tensor, shape (B, N, C * P)
-        """
-        n_hidden = order.shape[1] - visible.shape[1]
-        prefix, visible = self.embed(prefix), self.embed(visible)
-        x = torch.cat([visible, self.mask_token.to(visible.dtype).expand(len(visible), n_hidden, -1)], dim=1)
-        x = x.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, x.shape[-1]))  # back to their places
-        x = torch.cat([prefix, x + self.positions], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, prefix.shape[1] :]))
-
-
-def central_patches(n_patches: int) -> list[int]:
-    """Return the numbers of the four patches around the centre, or of the one at the centre of an odd grid."""
+    Examples
+    --------
+    >>> central_patches(16), central_patches(9), len(central_patches(64, reach=2))
+    ([5, 6, 9, 10], [4], 16)
+    """
     side = round(n_patches**0.5)
-    middle = [side // 2] if side % 2 else [side // 2 - 1, side // 2]
-    return [row * side + col for row in middle for col in middle]
+    middle, odd = divmod(side, 2)
+    lines = [line for line in range(middle - reach + odd, middle + reach) if 0 <= line < side]
+    return [row * side + col for row in lines for col in lines]
 
 
 def sky_vector(ra: Tensor | None, dec: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A plain Vision Transformer encoder [1]_ on flat patches.
+"""A plain Vision Transformer [1]_ on flat patches: encoder, light decoder, attention pooling.
 
 References
 ----------
@@ -44,26 +44,32 @@ class Encoder(nn.Module):
     n_patches, width, depth, heads : int
     sky_position : bool
         Also take a token with the position on the sky.
+    registers : int
+        Extra learned tokens.
     """
 
     def __init__(
-        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False
-    ) -> None:
+        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False,
+        registers: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embed = nn.Linear(patch_dim, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.sky = nn.Linear(3, width) if sky_position else None
+        self.registers = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(n_patches, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         initialise(self)
         nn.init.normal_(self.cls, std=0.02)
+        if self.registers is not None:
+            nn.init.normal_(self.registers, std=0.02)
 
     @property
     def n_prefix(self) -> int:
-        """Number of tokens before the patch tokens: cls, and the position on the sky."""
-        return 1 if self.sky is None else 2
+        """Number of tokens before the patch tokens: cls, the position on the sky, registers."""
+        return 1 + (self.sky is not None) + (0 if self.registers is None else self.registers.shape[1])
 
     def forward(
         self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None, layer: int = -1
@@ -96,10 +102,84 @@ class Encoder(nn.Module):
             if sky is None:
                 raise ValueError("this model was built with ra_dec=True: give ra and dec")
             prefix.append(self.sky(sky)[:, None])
+        if self.registers is not None:
+            prefix.append(self.registers.expand(len(patches), -1, -1))
         x = torch.cat([*prefix, self.embed(patches) + positions], dim=1)
         for block in self.blocks[: layer % depth + 1]:
             x = block(x)
         return self.norm(x) if layer % depth == depth - 1 else x
+
+
+class Decoder(nn.Module):
+    """The light transformer that turns visible tokens and a mask token into pixels (`mae`).
+
+    Parameters
+    ----------
+    encoder_width, patch_dim, n_patches : int
+        Of the encoder.
+    width, depth : int
+        Heads are 32 wide.
+    """
+
+    def __init__(self, *, encoder_width: int, patch_dim: int, n_patches: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(encoder_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(n_patches, width), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, width // 32) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, patch_dim)
+        initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
+        """Decode all patches.
+
+        Parameters
+        ----------
+        prefix : Tensor, shape (B, n_prefix, D)
+        visible : Tensor, shape (B, K, D)
+            Encoded patches ``order[:, :K]``.
+        order : Tensor of int64, shape (B, N)
+            Patch numbers, visible ones first.
+
+        Returns
+        -------
+        Tensor, shape (B, N, patch_dim)
+        """
+        n_hidden = order.shape[1] - visible.shape[1]
+        prefix, visible = self.embed(prefix), self.embed(visible)
+        x = torch.cat([visible, self.mask_token.to(visible.dtype).expand(len(visible), n_hidden, -1)], dim=1)
+        x = x.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, x.shape[-1]))  # back to their places
+        x = torch.cat([prefix, x + self.positions], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, prefix.shape[1] :]))
+
+
+class AttentionPool(nn.Module):
+    """Gather tokens into one vector: a learned query attends to them, and a residual perceptron follows."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        initialise(self)
+        nn.init.normal_(self.query, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to vectors (B, D)."""
+        b, n, d = x.shape
+        k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        q = self.query.to(k.dtype).expand(b, -1, -1).view(b, 1, self.heads, d // self.heads).transpose(1, 2)
+        pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, d))
+        return pooled + self.fc2(F.gelu(self.fc1(self.norm(pooled))))
 
 
 def sincos_positions(n_patches: int, width: int) -> Tensor:

@@ -1,0 +1,187 @@
+"""Several processes that train one model: joining them, and starting them from a notebook."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from skylib.runtime import pick_device
+from skylib.stopping import Interrupted, StopRequest
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together: this one's number, how many there are, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, value: Any) -> Any:
+        """Return the first process's value in all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+
+def world_size() -> int:
+    """Return how many processes ``torchrun`` or ``srun`` started of this program; 1 for a program on its own."""
+    return int(os.environ.get("WORLD_SIZE", 0)) or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+@contextmanager
+def join(device: str | torch.device | None = None) -> Iterator[World]:
+    """Meet the other processes that ``torchrun`` or ``srun`` started, if any.
+
+    Parameters
+    ----------
+    device : optional
+        As in `pick_device`; with several processes on CUDA each takes a GPU of its own.
+    """
+    size, device = world_size(), pick_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    _adopt_slurm(os.environ)
+    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if device.type == "cuda":
+        # Slurm may show each task one GPU alone, or all of them.
+        device = torch.device("cuda", local % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    owned = not dist.is_initialized()
+    if owned:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, device)
+    finally:
+        if owned:
+            dist.destroy_process_group()
+
+
+def _adopt_slurm(environ: Any) -> None:
+    """Give torch's variables, which ``torchrun`` would have set, from those of ``srun``."""
+    if "RANK" in environ:
+        return
+    environ["RANK"], environ["LOCAL_RANK"] = environ["SLURM_PROCID"], environ["SLURM_LOCALID"]
+    environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
+    if "MASTER_ADDR" not in environ:
+        nodes = ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]]
+        environ["MASTER_ADDR"] = subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+    environ.setdefault("MASTER_PORT", str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000))
+
+
+def launch(
+    function: str, arguments: Mapping[str, Any], *, run_dir: str | Path, processes: int,
+    watch: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Run a function in several processes and wait for it.
+
+    Inside a Slurm allocation of several nodes, `processes` run on each node, started by ``srun``.
+
+    Parameters
+    ----------
+    function : str
+        As ``module:name``.
+    arguments : mapping
+        By keyword; anything that can be pickled.
+    run_dir : path
+        Gets what the processes print, as ``workers.log``.
+    processes : int
+        On each node.
+    watch : callable
+        Called about twice a second while they run.
+
+    Raises
+    ------
+    Interrupted
+        If the processes were asked to stop, and did.
+    RuntimeError
+        If one of them fails; with the end of the log.
+    """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    task, log = run_dir / "workers.pickle", run_dir / "workers.log"
+    task.write_bytes(pickle.dumps((function, dict(arguments))))
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    if nodes > 1:
+        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+        meet = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node()}:{port}"]
+        prefix = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+        command = [*prefix, *torchrun, *meet]
+    else:
+        command = [*torchrun, "--standalone"]
+    command += ["-m", "skylib.distributed", str(task)]
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    with open(log, "ab") as file, StopRequest(run_dir) as stop:
+        start = file.tell()
+        workers = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**threads, **os.environ},
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while workers.poll() is None:
+                time.sleep(0.5)
+                watch()
+                if stop.why() is not None:
+                    (run_dir / "STOP").touch()  # they look for it, save, and end
+        except BaseException:
+            workers.terminate()  # torchrun hands it on; the workers save
+            workers.wait()
+            raise
+        finally:
+            task.unlink(missing_ok=True)
+    text = log.read_bytes()[start:].decode(errors="replace")
+    if workers.returncode:
+        end = "\n".join(text.strip().splitlines()[-30:])
+        raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}):\n{end}")
+    if stopped := [line for line in text.splitlines() if line.startswith("Interrupted: ")]:
+        raise Interrupted(stopped[0].removeprefix("Interrupted: "))
+
+
+def _first_node() -> str:
+    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    return subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+
+
+def _work(task: Path) -> None:
+    """Do in this process what `launch` was asked for."""
+    import importlib
+
+    name, arguments = pickle.loads(task.read_bytes())
+    module, attribute = name.split(":")
+    try:
+        getattr(importlib.import_module(module), attribute)(**arguments)
+    except Interrupted as stopped:
+        if int(os.environ["RANK"]) == 0:
+            print(f"Interrupted: {stopped}", flush=True)
+
+
+if __name__ == "__main__":
+    _work(Path(sys.argv[1]))

@@ -1,0 +1,277 @@
+"""The training loop: what is done in each process of a run."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from skylib.checkpoint import load_last, save_checkpoint, write_json
+from skylib.config import ModelConfig, PretrainConfig, difference, to_dict
+from skylib.cutouts import CutoutFile
+from skylib.distributed import World, join
+from skylib.loading import Batch, CutoutLoader, Loader
+from skylib.mim import MaskedImageModel, build_model
+from skylib.monitor import Recorder, draw_progress, draw_reconstruction, examples
+from skylib.optimise import Optimiser, learning_rate_at
+from skylib.runtime import autocast, keyed_generator
+from skylib.stopping import Interrupted, StopRequest
+from skylib.validation import Probe, run_probes, validation_loss
+
+log = logging.getLogger(__name__)
+
+_TRAIN = 0  # what a mask is for: part of its key
+
+
+def train(
+    *, model_config: ModelConfig, config: PretrainConfig, train: Loader | CutoutFile,
+    validation: Loader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, device: torch.device,
+    watch: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
+    with join(device) as world, _tf32(config.tf32), StopRequest(run_dir) as stop:
+        Trainer(model_config, config, train, validation, probes, run_dir, world).run(stop, watch)
+
+
+class Step(nn.Module):
+    """What is compiled, and averaged over processes: a batch and its mask in; the summed error and its weight out."""
+
+    def __init__(self, model: MaskedImageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, flux: Tensor, mask: Tensor, weight: Tensor | None, ra: Tensor | None, dec: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return summed error and number of pixels, both scalar."""
+        out = self.model.compare(flux, mask, weight=weight, ra=ra, dec=dec)
+        return out.loss * out.n_pixels, out.n_pixels
+
+
+class Trainer:
+    """A run in this process. The host waits for the device only at a look, each `log_every` steps."""
+
+    def __init__(
+        self, model_config: ModelConfig, config: PretrainConfig, train: Loader | CutoutFile,
+        validation: Loader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, world: World,
+    ) -> None:  # fmt: skip
+        self.model_config, self.config, self.run_dir, self.world, self.probes = model_config, config, run_dir, world, probes  # fmt: skip
+        if config.batch_size % (config.accumulate * world.size):
+            raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {world.size} processes x accumulate={config.accumulate}")  # fmt: skip
+        self.loader = self._loader(train, shuffle=True).shard(world.rank, world.size)
+        self.validation = None if validation is None or not world.first else self._loader(validation, shuffle=False)
+        if tuple(self.loader.bands) != model_config.bands:
+            found, wanted = " ".join(self.loader.bands), " ".join(model_config.bands)
+            raise ValueError(f"the training data holds bands {found}, the model {wanted}")
+        self.model = build_model(model_config, seed=config.seed)
+        self.step, self.best = 0, float("inf")
+        self._running = torch.zeros(2, device=world.device)  # since the last look: summed loss, good steps
+        found = load_last(run_dir)
+        if found is None:
+            self.model.set_sky_noise(world.agree(torch.from_numpy(_sky_noise(self.loader))))
+        else:
+            self._check(*found)
+            self.model.load_state_dict(found[1]["model"])
+        self.model.to(world.device).train()
+        self.optimiser = Optimiser(self.model, config)
+        if found is not None:
+            self._restore(found[1])
+        elif world.first:
+            write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
+        self._step: nn.Module = Step(self.model)
+        if world.size > 1:
+            self._step = DistributedDataParallel(self._step, broadcast_buffers=False)
+        self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
+
+    @property
+    def evaluated(self) -> MaskedImageModel:
+        """The model that is validated: with averaged weights, if there are any."""
+        return self.optimiser.average or self.model
+
+    def run(self, stop: StopRequest, watch: Callable[[], None]) -> None:
+        """Train until the last step, or until asked to stop."""
+        config, world = self.config, self.world
+        if self.step >= config.steps:
+            return
+        batches, clock, saved = _endless(self.loader), time.perf_counter(), time.monotonic()
+        shown = self.step
+        compiled = config.compile if config.compile is not None else world.device.type == "cuda"
+        step = _compiled(self._step, self._try) if compiled else self._step
+        while self.step < config.steps:
+            norm = self._advance(step, next(batches))
+            last = self.step == config.steps
+            look = last or self.step % config.log_every == 0
+            if look:
+                loss, good = self._running.tolist()
+                elapsed, clock = time.perf_counter() - clock, time.perf_counter()
+                self._look(loss / good if good else float("nan"), float(norm), (self.step - shown) / elapsed)
+                shown = self.step
+                self._running.zero_()
+            if last or self.step % config.validate_every == 0:
+                self._validate()
+            why = world.agree(stop.why()) if world.size == 1 or look else None
+            overdue = look and world.agree(time.monotonic() - saved > 60 * config.checkpoint_minutes)
+            if last or why or overdue or self.step % config.checkpoint_every == 0:
+                self._save()
+                saved = time.monotonic()
+            if look:
+                watch()
+            if why and not last:
+                stop.done()
+                where = f"{self.run_dir}: stopped by {why} after step {self.step} of {config.steps}"
+                raise Interrupted(f"{where}; all is saved, and goes on when it is run again")
+
+    def _advance(self, step: Callable[..., Any], batch: Batch) -> Tensor:
+        """Make one step and return the norm of the gradient."""
+        config, world = self.config, self.world
+        mask = self._mask(len(batch.flux))
+        parts = zip(*(t.chunk(config.accumulate) for t in (batch.flux, mask, batch.ra, batch.dec)), strict=True)
+        sums = torch.zeros(2, device=world.device)
+        for number, (flux, hidden, ra, dec) in enumerate(parts, 1):
+            with self._no_sync(number < config.accumulate), autocast(world.device, config.precision):
+                error, n_pixels = step(flux, hidden, None, ra, dec)
+            with self._no_sync(number < config.accumulate):
+                error.backward()
+            sums += torch.stack([error.detach(), n_pixels])
+        error, n_pixels = world.sum(sums)
+        norm = self.optimiser.step(self.step, n_pixels, processes=world.size)
+        good = norm.isfinite()
+        loss = torch.where(good, error / n_pixels.clamp(min=1e-12), 0.0)
+        self._running += torch.stack([loss, good.float()])
+        self.step += 1
+        return norm
+
+    def _mask(self, n: int) -> Tensor:
+        """Draw the mask for the batch of all processes, and return this one's part."""
+        generator = keyed_generator(self.config.seed, _TRAIN, self.step, device=self.world.device)
+        mask = self.model.draw_mask(n * self.world.size, generator=generator, device=self.world.device)
+        return mask[self.world.rank * n : (self.world.rank + 1) * n]
+
+    @contextmanager
+    def _no_sync(self, wanted: bool) -> Iterator[None]:
+        if wanted and isinstance(self._step, DistributedDataParallel):
+            with self._step.no_sync():
+                yield
+        else:
+            yield
+
+    def _try(self, step: Callable[..., Any]) -> None:
+        """Run one step forward and backward on noise, and leave no trace of it."""
+        c, n = self.model_config, self.config.batch_size // self.world.size // self.config.accumulate
+        flux = torch.randn(n, len(c.bands), c.image_size, c.image_size, device=self.world.device)
+        place = torch.zeros(n, device=self.world.device, dtype=torch.float64)
+        with autocast(self.world.device, self.config.precision):
+            error, _ = step(flux, self.model.draw_mask(n, device=self.world.device), None, place, place)
+        error.backward()
+        self.optimiser.adamw.zero_grad()
+
+    def _look(self, loss: float, norm: float, rate: float) -> None:
+        """Log, and end a run that cannot be saved."""
+        in_a_row, in_all = self.optimiser.bad_steps()
+        if self.recorder is not None:
+            line = {"step": self.step, "loss": loss, "learning_rate": learning_rate_at(self.step - 1, self.config),
+                    "gradient_norm": norm, "images_per_s": round(rate * self.config.batch_size, 1)}  # fmt: skip
+            self.recorder.write(line | ({"bad_steps": in_all} if in_all else {}))
+        if in_a_row:
+            log.warning("%s: %d steps without a finite gradient were skipped, %d of them in a row", self.run_dir, in_all, in_a_row)  # fmt: skip
+        if in_a_row >= self.config.max_bad_steps:
+            raise FloatingPointError(
+                f"{self.run_dir}: the gradient was not finite in {in_a_row} steps in a row, up to step {self.step}; the last "
+                f"checkpoint is kept. Try a learning rate below {self.config.learning_rate}, or precision='fp32'"
+            )
+
+    def _validate(self) -> None:
+        if self.recorder is None or (self.validation is None and not self.probes):
+            return
+        line: dict[str, Any] = {"step": self.step}
+        self.evaluated.eval()
+        if self.validation is not None:
+            loss = validation_loss(self.evaluated, self.validation, precision=self.config.precision, seed=self.config.seed)  # fmt: skip
+            line["validation_loss"] = loss
+            if loss < self.best:
+                self.best = loss
+                content = {"step": self.step, "model_config": to_dict(self.model_config), "model": self.evaluated.state_dict()}  # fmt: skip
+                save_checkpoint(self.run_dir / "checkpoints" / "best.pt", content)
+        line |= run_probes(self.evaluated, self.probes, precision=self.config.precision)
+        self.recorder.write(line)
+        draw_progress(self.run_dir)
+        if self.validation is not None:
+            flux = next(iter(self.validation)).flux
+            draw_reconstruction(self.run_dir, self.evaluated, examples(flux, self.model.sky_sigma), seed=self.config.seed)  # fmt: skip
+        self.model.train()
+
+    def _save(self) -> None:
+        if not self.world.first:
+            return
+        folder = self.run_dir / "checkpoints"
+        content = {
+            "step": self.step, "best": self.best, "running": self._running.cpu(),
+            "model_config": to_dict(self.model_config), "pretrain_config": to_dict(self.config),
+            "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "loader": self.loader.state_dict(),
+        }  # fmt: skip
+        save_checkpoint(folder / "last.pt", content, keep=folder / "previous.pt")
+
+    def _check(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        if changed := difference(checkpoint["model_config"], to_dict(self.model_config)):
+            raise ValueError(f"{path} is of another model ({changed}); use another run folder, or the same model")
+        if changed := difference(checkpoint["pretrain_config"], to_dict(self.config)):
+            log.warning("%s goes on with other settings: %s", path, changed)
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        self.loader.load_state_dict(checkpoint["loader"])
+        self.step, self.best = checkpoint["step"], checkpoint["best"]
+        self._running = checkpoint["running"].to(self.world.device)
+
+    def _loader(self, data: Loader | CutoutFile, *, shuffle: bool) -> Loader:
+        if not isinstance(data, CutoutFile):
+            return data
+        return CutoutLoader(
+            data, batch_size=self.config.batch_size, size=self.model_config.image_size, bands=self.model_config.bands,
+            shuffle=shuffle, augment=shuffle, device=self.world.device, seed=self.config.seed,
+        )  # fmt: skip
+
+
+def _compiled(step: nn.Module, attempt: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:
+    """Return the compiled step, or the step as it is where it does not compile, with a warning that says why."""
+    compiled = torch.compile(step, dynamic=False)
+    try:
+        attempt(compiled)
+    except Exception as error:  # whatever compilers, drivers and their versions come up with
+        reason = str(error).strip().splitlines() or [""]
+        warnings.warn(f"training is not compiled, and slower: {type(error).__name__}: {reason[0]}", stacklevel=3)
+        return step
+    return compiled
+
+
+@contextmanager
+def _tf32(allow: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _sky_noise(loader: Loader) -> np.ndarray:
+    noise = loader.sky_noise()
+    if not (noise > 0).any():
+        raise ValueError(f"the sky noise cannot be measured in any of the bands {' '.join(loader.bands)}")
+    if bad := [band for band, sigma in zip(loader.bands, noise, strict=True) if not sigma > 0]:
+        log.warning("no data in band %s: its sky noise is taken from the other bands", ", ".join(bad))
+    return np.where(noise > 0, noise, np.nanmedian(noise[noise > 0])).astype(np.float32)
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
