@@ -16,7 +16,6 @@ from skylib.config import model_config_from_dict
 from skylib.mim import MaskedImageModel, build_model
 from skylib.runtime import pick_device
 
-
 log = logging.getLogger(__name__)
 
 

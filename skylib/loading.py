@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.augment import random_orientation
+from skylib.augment import random_orientation, random_turns, turn
 from skylib.bands import measure_sky_noise
 from skylib.cutouts import CutoutFile
 from skylib.runtime import keyed_generator, pick_device
@@ -54,8 +55,9 @@ class CutoutLoader:
     augment : bool
         Turn and mirror each image at random.
     device : optional
-    seed, rank, world_size : int
-        Each rank gets its own share of the rows.
+    seed : int
+    rank, world_size : int
+        Of several processes, each is given its part of every batch; together they see what one alone would.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class CutoutLoader:
     ) -> None:  # fmt: skip
         rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
         self.cutouts, self.batch_size, self.shuffle, self.augment = cutouts, batch_size, shuffle, augment
-        self.rows = rows[rank::world_size]
-        self.device, self.seed, self.rank = pick_device(device), seed, rank
+        self.rows, self.device, self.seed = rows, pick_device(device), seed
+        self.rank, self.world_size = rank, world_size
+        if not 0 <= rank < world_size or batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
         self.size = cutouts.size if size is None else size
         self.bands = tuple(bands or cutouts.bands)
         self.columns = {name: cutouts.column(name) for name in columns}
@@ -89,7 +93,7 @@ class CutoutLoader:
     def __iter__(self) -> Iterator[Batch]:
         order = np.arange(len(self.rows))
         if self.shuffle:
-            generator = keyed_generator(self.seed, _ORDER, self._epoch, self.rank)
+            generator = keyed_generator(self.seed, _ORDER, self._epoch)
             order = torch.randperm(len(order), generator=generator).numpy()
         if self._kept is None and len(self.rows) * len(self.cutouts.bands) * self.cutouts.size**2 * 4 < RESIDENT_BYTES:
             self._kept = np.ascontiguousarray(self.flux(self.rows))
@@ -111,6 +115,16 @@ class CutoutLoader:
         """Measure the sky noise (C,) on up to 500 cutouts."""
         return measure_sky_noise(self.flux(self.rows[:: max(1, len(self.rows) // 500)]))
 
+    def shard(self, rank: int, world_size: int) -> CutoutLoader:
+        """Return a loader of the same batches that gives process `rank` its part of each."""
+        if world_size == 1:
+            return self
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size={self.batch_size}: cannot be divided among {world_size} processes")
+        part = copy(self)
+        part.rank, part.world_size = rank, world_size
+        return part
+
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands: pass and batch."""
         return {"epoch": self._epoch, "next": self._next}
@@ -120,13 +134,14 @@ class CutoutLoader:
         self._epoch, self._next = state["epoch"], state["next"]
 
     def _batch(self, chosen: np.ndarray, number: int) -> Batch:
-        rows = self.rows[chosen]
-        images = self.flux(rows) if self._kept is None else self._kept[chosen]
+        whole, n = len(chosen), -(-len(chosen) // self.world_size)
+        mine = slice(self.rank * n, (self.rank + 1) * n)
+        rows = self.rows[chosen[mine]]
+        images = self.flux(rows) if self._kept is None else self._kept[chosen[mine]]
         flux = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         if self.augment:
-            flux = random_orientation(
-                flux, generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number, self.rank)
-            )
+            draw = random_turns(whole, generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number))
+            flux = turn(flux, draw[:, mine])
 
         def column(values: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values[rows])).to(self.device)
@@ -176,17 +191,32 @@ class TileLoader:
         }.items():
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
-        self.tiles = list(tiles)[rank::world_size]
-        if not self.tiles:
-            raise ValueError(f"{len(tiles)} tiles for {world_size} processes: process {rank} has none")
-        self.bands = tuple(self.tiles[0].paths)
+        self._all, self._cutouts_per_tile, self._most_resident = list(tiles), cutouts_per_tile, resident
+        if not self._all:
+            raise ValueError("no tiles given")
+        self.bands = tuple(self._all[0].paths)
         self.batch_size, self.size, self.augment, self.on_error = batch_size, size, augment, on_error
-        self.bad_planes, self.seed, self.rank, self.device = tuple(bad_planes), seed, rank, pick_device(device)
-        self._resident = min(resident, len(self.tiles))
-        self._batches_per_group = max(1, self._resident * cutouts_per_tile // batch_size)
+        self.bad_planes, self.seed, self.device = tuple(bad_planes), seed, pick_device(device)
         self._next = 0
-        self._group: tuple[int, list[tuple[Tensor, Tile]]] = (-1, [])
         self.skipped: dict[str, str] = {}
+        self._take(rank, world_size)
+
+    def shard(self, rank: int, world_size: int) -> TileLoader:
+        """Return the stream of process `rank`: tiles of its own, and its part of the batch size."""
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size={self.batch_size}: cannot be divided among {world_size} processes")
+        part = copy(self)
+        part.batch_size, part.skipped = self.batch_size // world_size, {}
+        part._take(rank, world_size)
+        return part
+
+    def _take(self, rank: int, world_size: int) -> None:
+        self.rank, self.tiles = rank, self._all[rank::world_size]
+        if not self.tiles:
+            raise ValueError(f"{len(self._all)} tiles for {world_size} processes: process {rank} has none")
+        self._resident = min(self._most_resident, len(self.tiles))
+        self._batches_per_group = max(1, self._resident * self._cutouts_per_tile // self.batch_size)
+        self._group: tuple[int, list[tuple[Tensor, Tile]]] = (-1, [])
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -29,6 +29,7 @@ from types import EllipsisType
 from typing import Any
 
 from skylib.checkpoint import write_json
+from skylib.stopping import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ class NotebookError(RuntimeError):
         self.notebook, self.cell, self.reason = notebook, cell, reason
         where = "before the first cell" if cell is None else f"in cell [{cell}]"
         super().__init__(f"{notebook.name} failed {where}: {reason} (executed up to there: {notebook})")
+
+
+class NotebookInterrupted(NotebookError):
+    """A notebook was asked to stop, saved where it stood (`skylib.Interrupted`), and goes on when it is run again."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,8 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
         If there is no such notebook.
     ValueError, TypeError
         If a parameter is unknown or of another type. Nothing has been run or written then.
+    NotebookInterrupted
+        If a cell was asked to stop and saved its state.
     NotebookError
         If a cell fails, or the kernel dies.
     """
@@ -310,7 +317,8 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
         ending = {"state": "interrupted", "error": str(error) or "KeyboardInterrupt"}
         raise
     except NotebookError as error:
-        ending = {"state": "failed", "cell": error.cell, "error": error.reason}
+        state = "interrupted" if isinstance(error, NotebookInterrupted) else "failed"
+        ending = {"state": state, "cell": error.cell, "error": error.reason}
         raise
     finally:
         write_json(run_dir / "status.json", {**ending, **status, "ended": _now()})
@@ -504,7 +512,8 @@ def _raise_for_failure(out: Path, reason: str) -> None:
     cells = [c for c in json.loads(out.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         for error in (o for o in cell["outputs"] if o["output_type"] == "error"):
-            raise NotebookError(out, number, _shorten(f"{error['ename']}: {error['evalue']}"))
+            kind = NotebookInterrupted if error["ename"] == Interrupted.__name__ else NotebookError
+            raise kind(out, number, _shorten(f"{error['ename']}: {error['evalue']}"))
     started = [n for n, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")]
     if reason:
         raise NotebookError(out, started[-1] if started else None, _shorten(reason))

@@ -92,6 +92,38 @@ def test_the_loss_sees_only_hidden_pixels_that_have_data(flux, objective):
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_weights_count_in_the_loss(flux, objective):
+    model = model_for(objective=objective, norm_pix=None)
+    weight = torch.rand(flux.shape, generator=keyed_generator(5))
+    weight[:, 2] = 0
+    weight[:, 3, :4] = torch.nan
+    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    out = model(flux, mask=mask, weight=weight)
+    (gradient,) = torch.autograd.grad(out.loss, out.prediction, retain_graph=True)
+    patches = patchify(weight, 8).nan_to_num(0) * out.mask.transpose(1, 2)[..., None]
+    assert (gradient[patches == 0] == 0).all()
+    error = (out.prediction - patchify(torch.asinh(flux), 8)).square()
+    torch.testing.assert_close(out.loss, (patches * error).sum() / patches.sum())
+    torch.testing.assert_close(out.n_pixels, patches.sum())
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+@pytest.mark.parametrize("values", [{"registers": 4}, {"attention_pool": True}])
+def test_registers_and_attention_pooling_learn_with_the_rest(flux, objective, values):
+    model = model_for(objective=objective, **values)
+    model(flux, generator=keyed_generator(0)).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    extra = model.encoder.registers if "registers" in values else model.attention_pool.query
+    assert extra.grad.abs().max() > 0
+    assert model.tokens(flux).shape == (6, 16, 128)
+    if "registers" in values:
+        with pytest.raises(ValueError, match="built without attention_pool=True"):
+            model.embed(flux, pool="attention")
+    else:
+        assert model.embed(flux, pool="attention").shape == (6, 128)
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
 def test_what_is_hidden_does_not_reach_the_prediction(flux, objective):
     model = model_for(objective=objective, norm_pix=None)
     mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
@@ -129,7 +161,7 @@ def test_missing_bands_and_empty_images_embed(flux):
     assert reconstruction[0, 4][hidden[0, 4]].isnan().all()  # norm_pix: nothing is known of a band without data
 
 
-@pytest.mark.parametrize(("pool", "shape"), [("mean", (6, 128)), ("cls", (6, 128)), ("max", (6, 128)), ("central", (6, 128)), ("tokens", (6, 16, 128))])  # fmt: skip
+@pytest.mark.parametrize(("pool", "shape"), [("mean", (6, 128)), ("cls", (6, 128)), ("max", (6, 128)), ("central", (6, 128)), ("central16", (6, 128)), ("tokens", (6, 16, 128))])  # fmt: skip
 def test_pools(flux, pool, shape):
     assert model_for().embed(flux, pool=pool).shape == shape
 
@@ -142,6 +174,8 @@ def test_pools_agree_with_the_tokens(flux):
         model.embed(flux, pool="central", layer=-4), model.tokens(flux, layer=-4)[:, [5, 6, 9, 10]].mean(dim=1)
     )
     assert central_patches(9) == [4]
+    assert central_patches(9, reach=2) == list(range(9))
+    torch.testing.assert_close(model.embed(flux, pool="central16"), model.embed(flux, pool="mean"))  # 16 in all
     with pytest.raises(ValueError, match="layer=6: must be -6 to 5"):
         model.embed(flux, layer=6)
     with pytest.raises(ValueError, match="pool='median'"):

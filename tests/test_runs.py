@@ -15,7 +15,16 @@ import pytest
 from skylib import runs
 from skylib.__main__ import main
 from skylib.report import write_report
-from skylib.runs import NotebookError, Parameter, check_value, demo, notebook_parameters, parse_overrides, run_notebook
+from skylib.runs import (
+    NotebookError,
+    NotebookInterrupted,
+    Parameter,
+    check_value,
+    demo,
+    notebook_parameters,
+    parse_overrides,
+    run_notebook,
+)
 
 PARAMETERS = """\
 run_dir: str = "papermill_runs/demo"  # where results go
@@ -294,6 +303,15 @@ def test_a_failing_cell_ends_the_run_with_one_line(tmp_path, capfd):
     assert any(o and o[0].get("text") == "before\n" for o in outputs)
     assert not any(o and o[0].get("text") == "after\n" for o in outputs)
     assert "KeyError: &#x27;&lt;no such column&gt;&#x27;" in write_report(run).read_text()
+
+
+@pytest.mark.notebook
+def test_a_cell_that_saved_and_stopped_is_told_from_one_that_failed(tmp_path):
+    stops = "from skylib import Interrupted\nraise Interrupted('stopped by SIGUSR1 after step 7 of 9')"
+    path = write_notebook(tmp_path / "01.ipynb", stops, "print('after')")
+    with pytest.raises(NotebookInterrupted, match="after step 7 of 9"):
+        run_notebook(path, tmp_path / "run")
+    assert status(tmp_path / "run")["state"] == "interrupted"
 
 
 @pytest.mark.notebook
