@@ -69,7 +69,7 @@ class Optimiser:
 
     def __init__(self, model: MaskedImageModel, config: PretrainConfig) -> None:
         self.config = config
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.adamw = torch.optim.AdamW(
             _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
         )
@@ -100,8 +100,8 @@ class Optimiser:
         bad = (~norm.isfinite()).float()
         shrink = (self.config.clip_grad / (norm + 1e-6)).clamp(max=1.0)
         # As torch.amp.GradScaler does it: the fused kernel divides by `grad_scale`, and does nothing at `found_inf`.
-        self.adamw.grad_scale = 1 / (scale * shrink)
-        self.adamw.found_inf = bad
+        self.adamw.grad_scale = 1 / (scale * shrink)  # type: ignore[attr-defined]
+        self.adamw.found_inf = bad  # type: ignore[attr-defined]
         for group in self.adamw.param_groups:
             group["lr"] = learning_rate_at(step, self.config)
         self.adamw.step()
@@ -110,7 +110,8 @@ class Optimiser:
         self._bad = torch.stack([row, torch.maximum(self._bad[1], row), self._bad[2] + bad])
         if self.average is not None:
             decay = min(self.config.ema, (1 + step) / (10 + step))  # a short memory at first
-            torch._foreach_lerp_(list(self.average.parameters()), self.parameters, 1 - decay)
+            averages: list[Tensor] = list(self.average.parameters())
+            torch._foreach_lerp_(averages, self.parameters, 1 - decay)
         return norm
 
     def bad_steps(self) -> tuple[int, int]:

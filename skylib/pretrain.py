@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -85,7 +86,7 @@ def pretrain(
     """
     run_dir, device = Path(run_dir), pick_device(device)
     processes = processes or (torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1)
-    arguments = {"model_config": model_config, "config": config, "train": train, "validation": validation,
+    arguments: dict[str, Any] = {"model_config": model_config, "config": config, "train": train, "validation": validation,
                  "probes": tuple(probes), "run_dir": run_dir, "device": device}  # fmt: skip
     found = load_last(run_dir)
     display = Display(run_dir, steps=config.steps, step=found[1]["step"] if found else 0)

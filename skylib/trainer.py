@@ -75,16 +75,16 @@ class Trainer:
         self.model = build_model(model_config, seed=config.seed)
         self.step, self.best = 0, float("inf")
         self._running = torch.zeros(2, device=world.device)  # since the last look: summed loss, good steps
-        found = load_last(run_dir)
-        if found is None:
+        resumed = load_last(run_dir)
+        if resumed is None:
             self.model.set_sky_noise(world.agree(torch.from_numpy(_sky_noise(self.loader))))
         else:
-            self._check(*found)
-            self.model.load_state_dict(found[1]["model"])
+            self._check(*resumed)
+            self.model.load_state_dict(resumed[1]["model"])
         self.model.to(world.device).train()
         self.optimiser = Optimiser(self.model, config)
-        if found is not None:
-            self._restore(found[1])
+        if resumed is not None:
+            self._restore(resumed[1])
         elif world.first:
             write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
         self._step: nn.Module = Step(self.model)

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import CutoutLoader, Interrupted, ModelConfig, PretrainConfig, Probe, TileLoader, load_model, pretrain, trainer
+from skylib import (
+    CutoutLoader,
+    Interrupted,
+    ModelConfig,
+    PretrainConfig,
+    Probe,
+    TileLoader,
+    load_model,
+    pretrain,
+    trainer,
+)
 from skylib.checkpoint import load_checkpoint, load_last, save_checkpoint
 from skylib.monitor import read_metrics
 
