@@ -140,7 +140,7 @@ def launch(
     command += ["-m", "skylib.distributed", str(task)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     with open(log, "ab") as file, StopRequest(run_dir) as stop:
-        start = file.tell()
+        start, told = file.tell(), False
         workers = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**threads, **os.environ},
             start_new_session=True,
@@ -149,8 +149,9 @@ def launch(
             while workers.poll() is None:
                 time.sleep(0.5)
                 watch()
-                if stop.why() is not None:
-                    (run_dir / "STOP").touch()  # they look for it, save, and end
+                if not told and (stop.why() or "").startswith("SIG"):
+                    (run_dir / "STOP").touch()  # they look for it, save, end, and take it away
+                    told = True
         except BaseException:
             workers.terminate()  # torchrun hands it on; the workers save
             workers.wait()
@@ -158,10 +159,12 @@ def launch(
         finally:
             task.unlink(missing_ok=True)
     text = log.read_bytes()[start:].decode(errors="replace")
+    lines = text.strip().splitlines()
     if workers.returncode:
-        end = "\n".join(text.strip().splitlines()[-30:])
-        raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}):\n{end}")
-    if stopped := [line for line in text.splitlines() if line.startswith("Interrupted: ")]:
+        failed = [line for line in lines if line.startswith("Failed: ")]
+        why = failed[0].removeprefix("Failed: ") if failed else "\n" + "\n".join(lines[-30:])
+        raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}): {why}")
+    if stopped := [line for line in lines if line.startswith("Interrupted: ")]:
         raise Interrupted(stopped[0].removeprefix("Interrupted: "))
 
 
@@ -181,6 +184,9 @@ def _work(task: Path) -> None:
     except Interrupted as stopped:
         if int(os.environ["RANK"]) == 0:
             print(f"Interrupted: {stopped}", flush=True)
+    except Exception as error:
+        print(f"Failed: {type(error).__name__}: {error}", flush=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -77,6 +77,7 @@ class Optimiser:
         # Steps that were skipped: in a row now, longest row since the last look, in all.
         self._bad = torch.zeros(3, device=self.parameters[0].device)
 
+    @torch.no_grad()
     def step(self, step: int, n_pixels: Tensor, *, processes: int = 1) -> Tensor:
         """Change the weights by gradients of a *sum* over pixels.
 

@@ -15,7 +15,7 @@ from skylib.checkpoint import load_last, load_model
 from skylib.config import ModelConfig, PretrainConfig
 from skylib.cutouts import CutoutFile
 from skylib.distributed import launch, world_size
-from skylib.loading import Loader
+from skylib.loading import CutoutLoader, Loader
 from skylib.mim import MaskedImageModel
 from skylib.monitor import Display, read_metrics
 from skylib.runtime import pick_device
@@ -38,7 +38,7 @@ def pretrain(
     config: PretrainConfig,
     *,
     train: Loader | CutoutFile,
-    validation: Loader | CutoutFile | None = None,
+    validation: CutoutLoader | CutoutFile | None = None,
     probes: Sequence[Probe] = (),
     run_dir: str | Path,
     device: str | torch.device | None = None,

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ _TRAIN = 0  # what a mask is for: part of its key
 
 def train(
     *, model_config: ModelConfig, config: PretrainConfig, train: Loader | CutoutFile,
-    validation: Loader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, device: torch.device,
+    validation: CutoutLoader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, device: torch.device,
     watch: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
@@ -62,13 +62,15 @@ class Trainer:
 
     def __init__(
         self, model_config: ModelConfig, config: PretrainConfig, train: Loader | CutoutFile,
-        validation: Loader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, world: World,
+        validation: CutoutLoader | CutoutFile | None, probes: Sequence[Probe], run_dir: Path, world: World,
     ) -> None:  # fmt: skip
         self.model_config, self.config, self.run_dir, self.world, self.probes = model_config, config, run_dir, world, probes  # fmt: skip
         if config.batch_size % (config.accumulate * world.size):
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {world.size} processes x accumulate={config.accumulate}")  # fmt: skip
         self.loader = self._loader(train, shuffle=True).shard(world.rank, world.size)
-        self.validation = None if validation is None or not world.first else self._loader(validation, shuffle=False)
+        self.validation: CutoutLoader | None = None
+        if validation is not None and world.first:
+            self.validation = cast(CutoutLoader, self._loader(validation, shuffle=False))
         if tuple(self.loader.bands) != model_config.bands:
             found, wanted = " ".join(self.loader.bands), " ".join(model_config.bands)
             raise ValueError(f"the training data holds bands {found}, the model {wanted}")
@@ -205,8 +207,9 @@ class Trainer:
         self.recorder.write(line)
         draw_progress(self.run_dir)
         if self.validation is not None:
-            flux = next(iter(self.validation)).flux
-            draw_reconstruction(self.run_dir, self.evaluated, examples(flux, self.model.sky_sigma), seed=self.config.seed)  # fmt: skip
+            flux = torch.from_numpy(self.validation.flux(self.validation.rows[:256]))
+            chosen = examples(flux, self.model.sky_sigma.cpu())
+            draw_reconstruction(self.run_dir, self.evaluated, chosen, seed=self.config.seed)
         self.model.train()
 
     def _save(self) -> None:

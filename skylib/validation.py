@@ -10,7 +10,7 @@ import torch
 
 from skylib.cutouts import CutoutFile
 from skylib.embed import embed
-from skylib.loading import Loader
+from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel
 from skylib.probes import Task, linear_probe
 from skylib.runtime import autocast, keyed_generator
@@ -46,7 +46,7 @@ class Probe:
 
 
 @torch.no_grad()
-def validation_loss(model: MaskedImageModel, loader: Loader, *, precision: str, seed: int) -> float:
+def validation_loss(model: MaskedImageModel, loader: CutoutLoader, *, precision: str, seed: int) -> float:
     """Return the loss over one pass of a loader; the masks are the same each time."""
     device = model.sky_sigma.device
     total = torch.zeros(2, device=device)  # summed error, pixels

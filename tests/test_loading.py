@@ -34,11 +34,14 @@ def test_shuffled_passes_differ_and_hold_each_object_once(numbered):
     assert first != [n for b in CutoutLoader(numbered, batch_size=5, seed=1) for n in numbers(b)]
 
 
-def test_ranks_share_the_objects(numbered):
-    parts = [
-        [n for b in CutoutLoader(numbered, batch_size=5, rank=r, world_size=2) for n in numbers(b)] for r in (0, 1)
-    ]
-    assert sorted(parts[0] + parts[1]) == list(range(20))
+def test_ranks_share_every_batch(numbered):
+    whole = CutoutLoader(numbered, batch_size=4, augment=True)
+    parts = [list(whole.shard(rank, 2)) for rank in (0, 1)]
+    for one, *shares in zip(list(whole), *parts, strict=True):
+        torch.testing.assert_close(torch.cat([share.flux for share in shares]), one.flux)
+        assert [n for share in shares for n in numbers(share)] == numbers(one)
+    with pytest.raises(ValueError, match="batch_size=4: cannot be divided among 3 processes"):
+        whole.shard(0, 3)
 
 
 def test_a_restored_loader_goes_on_with_the_very_batch(cutouts):
