@@ -52,7 +52,12 @@ class World:
 
 def world_size() -> int:
     """Return how many processes ``torchrun`` or ``srun`` started of this program; 1 for a program on its own."""
-    return int(os.environ.get("WORLD_SIZE", 0)) or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
+
+
+def process_number() -> int:
+    """Return which of them this one is, from 0."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if world_size() > 1 else 0
 
 
 @contextmanager

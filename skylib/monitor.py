@@ -80,18 +80,31 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Display:
-    """A progress bar, and in a notebook the figures, of a run that writes into its folder, here or elsewhere."""
+    """A progress bar, and in a notebook the figures, of a run that writes into its folder, here or elsewhere.
 
-    def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0) -> None:
-        self._run_dir, self._shown = Path(run_dir), step
-        self._bar = tqdm(total=steps, initial=min(step, steps), desc="pretrain", unit="step", mininterval=1)
+    Parameters
+    ----------
+    run_dir : path
+    steps, step : int
+        Of the whole run, and where it stands.
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0, quiet: bool = False) -> None:
+        self._run_dir, self._shown, self._quiet, self._read = Path(run_dir), step, quiet, 0
+        self._bar = tqdm(
+            total=steps, initial=min(step, steps), desc="pretrain", unit="step", mininterval=1, disable=quiet
+        )
         self._figures = {name: self._run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")}
         self._times = {name: _changed(path) for name, path in self._figures.items()}
         self._handles: dict[str, Any] = {}
 
     def refresh(self) -> None:
         """Show what was logged and drawn since the last call."""
-        logged = [line for line in _lines(self._run_dir / "metrics.jsonl") if "loss" in line]
+        if self._quiet:
+            return
+        logged = [line for line in self._news() if "loss" in line]
         if logged and logged[-1]["step"] > self._shown:
             last = logged[-1]
             self._bar.set_postfix(loss=f"{last['loss']:.4f}", images_per_s=f"{last['images_per_s']:.0f}", refresh=False)
@@ -105,6 +118,20 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
+
+    def _news(self) -> list[dict[str, Any]]:
+        """Return the whole lines that the log has gained since the last call."""
+        path = self._run_dir / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        if path.stat().st_size < self._read:  # a resumed run has dropped lines
+            self._read = 0
+        with open(path, "rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
     def _show(self, name: str, path: Path) -> None:
         try:

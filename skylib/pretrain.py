@@ -14,7 +14,7 @@ import torch
 from skylib.checkpoint import load_last, load_model
 from skylib.config import ModelConfig, PretrainConfig
 from skylib.cutouts import CutoutFile
-from skylib.distributed import launch, world_size
+from skylib.distributed import launch, process_number, world_size
 from skylib.loading import CutoutLoader, Loader
 from skylib.mim import MaskedImageModel
 from skylib.monitor import Display, read_metrics
@@ -89,9 +89,11 @@ def pretrain(
     arguments: dict[str, Any] = {"model_config": model_config, "config": config, "train": train, "validation": validation,
                  "probes": tuple(probes), "run_dir": run_dir, "device": device}  # fmt: skip
     found = load_last(run_dir)
-    display = Display(run_dir, steps=config.steps, step=found[1]["step"] if found else 0)
+    step = found[1]["step"] if found else 0
+    display = Display(run_dir, steps=config.steps, step=step, quiet=process_number() > 0)
     try:
-        if world_size() == 1 and processes * int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1:
+        several = processes * int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1
+        if several and world_size() == 1 and step < config.steps:
             launch("skylib.trainer:train", arguments, run_dir=run_dir, processes=processes, watch=display.refresh)
         else:
             train_here(**arguments, watch=display.refresh)

@@ -131,6 +131,7 @@ class Trainer:
                 stop.done()
                 where = f"{self.run_dir}: stopped by {why} after step {self.step} of {config.steps}"
                 raise Interrupted(f"{where}; all is saved, and goes on when it is run again")
+        world.agree(None)  # all wait until the first has saved
 
     def _advance(self, step: Callable[..., Any], batch: Batch) -> Tensor:
         """Make one step and return the norm of the gradient."""
