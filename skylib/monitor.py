@@ -131,7 +131,11 @@ class Display:
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        try:
+            return [json.loads(line) for line in whole.splitlines()]
+        except json.JSONDecodeError:  # the log was rewritten in between: read it anew next time
+            self._read = 0
+            return []
 
     def _show(self, name: str, path: Path) -> None:
         try:
