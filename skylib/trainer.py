@@ -251,8 +251,8 @@ def _compiled(step: nn.Module, attempt: Callable[[Callable[..., Any]], None]) ->
     try:
         attempt(compiled)
     except Exception as error:  # whatever compilers, drivers and their versions come up with
-        reason = str(error).strip().splitlines() or [""]
-        warnings.warn(f"training is not compiled, and slower: {type(error).__name__}: {reason[0]}", stacklevel=3)
+        reason = " ".join(str(error).split())[:400]
+        warnings.warn(f"training is not compiled, and slower: {type(error).__name__}: {reason}", stacklevel=3)
         return step
     return compiled
 

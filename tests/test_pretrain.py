@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -174,7 +176,10 @@ def test_averaged_weights_are_validated_and_loaded(cutouts, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_a_compiled_step_is_the_same_step(whole_run, cutouts, tmp_path):
-    result = pretrain(MODEL, config(compile=True), train=cutouts, run_dir=tmp_path)
+    # Torch's linker call breaks at a space in its own path, and without a C++ compiler there is none at all.
+    able = shutil.which("g++") is not None and " " not in torch.__file__
+    with nullcontext() if able else pytest.warns(UserWarning, match="training is not compiled, and slower"):
+        result = pretrain(MODEL, config(compile=True), train=cutouts, run_dir=tmp_path)
     np.testing.assert_allclose(result.metrics["loss"], whole_run.metrics["loss"], rtol=1e-3)
 
 
