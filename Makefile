@@ -69,9 +69,10 @@ lab: environment
 	$(PY) -m jupyter lab --notebook-dir=notebooks
 
 benchmark: environment
-	@found=0; for script in benchmarks/*.py; do \
-		[ -e "$$script" ] || continue; found=1; echo "== $$script"; $(PY) "$$script" || exit 1; \
-	done; [ $$found = 1 ] || echo "no benchmark yet"
+	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[benchmark]'
+	@for script in $$(ls benchmarks/*.py | grep -v harness.py); do \
+		echo "== $$script"; $(PY) "$$script" || exit 1; \
+	done
 
 clean:
 	rm -rf "$(RUN_DIR)" .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info test-artifacts

@@ -26,8 +26,9 @@ def project() -> dict:
 
 
 def requirements() -> dict[str, Requirement]:
-    """Return what pyproject.toml asks for, extras included, by normalised name."""
-    texts = [*project()["dependencies"], *chain(*project()["optional-dependencies"].values())]
+    """Return what pyproject.toml asks for, by normalised name, without the peers that only benchmarks need."""
+    extras = [texts for extra, texts in project()["optional-dependencies"].items() if extra != "benchmark"]
+    texts = [*project()["dependencies"], *chain(*extras)]
     return {canonicalize_name((r := Requirement(text)).name): r for text in texts}
 
 

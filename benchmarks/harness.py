@@ -1,0 +1,101 @@
+"""What all benchmarks share: repeats in turn, medians and ratios of one run, and where they were measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import skylib
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    options.add_argument("--quick", action="store_true", help="small sizes: to see that it works, not to measure")
+    options.add_argument("--repeats", type=int, default=5)
+    return options
+
+
+def synchronise() -> None:
+    """Wait for the device."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def measure(cases: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of each case, repeat by repeat.
+
+    The cases take turns, so that whatever else the machine does falls on all of them alike.
+    """
+    for run in cases.values():
+        for _ in range(warm_up):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, run in cases.items():
+            synchronise()
+            start = time.perf_counter()
+            run()
+            synchronise()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """Return how many times faster `fast` was than `slow`: the median over the turns that they took together."""
+    return float(np.median(np.array(seconds[slow]) / np.array(seconds[fast])))
+
+
+def matmul_peak(*, dtype: torch.dtype, device: str | torch.device = "cpu", side: int | None = None) -> float:
+    """Return the FLOP/s of a large square matrix product on this device: the roof for everything else."""
+    side = side or (8192 if torch.device(device).type == "cuda" else 2048)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = measure({"matmul": lambda: a @ b}, repeats=10, warm_up=3)["matmul"]
+    return 2 * side**3 / min(seconds)
+
+
+def where() -> dict[str, Any]:
+    """Return device, versions, revision and date."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    described = subprocess.run(git, capture_output=True, text=True)
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []  # fmt: skip
+    return {
+        "cpu": names[0] if names else platform.processor(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "skylib": skylib.__version__, "revision": described.stdout.strip() or None,
+        "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def report(title: str, rows: Mapping[str, Mapping[str, Any]], *, json_file: Path | None = None) -> None:
+    """Print a table, one case a row, and write it as JSON if asked: ``{"case": {"quantity": value}, "_where": …}``."""
+    place = where()
+    device = f"{place['cpu']}, {place['threads']} threads, GPU: {place['gpu']}"
+    print(f"\n## {title}\n{device}, torch {place['torch']}, {place['revision']}, {place['date']}\n")
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    width = max(map(len, rows), default=4)
+    print(f"| {'case':{width}} | " + " | ".join(columns) + " |")
+    print(f"|{'-' * (width + 2)}|" + "|".join("-" * (len(c) + 2) for c in columns) + "|")
+    for name, row in rows.items():
+        print(f"| {name:{width}} | " + " | ".join(f"{_text(row.get(c)):>{len(c)}}" for c in columns) + " |")
+    if json_file is not None:
+        json_file.write_text(json.dumps({**rows, "_where": place}, indent=2) + "\n")
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

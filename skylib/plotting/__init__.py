@@ -1,0 +1,31 @@
+"""Every figure of the project: arrays and axes in, axes out."""
+
+from skylib.plotting.evaluation import (
+    plot_comparison,
+    plot_confusion,
+    plot_counts,
+    plot_label_efficiency,
+    plot_progress,
+    plot_regression,
+)
+from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts
+from skylib.plotting.maps import plot_map, plot_thumbnails
+from skylib.plotting.style import COLOURS, METRIC_LABELS, set_style
+
+__all__ = [
+    "COLOURS",
+    "METRIC_LABELS",
+    "plot_comparison",
+    "plot_confusion",
+    "plot_counts",
+    "plot_label_efficiency",
+    "plot_map",
+    "plot_progress",
+    "plot_reconstruction",
+    "plot_regression",
+    "plot_thumbnails",
+    "rgb_image",
+    "set_style",
+    "show_bands",
+    "show_cutouts",
+]

@@ -1,0 +1,126 @@
+"""Pictures of the sky: colour images, single bands, reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from astropy.visualization import make_lupton_rgb
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def rgb_image(
+    flux: np.ndarray,
+    bands: Sequence[str],
+    *,
+    rgb: Sequence[str] = ("i", "r", "g"),
+    stretch: float = 1.0,
+    q: float = 8.0,
+) -> np.ndarray:
+    """Return a colour picture after Lupton et al. 2004 (astro-ph/0312483).
+
+    Parameters
+    ----------
+    flux : ndarray, shape (C, H, W)
+        Counts; NaN = no data.
+    bands : sequence of str
+        Of the planes.
+    rgb : sequence of str
+        Bands shown as red, green and blue; a band that is not there is shown as the nearest one that is.
+    stretch, q : float
+        Brightness (small is bright) and softening.
+
+    Returns
+    -------
+    ndarray of uint8, shape (H, W, 3)
+    """
+    bands = list(bands)
+    there = [c for c in range(len(bands)) if np.isfinite(flux[c]).any()] or [0]
+    planes = []
+    for position, band in enumerate(rgb):
+        wanted = bands.index(band) if band in bands else round((2 - position) / 2 * (len(bands) - 1))
+        planes.append(flux[min(there, key=lambda c: abs(c - wanted))])
+    gain = (0.8, 1.0, 1.6)  # brings the noise of i, r and g to about one level
+    r, g, b = (np.nan_to_num(plane.astype(np.float64)) * k for plane, k in zip(planes, gain, strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):  # where all three are zero
+        return make_lupton_rgb(r, g, b, stretch=stretch, Q=q)
+
+
+def show_cutouts(
+    flux: np.ndarray,
+    bands: Sequence[str],
+    *,
+    titles: Sequence[str] = (),
+    n_cols: int = 8,
+    stretch: float = 1.0,
+    zoom: float = 1.2,
+) -> Figure:
+    """Show colour pictures of cutouts (n, C, S, S) in a grid."""
+    n_rows = max(1, -(-len(flux) // n_cols))
+    height = zoom * (1.15 if len(titles) else 1.02)
+    figure, axes = plt.subplots(n_rows, n_cols, figsize=(zoom * n_cols, height * n_rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i, (ax, image) in enumerate(zip(axes.flat, flux, strict=False)):
+        ax.imshow(rgb_image(image, bands, stretch=stretch))
+        if i < len(titles):
+            ax.set_title(titles[i], fontsize=7, pad=2)
+    return figure
+
+
+def show_bands(
+    flux: np.ndarray, bands: Sequence[str], *, sky_sigma: np.ndarray, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """Show one cutout (C, S, S), band by band, as arcsinh(flux / sky noise) in grey."""
+    if axes is None:
+        axes = plt.subplots(1, len(bands), figsize=(1.5 * len(bands), 1.7))[1]
+    for ax, image, band, sigma in zip(np.atleast_1d(np.asarray(axes)), flux, bands, sky_sigma, strict=True):
+        ax.imshow(np.arcsinh(image / sigma), cmap="gray", vmin=-1.5, vmax=5)
+        ax.set_title(band)
+        ax.set(xticks=[], yticks=[])
+    return axes
+
+
+def plot_reconstruction(
+    flux: np.ndarray, reconstruction: np.ndarray, mask: np.ndarray, bands: Sequence[str], *, norm_pix: str | None = None,
+    band: str | None = None, sky_sigma: np.ndarray | None = None,
+) -> Figure:  # fmt: skip
+    """Show original, what the model saw, what it filled in, and the difference, one object a row.
+
+    Parameters
+    ----------
+    flux, reconstruction : ndarray, shape (n, C, S, S)
+        Counts.
+    mask : ndarray of bool, shape (n, C, S, S)
+        True where hidden.
+    norm_pix : str, optional
+        As in the model; then the title says whose statistics the picture uses.
+    band : str, optional
+        Whose difference is shown; the middle one by default.
+    sky_sigma : ndarray, shape (C,), optional
+        Unit of the difference.
+    """
+    n, c = len(flux), list(bands).index(band) if band else len(bands) // 2
+    figure, axes = plt.subplots(n, 4, figsize=(6.4, 1.62 * n + 0.4), squeeze=False)
+    for row, original, filled, hidden in zip(axes, flux, reconstruction, mask, strict=True):
+        seen = rgb_image(np.where(hidden, np.nan, original), bands)
+        seen[hidden.all(axis=0)] = 128  # grey: hidden in all bands
+        row[0].imshow(rgb_image(original, bands))
+        row[1].imshow(seen)
+        row[2].imshow(rgb_image(filled, bands))
+        sigma = 1.0 if sky_sigma is None else sky_sigma[c]
+        picture = row[3].imshow((filled[c] - original[c]) / sigma, cmap="RdBu_r", vmin=-10, vmax=10)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+    for ax, title in zip(
+        axes[0], ("original", "seen by the model", "reconstruction", f"difference, {bands[c]}"), strict=True
+    ):
+        ax.set_title(title)
+    figure.colorbar(
+        picture, ax=axes[:, 3], shrink=min(1.0, 2 / n), label="sky sigma" if sky_sigma is not None else "counts"
+    )
+    if norm_pix:
+        figure.suptitle("Hidden patches use the true mean and scale of each patch (norm_pix): structure is predicted, level is not", fontsize=8)  # fmt: skip
+    return figure
