@@ -9,7 +9,8 @@ from skylib.checkpoint import load_model
 from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
 from skylib.cutouts import CutoutFile, make_cutouts, write_cutouts
 from skylib.embed import Embeddings, embed
-from skylib.labels import label_efficiency, train_head
+from skylib.heads import train_head
+from skylib.labels import label_efficiency, label_grid, labels_to_match
 from skylib.loading import Batch, CutoutLoader, TileLoader
 from skylib.metrics import photoz_metrics
 from skylib.mim import MaskedImageModel, MIMOutput, build_model
