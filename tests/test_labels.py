@@ -143,7 +143,8 @@ def test_labels_without_weight_are_not_learnt(easy, model):
     )
     assert weighted.metrics["accuracy"] > 0.85
     assert weighted.settings["trials"][0]["validation"] >= plain.settings["trials"][0]["validation"]
-    assert (weighted.prediction != plain.prediction).any()
+    sure = [r.probability.max(axis=1).mean() for r in (plain, weighted)]
+    assert sure[1] > sure[0] + 0.1  # a quarter of wrong labels makes a head doubt
     with pytest.raises(ValueError, match="weights of shape"):
         train_head(model, easy, "class", weights=np.full(300, -1.0), split="split")
 
