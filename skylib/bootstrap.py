@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -138,7 +139,7 @@ def binned_metrics(
     bins = np.searchsorted(edges, by, side="right") - 1
     bins[by == edges[-1]] = len(edges) - 2
     rows = []
-    for i, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for i, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
         mine = np.flatnonzero((bins == i) & np.isfinite(by))
         row: dict[str, float] = {"low": low, "high": high, "centre": (low + high) / 2, "n": len(mine)}
         if len(mine) >= min_count:

@@ -17,7 +17,16 @@ from skylib.cutouts import CutoutFile
 from skylib.embed import Embeddings
 from skylib.features import encode, moved
 from skylib.mim import MaskedImageModel
-from skylib.probes import Task, candidates, knn_probe, labelled_parts, linear_probe, metric_for, on_test, validation_score
+from skylib.probes import (
+    Task,
+    candidates,
+    choose,
+    knn_probe,
+    labelled_parts,
+    linear_probe,
+    metric_for,
+    on_test,
+)
 from skylib.splits import TEST, UNUSED, sky_folds
 
 
@@ -44,14 +53,14 @@ def position_leakage(
     other, nowhere = np.arange(len(ra)), np.full(len(ra), np.nan)
     test = used[rows[TEST]]
     other[test] = rng.permutation(test)
-    vectors = {
-        name: encode(model, moved(cutouts, ra=r, dec=d), rows=used, pools=[pool], layers=[layer])[layer, pool]
-        for name, r, d in (("true", ra, dec), ("shuffled", ra[other], dec[other]), ("zeroed", nowhere, nowhere))
-    }
-    *_, fitted = validation_score(vectors["true"], values, rows, metric, score, candidates("linear", task))
+    x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
+    vectors = {"true": x[rows[TEST]]}
+    for name, r, d in (("shuffled", ra[other], dec[other]), ("zeroed", nowhere, nowhere)):
+        elsewhere = moved(cutouts, ra=r, dec=d)
+        vectors[name] = encode(model, elsewhere, rows=test, pools=[pool], layers=[layer])[layer, pool]
     results = {
-        name: on_test(fitted.predict(x[rows[TEST]]), values[rows[TEST]], test, metric, seed=seed)
-        for name, x in vectors.items()
+        name: on_test(fitted.predict(v), values[rows[TEST]], test, metric, seed=seed) for name, v in vectors.items()
     }
     place = Embeddings(np.stack([ra, dec], axis=1)[used], ra=ra[used], dec=dec[used])
     results["alone"] = knn_probe(place, values, task=task, split=parts, seed=seed)
@@ -79,7 +88,7 @@ def missing_bands(
     used, values, _, rows = _labelled(cutouts, target, split, task)
     metric, score = metric_for(task, target)
     x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
-    *_, fitted = validation_score(x, values, rows, metric, score, candidates("linear", task))
+    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
     bands, test = model.config.bands, used[rows[TEST]]
     most = len(bands) - 1 if max_dropped is None else max_dropped
     lines = []
@@ -115,7 +124,9 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
         no_data[mine] = (~np.isfinite(flux)).mean(axis=(1, 2, 3))
         white = np.nan_to_num(flux).sum(axis=1)
         top = white[:, half - 1 : half + 2, half - 1 : half + 2].max(axis=(1, 2))
-        above = (white > top[:, None, None] / 2)[:, max(0, half - 8) : half + 9, max(0, half - 8) : half + 9].sum((1, 2))
+        above = (white > top[:, None, None] / 2)[:, max(0, half - 8) : half + 9, max(0, half - 8) : half + 9].sum(
+            (1, 2)
+        )
         width[mine] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
         peak[mine] = top / np.sqrt(np.nansum(np.where(known, noise, 0) ** 2, axis=1))
     found = {"depth": depth, "no_data": no_data}
@@ -169,7 +180,13 @@ def nuisance_audit(
 
 
 def find_label_errors(
-    embeddings: Embeddings, target: str | np.ndarray, *, n_folds: int = 5, c: float = 0.1, cell: int = 8192, seed: int = 0
+    embeddings: Embeddings,
+    target: str | np.ndarray,
+    *,
+    n_folds: int = 5,
+    c: float = 0.1,
+    cell: int = 8192,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Find labels that embeddings contradict, by confident learning [1]_ across folds of the sky.
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from skylib.bootstrap import paired_margin
+from skylib.checkpoint import replaced
 from skylib.cutouts import CutoutFile
 from skylib.embed import Embeddings
 from skylib.features import aperture_magnitudes, encode, pixel_pca, random_weights
@@ -19,13 +22,13 @@ from skylib.probes import (
     Task,
     candidates,
     catalogue_probe,
+    choose,
     constant_probe,
     knn_probe,
     labelled_parts,
     linear_probe,
     metric_for,
     original_probe,
-    validation_score,
 )
 from skylib.splits import UNUSED
 
@@ -51,7 +54,7 @@ class Evaluation:
     task : {"classification", "regression"}
     results : dict of str to ProbeResult
     sweep : DataFrame
-        Score on validation by ``encoder``, ``layer`` and ``pool``; ``chosen`` marks the best of each encoder.
+        Score and loss on validation by ``encoder``, ``layer`` and ``pool``; ``chosen`` marks the best of each encoder.
 
     Raises
     ------
@@ -81,11 +84,20 @@ class Evaluation:
         return metric_for(self.task, self.target)[1]
 
     def table(self) -> pd.DataFrame:
-        """Return every measure of every method on test, as text with its 95 % interval, and n."""
-        rows = [{m: r.describe(m) for m in TABLE_METRICS if m in r.metrics} | {"n": int(r.metrics["n"])}
-                for r in self.results.values()]  # fmt: skip
+        """Return every measure of every method on test, as text with its 95 % interval, and n.
+
+        The last column says by how much the pretrained network beats each of the others, on the same objects.
+        """
+        rows = []
+        for name, result in self.results.items():
+            row: dict[str, Any] = {m: result.describe(m) for m in TABLE_METRICS if m in result.metrics}
+            row["n"] = int(result.metrics["n"])
+            if name != BEST:
+                value, low, high = self.margin(name)
+                row[f"{self.score}: pretrained minus it"] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+            rows.append(row)
         index = pd.MultiIndex.from_tuples([(self.target, name) for name in self.results], names=["target", "method"])
-        return pd.DataFrame(rows, index=index)
+        return pd.DataFrame(rows, index=index).fillna("")
 
     def scores(self) -> dict[str, tuple[float, tuple[float, float]]]:
         """Return the main score of every method and its interval, for `plotting.plot_comparison`."""
@@ -120,6 +132,22 @@ class Evaluation:
         return lines
 
 
+def write_results(
+    run_dir: str | Path, evaluations: Sequence[Evaluation], *, more: Mapping[str, Mapping[str, Any]] | None = None
+) -> pd.DataFrame:
+    """Write ``evaluation.csv`` (the tables) and ``results.json`` (the headlines, and `more`), and return the table."""
+    table = pd.concat([one.table() for one in evaluations]).fillna("")
+    lines: dict[str, Any] = {}
+    for one in evaluations:
+        lines |= one.headline()
+    run = Path(run_dir)
+    for name, text in (("evaluation.csv", table.to_csv()), ("results.json", json.dumps({**lines, **(more or {})}, indent=2))):  # fmt: skip
+        run.mkdir(parents=True, exist_ok=True)
+        with replaced(run / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return table
+
+
 def evaluate(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -127,7 +155,7 @@ def evaluate(
     *,
     task: Task,
     split: str | np.ndarray,
-    pools: Sequence[str] = ("mean", "central", "mean_central"),
+    pools: Sequence[str] = ("mean", "central", "central_flat"),
     layers: Sequence[int] = (-1,),
     magnitudes: Sequence[str] | None = None,
     seed: int = 0,
@@ -198,7 +226,7 @@ def layer_sweep(
     *,
     task: Task,
     split: str | np.ndarray,
-    pools: Sequence[str] = ("mean", "central", "max", "cls"),
+    pools: Sequence[str] = ("mean", "central", "central_flat", "max", "cls"),
     layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Score a linear probe on validation for every layer and pooling; test is not looked at.
@@ -213,7 +241,8 @@ def layer_sweep(
     Returns
     -------
     DataFrame
-        ``layer`` (from 0), ``pool``, ``score`` (on validation), ``setting``, and ``chosen``, True for the best.
+        ``layer`` (from 0), ``pool``, ``score`` and ``loss`` on validation, ``setting``, and ``chosen``, True for the one
+        with the lowest loss (see `skylib.probes.choose`).
     """
     name = target if isinstance(target, str) else "target"
     used, values, parts = _used(cutouts, target, split, task)
@@ -234,11 +263,11 @@ def _sweep(
     lines = []
     for (layer, pool), vectors in features.items():
         values, rows = labelled_parts(as_embeddings(vectors), name, parts, task)
-        setting, value, _ = validation_score(vectors, values, rows, metric, score, candidates("linear", task))
-        lines.append({"layer": layer % len(model.encoder.blocks), "pool": pool, "score": value, "setting": setting,
-                      "key": (layer, pool)})  # fmt: skip
+        best = choose(vectors, values, rows, metric, score, candidates("linear", task))
+        lines.append({"layer": layer % len(model.encoder.blocks), "pool": pool, "score": best.score, "loss": best.loss,
+                      "setting": best.setting, "key": (layer, pool)})  # fmt: skip
     table = pd.DataFrame(lines)
-    table["chosen"] = np.arange(len(table)) == int(table["score"].to_numpy().argmax())
+    table["chosen"] = np.arange(len(table)) == int(table["loss"].to_numpy().argmin())
     return table
 
 

@@ -136,17 +136,31 @@ def aperture_magnitudes(
     They are arcsinh magnitudes (Lupton et al. 1999, AJ 118, 1406), softened at the noise of the aperture, so that
     faint and negative fluxes have a value; NaN where a band has no data.
     """
+    flux, n_pixels = _aperture_flux(cutouts, rows, radius)
+    soft = np.asarray(sky_sigma) * np.sqrt(n_pixels)
+    factor = 2.5 / np.log(10)
+    return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
+
+
+def signal_to_noise(
+    cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float, radius: float = 8.0
+) -> np.ndarray:
+    """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data."""
+    check_choice("band", band, cutouts.bands)
+    flux, n_pixels = _aperture_flux(cutouts, rows, radius)
+    return flux[:, cutouts.bands.index(band)] / (sky_sigma * np.sqrt(n_pixels))
+
+
+def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, radius: float) -> tuple[np.ndarray, int]:
+    """Sum the pixels (n, C) within `radius` pixels of the centre, NaN where there are none; and say how many these are."""
     y, x = np.indices((cutouts.size, cutouts.size)) - cutouts.size // 2
     inside = x**2 + y**2 <= radius**2
-    soft = np.asarray(sky_sigma) * np.sqrt(inside.sum())
     parts = []
     for start in range(0, len(rows), 1024):
         pixels = cutouts.flux(rows[start : start + 1024])[:, :, inside]
         empty = ~np.isfinite(pixels).any(axis=-1)
         parts.append(np.where(empty, np.nan, np.nansum(pixels, axis=-1)))
-    flux = np.concatenate(parts)
-    factor = 2.5 / np.log(10)
-    return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
+    return np.concatenate(parts), int(inside.sum())
 
 
 def _batches(model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:

@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import os
 import uuid
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,12 +136,13 @@ class LabelledSet:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (D,) of the frozen tokens of train."""
         if self._moments is None:
-            total, square, n = 0.0, 0.0, 0
+            width = self.model.config.width
+            total, square, n = torch.zeros(width).double(), torch.zeros(width).double(), 0
             for start in range(0, len(self.rows[TRAIN]), 1024):
                 part = self.tokens(self.rows[TRAIN][start : start + 1024]).double().flatten(0, 1)
                 total, square, n = total + part.sum(0), square + part.square().sum(0), n + len(part)
-            mean = torch.as_tensor(total) / n
-            scale = (torch.as_tensor(square) / n - mean.square()).clamp(min=1e-12).sqrt()
+            mean = total / n
+            scale = (square / n - mean.square()).clamp(min=1e-12).sqrt()
             self._moments = mean.float(), scale.float()
         return self._moments
 
@@ -313,9 +313,7 @@ def train_on(
     best = max(trials, key=lambda one: (one.score, -one.loss))
     test, (metric, _) = labelled.rows[TEST], metric_for(labelled.task, labelled.target)
     output = _outputs(best.network, labelled, test, method in _FROZEN, config)
-    known = (
-        {} if goal.classes is None else {"probability": output.softmax(dim=1).numpy(), "classes": goal.classes}
-    )
+    known = {} if goal.classes is None else {"probability": output.softmax(dim=1).numpy(), "classes": goal.classes}
     return on_test(
         goal.decode(output), values[test], test, metric, seed=seed, method=method, n_labels=n_labels,
         validation=best.score, trials=[{**t.settings, "validation": t.score} for t in trials], **known, **best.settings,
@@ -327,9 +325,7 @@ def _scaled(config: ProbeConfig, *, learning_rate: float, length: float) -> Prob
     return replace(config, learning_rate=learning_rate, epochs=epochs, min_steps=min_steps)
 
 
-def _trial(
-    labelled: LabelledSet, method: Method, goal: _Goal, train: np.ndarray, seed: int, c: ProbeConfig
-) -> _Fitted:
+def _trial(labelled: LabelledSet, method: Method, goal: _Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(labelled.model.config.n_patches) if c.pool == "central" else None
     moments = (None, None) if method == "supervised" else labelled.moments()
@@ -345,7 +341,13 @@ def _trial(
 
 
 def _fit(
-    labelled: LabelledSet, network: nn.Module, method: Method, goal: _Goal, train: np.ndarray, seed: int, config: ProbeConfig
+    labelled: LabelledSet,
+    network: nn.Module,
+    method: Method,
+    goal: _Goal,
+    train: np.ndarray,
+    seed: int,
+    config: ProbeConfig,
 ) -> _Fitted:
     """Train a network in place; it ends with the weights that were best on validation."""
     values, device, frozen = labelled.values, labelled.model.sky_sigma.device, method in _FROZEN
@@ -397,9 +399,7 @@ def _fit(
     return _Fitted(network, *best, {"learning_rate": learning_rate, "epochs": config.epochs, "steps": step + 1})
 
 
-def _outputs(
-    network: nn.Module, labelled: LabelledSet, rows: np.ndarray, frozen: bool, config: ProbeConfig
-) -> Tensor:
+def _outputs(network: nn.Module, labelled: LabelledSet, rows: np.ndarray, frozen: bool, config: ProbeConfig) -> Tensor:
     """Return what a network says of some rows, float32 (n, n_out), on the CPU."""
     device, read = labelled.model.sky_sigma.device, labelled.tokens if frozen else labelled.flux
     network.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -151,7 +152,7 @@ def labels_to_match(
     >>> labels_to_match(t)[["method", "n_labels", "times_fewer"]].values.tolist()
     [['linear', 128.0, 2.0]]
     """
-    by = {method: rows for method, rows in table.groupby("method", sort=False)}
+    by = dict(list(table.groupby("method", sort=False)))
     if reference not in by:
         raise ValueError(f"reference={reference!r}: the table has {', '.join(map(str, by))}")
     most = int(by[reference]["n_labels"].max())
@@ -180,7 +181,7 @@ def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:
     numbers = list(means)
     if means[numbers[0]] >= goal:
         return float(numbers[0]), "at most"
-    for a, b in zip(numbers[:-1], numbers[1:], strict=True):
+    for a, b in itertools.pairwise(numbers):
         if means[b] >= goal:
             share = (goal - means[a]) / (means[b] - means[a])
             return float(2 ** (np.log2(a) + share * (np.log2(b) - np.log2(a)))), ""

@@ -85,7 +85,7 @@ def classification_metrics(
     return {**metrics, "n": len(truth)}
 
 
-def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
     """Count objects by true class (rows) and predicted class (columns).
 
     Examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -24,7 +26,7 @@ Task = Literal["classification", "regression"]
 
 # Chosen among on validation. C of the logistic regression, with classes weighted as they come or all the same; alpha
 # of the ridge; number of neighbours.
-LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 CLASS_WEIGHTS = (None, "balanced")
 RIDGE_ALPHA = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -109,7 +111,10 @@ def original_probe(
         models: dict[str, Any] = {"C=0.01": LogisticRegression(C=0.01, max_iter=10_000)}
     else:
         models = {"alpha=0.0001, l1_ratio=0.9": ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
-    return _probe(embeddings, target, task, split, seed, models)
+    with warnings.catch_warnings():
+        # With a penalty as weak as that the descent often ends at its last iteration, as it did in the original.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return _probe(embeddings, target, task, split, seed, models)
 
 
 def knn_probe(
@@ -246,19 +251,56 @@ def on_test(
     )  # fmt: skip
 
 
-def validation_score(
-    x: np.ndarray, values: np.ndarray, rows: Mapping[int, np.ndarray], metric: Metric, score: str, models: dict[str, Any]
-) -> tuple[str, float, Pipeline]:
-    """Fit every candidate on train, and return the name, score and pipeline of the best on validation."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The candidate that was best on validation: its setting, its loss and score there, and what was fitted on train."""
+
+    setting: str
+    loss: float
+    score: float
+    model: Pipeline
+
+
+def choose(
+    x: np.ndarray,
+    values: np.ndarray,
+    rows: Mapping[int, np.ndarray],
+    metric: Metric,
+    score: str,
+    models: dict[str, Any],
+) -> Chosen:
+    """Fit every candidate on train, and return the best on validation.
+
+    Classifiers are compared by their log loss, each class counting the same: with few objects of a class it is much
+    less a matter of luck than the balanced accuracy, which moves in steps of one object. Regressions by the score.
+    """
     train, validation = rows[TRAIN], rows[VALIDATION]
-    fitted: dict[str, Pipeline] = {}
-    scores: dict[str, float] = {}
+    found = []
     for name, model in models.items():
         if getattr(model, "n_neighbors", 1) <= len(train):
-            fitted[name] = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
-            scores[name] = metric(fitted[name].predict(x[validation]), values[validation])[score]
-    best = max(scores, key=lambda name: scores[name])
-    return best, scores[best], fitted[best]
+            fitted = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
+            value = metric(fitted.predict(x[validation]), values[validation])[score]
+            loss = -value
+            if hasattr(fitted, "predict_proba"):
+                loss = balanced_log_loss(fitted.predict_proba(x[validation]), values[validation], fitted.classes_)
+            found.append(Chosen(setting=name, loss=loss, score=value, model=fitted))
+    return min(found, key=lambda one: one.loss)
+
+
+def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray, *, floor: float = 1e-3) -> float:
+    """Return the mean over classes of -ln p of the true class; p below `floor` counts as that.
+
+    Examples
+    --------
+    >>> round(balanced_log_loss(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]), np.array([0, 0, 1]), np.array([0, 1])), 4)
+    0.3466
+    """
+    losses = [
+        -np.log(np.maximum(probability[truth == c, i], floor)).mean()
+        for i, c in enumerate(classes)
+        if (truth == c).any()
+    ]
+    return float(np.mean(losses))
 
 
 def _probe(
@@ -271,8 +313,11 @@ def _probe(
 ) -> ProbeResult:
     values, rows = labelled_parts(embeddings, target, split, task)
     metric, score = metric_for(task, target)
-    best, validation, fitted = validation_score(embeddings.vectors, values, rows, metric, score, models)
+    best = choose(embeddings.vectors, values, rows, metric, score, models)
+    fitted = best.model
     x = embeddings.vectors[rows[TEST]]
-    known = {"probability": fitted.predict_proba(x), "classes": fitted.classes_} if task == "classification" else {}
-    found = {"chosen": best, "validation": validation, "n_train": len(rows[TRAIN])}
+    known: dict[str, Any] = {}
+    if task == "classification":
+        known = {"probability": fitted.predict_proba(x), "classes": fitted.classes_}
+    found: dict[str, Any] = {"chosen": best.setting, "validation": best.score, "n_train": len(rows[TRAIN])}
     return on_test(fitted.predict(x), values[rows[TEST]], rows[TEST], metric, seed=seed, **known, **found)

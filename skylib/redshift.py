@@ -102,6 +102,12 @@ class RedshiftPDF:
         everyone = np.arange(len(pit))
         return measure(everyone, everyone), bootstrap_intervals(everyone, everyone.astype(float), measure, seed=seed)
 
+    def headline(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+        """Return ``{"p(z): measure": {"value": …, "interval": [low, high], "n": …}}``, as `Evaluation.headline` does."""
+        metrics, intervals = self.metrics(seed=seed)
+        n = int(metrics.pop("n"))
+        return {f"p(z): {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}
+
     def save(self, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
         """Write the tables that `qp` [1]_ reads: ``qp.read(path)`` gives an ensemble of the kind "hist".
 
@@ -180,7 +186,7 @@ def redshift_pdf(
        arXiv:1807.00263.
     """
     z, rows = labelled_parts(embeddings, target, split, "regression")
-    train, validation, test = (rows[part] for part in (TRAIN, VALIDATION, TEST))
+    train, validation = rows[TRAIN], rows[VALIDATION]
     if z[np.concatenate(list(rows.values()))].min() <= -1:
         raise ValueError(f"redshifts down to {z[train].min():.3f}: must lie above -1")
     scaler = StandardScaler().fit(embeddings.vectors[train])
@@ -193,7 +199,9 @@ def redshift_pdf(
     edges = np.linspace(low, high + 0.25 * (high - low), n_bins + 1)
     settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train),
                 "n_calibration": len(validation) if calibrate else 0}  # fmt: skip
-    raw = {part: _as_histogram(head, x[part], edges, z[rows[part]], rows[part], settings) for part in (VALIDATION, TEST)}
+    raw = {
+        part: _as_histogram(head, x[part], edges, z[rows[part]], rows[part], settings) for part in (VALIDATION, TEST)
+    }
     return conformal(raw[TEST], raw[VALIDATION].pit()) if calibrate else raw[TEST]
 
 

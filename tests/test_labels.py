@@ -2,7 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skylib import ModelConfig, ProbeConfig, build_model, label_efficiency, label_grid, labels_to_match, train_head, write_cutouts
+from skylib import (
+    ModelConfig,
+    ProbeConfig,
+    build_model,
+    label_efficiency,
+    label_grid,
+    labels_to_match,
+    train_head,
+    write_cutouts,
+)
 from skylib.heads import fingerprint, nested_subset
 from skylib.metrics import classification_metrics
 from skylib.probes import on_test
@@ -116,7 +125,9 @@ def test_rows_made_alone_are_merged(easy, model, study):
     pd.testing.assert_frame_equal(table.drop(columns=drop), same.drop(columns=drop))  # order and restarts do not matter
     other = build_model(model.config, seed=1)
     label_efficiency(other, easy, "class", **{**arguments, "seeds": [0], "n_labels": [10], "methods": ["linear"]})
-    assert len(list((arguments["run_dir"] / "label_efficiency").glob("*.json"))) == 9  # rows of other weights do not count
+    assert (
+        len(list((arguments["run_dir"] / "label_efficiency").glob("*.json"))) == 9
+    )  # rows of other weights do not count
     with pytest.raises(ValueError, match="row=8: the study has 8 rows, 0 to 7"):
         label_efficiency(model, easy, "class", **arguments, row=8)
 
@@ -139,7 +150,8 @@ def test_labels_without_weight_are_not_learnt(easy, model):
     train = easy.column("split") == 0
     labels = np.where(train, wrong, easy.column("class"))
     plain, weighted = (
-        train_head(model, easy, labels, method="attentive", config=QUICK, split="split", weights=w) for w in (None, trust)
+        train_head(model, easy, labels, method="attentive", config=QUICK, split="split", weights=w)
+        for w in (None, trust)
     )
     assert weighted.metrics["accuracy"] > 0.85
     assert weighted.settings["trials"][0]["validation"] >= plain.settings["trials"][0]["validation"]

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from skylib import photoz_metrics
-from skylib.bootstrap import binned_metrics, bootstrap_intervals, paired_margin
-from skylib.metrics import classification_metrics, confusion_matrix, regression_metrics, roc_auc
+from skylib.bootstrap import bootstrap_intervals
+from skylib.metrics import classification_metrics, regression_metrics
 
 
 def test_redshift_metrics_by_hand():
