@@ -2,6 +2,7 @@ import h5py
 import numpy as np
 import pytest
 from astropy.table import Table
+from scipy.stats import kstest
 
 from skylib import Embeddings
 from skylib.redshift import RedshiftPDF, conformal, redshift_pdf
@@ -29,7 +30,9 @@ def test_intervals_cover_what_they_say(pdf):
     assert metrics["n"] == 8000
     assert metrics["coverage_68"] == pytest.approx(0.68, abs=0.02)
     assert metrics["coverage_95"] == pytest.approx(0.95, abs=0.01)
-    assert metrics["pit_ks"] < 0.03
+    assert metrics["pit_mean"] == pytest.approx(0.5, abs=0.015)
+    assert metrics["pit_outliers"] < 0.005
+    assert kstest(pdf.pit(), "uniform").statistic < 0.03
     assert intervals["coverage_68"][0] < metrics["coverage_68"] < intervals["coverage_68"][1]
     np.testing.assert_allclose((pdf.density * np.diff(pdf.edges)).sum(axis=1), 1)
 

@@ -91,7 +91,6 @@ def test_the_split_of_a_file_is_honoured(field, tmp_path, caplog):
 
 def test_a_probe_cannot_read_a_label_that_only_depends_on_the_place():
     """Embeddings that are the position, labels that are random by cell: chance on test, far above it on training sky."""
-    from sklearn.neighbors import KNeighborsClassifier
 
     from skylib import Embeddings, knn_probe, linear_probe
     from skylib.splits import _cells

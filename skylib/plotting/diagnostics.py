@@ -12,7 +12,7 @@ from skylib.plotting.style import COLOURS, METRIC_LABELS
 
 def plot_layer_sweep(sweep: pd.DataFrame, *, label: str = "score", ax: Axes | None = None) -> Axes:
     """Show the score on validation by layer, a line a pooling; the chosen one is ringed."""
-    ax = ax or plt.subplots(figsize=(4.4, 3))[1]
+    ax = ax or plt.subplots(figsize=(5.4, 3))[1]
     encoders = sweep["encoder"].unique() if "encoder" in sweep else [None]
     pools = list(sweep["pool"].unique())
     for encoder, style in zip(encoders, ("-", ":", "--"), strict=False):
@@ -27,7 +27,7 @@ def plot_layer_sweep(sweep: pd.DataFrame, *, label: str = "score", ax: Axes | No
         ax.plot([], [], style, color="0.4", label=encoder)
     ax.set(xlabel="after block", ylabel=f"{METRIC_LABELS.get(label, label)} on validation")
     ax.set_xticks(sorted(set((sweep["layer"] + 1).tolist())))
-    ax.legend(fontsize=8, title="pooling", title_fontsize=8)
+    ax.legend(fontsize=8, title="pooling", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -39,14 +39,14 @@ def plot_missing_bands(table: pd.DataFrame, *, metric: str = "balanced_accuracy"
     for n in mean.index.tolist():
         rows = table[table["n_dropped"] == n]
         ax.plot([n] * len(rows), rows[metric], "o", ms=4, color=COLOURS[1], alpha=0.7)
-        worst = rows.sort_values(metric).iloc[0]
-        if worst["dropped"]:
-            ax.annotate(f"without {worst['dropped']}", (n, worst[metric]), xytext=(0, -10), textcoords="offset points",
-                        fontsize=7, ha="right" if n == mean.index.max() else "center")  # fmt: skip
+        told = rows if len(rows) <= 6 else rows.sort_values(metric).iloc[[0, -1]]  # all of a few, or worst and best
+        for dropped, value in told[["dropped", metric]].to_numpy().tolist():
+            if dropped:
+                ax.annotate(f"no {dropped}", (n, value), xytext=(5, -3), textcoords="offset points", fontsize=7)
     whole = table[table["n_dropped"] == 0].iloc[0]
     ax.axhspan(whole["low"], whole["high"], color="0.9", lw=0, label="all bands, 95 %")
     ax.set(xlabel="bands taken away", ylabel=f"{METRIC_LABELS.get(metric, metric)} on test", xticks=list(mean.index))
-    ax.margins(y=0.12)
+    ax.margins(x=0.15, y=0.12)
     ax.legend(fontsize=8)
     return ax
 

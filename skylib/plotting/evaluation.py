@@ -65,7 +65,7 @@ def plot_comparison(
         )
         ax.annotate(f"{value:.3f}", (value, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     ax.set_yticks(range(len(order)), order)
-    ax.set(xlabel=f"{label} on test, 95 % interval", ylim=(-0.6, len(order) - 0.3))
+    ax.set(xlabel=f"{label} (test, 95 %)", ylim=(-0.6, len(order) - 0.3))
     ax.margins(x=0.12)  # room for the numbers
     ax.grid(axis="x", alpha=0.3)
     return ax
