@@ -35,7 +35,7 @@ ZENODO_SETS = {
 }
 HSC_RERUNS = ("pdr3_wide", "pdr3_dud_rev")
 HSC_USER, HSC_PASSWORD = "HSC_SSP_USER", "HSC_SSP_PASSWORD"  # names of environment variables
-_TRIES, _CHUNK = 4, 2**20
+_TRIES, _CHUNK = 4, 2**16  # bytes: at most so much of what came before a connection broke is lost
 _PAUSE = 2.0  # s before the second try; doubled for each that follows
 T = TypeVar("T")
 
