@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,10 +58,6 @@ class Draws(NamedTuple):
             None if self.turns is None else self.turns[:, mine],
             *(None if draw is None else draw[mine] for draw in self[1:]),
         )
-
-    def turns_only(self) -> Draws:
-        """Return what moves pixels, for what belongs to them, such as their weights."""
-        return Draws(self.turns, None, None, None)
 
 
 def draw_changes(how: Augmentation, n: int, n_bands: int, *, generator: torch.Generator) -> Draws:
@@ -125,28 +120,10 @@ def random_turns(n: int, *, generator: torch.Generator | None = None) -> Tensor:
 
 def turn(flux: Tensor, turns: Tensor) -> Tensor:
     """Mirror square images (B, C, S, S) as `random_turns` drew, (3, B)."""
-    if flux.device.type == "cpu":
-        return torch.from_numpy(_turn_by_groups(flux.numpy(), turns.numpy()))
     draw = _to(turns, flux)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
     return torch.where(draw[2], flux.transpose(-1, -2), flux)
-
-
-def _turn_by_groups(flux: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """Do as `turn`, on a CPU, where one copy of each image is what takes the time."""
-    turned = np.empty_like(flux)
-    orientation = turns[0] + 2 * turns[1] + 4 * turns[2]
-    for kind in np.unique(orientation):
-        rows, view = np.flatnonzero(orientation == kind), flux
-        if kind & 1:
-            view = view[..., ::-1]
-        if kind & 2:
-            view = view[..., ::-1, :]
-        if kind & 4:
-            view = view.swapaxes(-1, -2)
-        turned[rows] = view[rows]
-    return turned
 
 
 def _to(draw: Tensor, flux: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from skylib.bands import ZERO_POINT, sort_bands, split_tile_name
 
 log = logging.getLogger(__name__)
 
+_new_memory = partial(np.empty, dtype=np.float32)
 _HDU_POSITION = {"IMAGE": 1, "MASK": 2, "VARIANCE": 3}
 
 
@@ -129,7 +131,10 @@ def read_wcs(paths: TilePaths) -> tuple[WCS, tuple[int, int]]:
         raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
 
 
-def read_tile(paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: bool = False) -> Tile:
+def read_tile(
+    paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: bool = False,
+    allocate: Callable[[tuple[int, int, int]], np.ndarray] = _new_memory,
+) -> Tile:  # fmt: skip
     """Read all bands of a tile.
 
     Parameters
@@ -140,6 +145,8 @@ def read_tile(paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: boo
         Mask planes, named as in the ``MP_*`` cards, whose pixels become NaN.
     variance : bool
         Also read the variance plane.
+    allocate : callable
+        Given a shape, returns the memory (float32) to read into.
 
     Returns
     -------
@@ -157,8 +164,12 @@ def read_tile(paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: boo
     if not there:
         raise ValueError(f"tile {paths.name}: no file for any of the bands {', '.join(paths.paths)}")
     first = _read_band(next(iter(there.values())), mask=bool(bad_planes), variance=variance)
-    flux = np.full((len(paths.paths), *first.image.shape), np.nan, dtype=np.float32)
-    noise = np.full_like(flux, np.nan) if variance else None
+    height, width = first.image.shape
+    flux = allocate((len(paths.paths), height, width))
+    noise = allocate(flux.shape) if variance else None
+    for planes in (flux, noise):
+        if planes is not None:
+            planes[[plane for plane in range(len(planes)) if plane not in there]] = np.nan
     for plane, path in there.items():
         band = first if path == first.path else _read_band(path, mask=bool(bad_planes), variance=variance)
         if band.image.shape != first.image.shape:
@@ -166,7 +177,8 @@ def read_tile(paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: boo
         if (apart := _offset(band.wcs, first.wcs, band.image.shape)) > 0.5:
             raise ValueError(f"{path}: {apart:.1f} pixels off the sky position of {first.path}")
         flux[plane] = band.image
-        flux[plane][~np.isfinite(flux[plane])] = np.nan
+        if (infinite := np.isinf(flux[plane])).any():
+            flux[plane][infinite] = np.nan
         for name in bad_planes:
             flux[plane][band.pixels_in(name)] = np.nan
         if noise is not None:

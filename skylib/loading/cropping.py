@@ -1,10 +1,14 @@
-"""Crops of a tile: where they may begin, and how they are taken on the device where the tile is."""
+"""Crops of a tile: where they may begin, and how they are copied on the device where the tile is."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from skylib.loading.batch import to_device
 
 _CELL, _STEP = 16, 4  # pixels: crops begin in cells of which one pixel in steps has data at the centre of the crop
 
@@ -50,26 +54,68 @@ class Corners:
         return top, left
 
 
-def crop(image: Tensor, top: np.ndarray, left: np.ndarray, *, out: Tensor) -> None:
-    """Copy crops of an image (C, H, W), which begin at the given pixels, to `out` (n, C, S, S)."""
+def make_relative_weight(variance: np.ndarray, flux: np.ndarray) -> None:
+    """Turn variances (C, H, W), in place, into weights: the median of the band over each; 0 where there is no data."""
+    for noise, image in zip(variance, flux, strict=True):
+        good = np.isfinite(image) & (noise > 0)
+        some = good[::8] if good[::8].any() else good
+        typical = np.median(noise[:: 8 if some is not good else 1][some]) if some.any() else 1.0
+        np.divide(typical, noise, out=noise, where=good)
+        noise[~good] = 0
+
+
+def crop(image: Tensor, top: np.ndarray, left: np.ndarray, *, turns: Tensor | None, out: Tensor) -> None:
+    """Copy crops of an image (C, H, W), which begin at the given pixels, to `out` (n, C, S, S), turned on the way.
+
+    Parameters
+    ----------
+    image : Tensor
+    top, left : ndarray of int64, shape (n,)
+    turns : Tensor of bool, shape (3, n), or None
+        As in `skylib.augment.turn`.
+    out : Tensor
+        On the device of `image`.
+    """
     if image.device.type == "cpu":
-        _crop_one_by_one(image.numpy(), top, left, out.numpy())
+        size, pixels = out.shape[-1], image.numpy()
+        windows = (pixels[:, r : r + size, c : c + size] for r, c in zip(top.tolist(), left.tolist(), strict=True))
+        _copy_one_by_one(windows, turns, out.numpy())
     else:
-        _crop_by_index(image, top, left, out)
+        _crop_by_index(image, top, left, turns, out)
 
 
-def _crop_one_by_one(image: np.ndarray, top: np.ndarray, left: np.ndarray, out: np.ndarray) -> None:
-    """On a CPU a copy of rows of pixels, crop after crop, is five times faster than an index of each pixel."""
-    size = out.shape[-1]
-    for target, row, col in zip(out, top.tolist(), left.tolist(), strict=True):
-        target[:] = image[:, row : row + size, col : col + size]
+def gather(images: np.ndarray, slots: np.ndarray, *, turns: Tensor | None, out: Tensor) -> None:
+    """Copy images (n, C, S, S) in the order of `slots` to `out`, in the memory of the host, turned on the way."""
+    if turns is None:
+        np.take(images, slots, axis=0, out=out.numpy(), mode="clip")  # "clip" makes no copy between
+    else:
+        _copy_one_by_one((images[slot] for slot in slots.tolist()), turns, out.numpy())
 
 
-def _crop_by_index(image: Tensor, top: np.ndarray, left: np.ndarray, out: Tensor) -> None:
+def _copy_one_by_one(images: Iterable[np.ndarray], turns: Tensor | None, out: np.ndarray) -> None:
+    """On a CPU one copy after the other, mirrored as it is made, is five times faster than an index of each pixel."""
+    if turns is None:
+        for target, image in zip(out, images, strict=True):
+            target[:] = image
+        return
+    forward, backward = slice(None), slice(None, None, -1)
+    for target, image, cols, rows, diagonal in zip(out, images, *turns.tolist(), strict=True):
+        if rows or cols:
+            image = image[:, backward if rows else forward, backward if cols else forward]
+        target[:] = image.swapaxes(1, 2) if diagonal else image
+
+
+def _crop_by_index(image: Tensor, top: np.ndarray, left: np.ndarray, turns: Tensor | None, out: Tensor) -> None:
     """On a GPU one kernel copies all crops."""
-    width, within = image.shape[-1], torch.arange(out.shape[-1], device=image.device)
-    first = torch.from_numpy(top * width + left)
-    if image.device.type == "cuda":
-        first = first.pin_memory().to(image.device, non_blocking=True)
-    index = first[:, None, None] + within[:, None] * width + within
+    width, size = image.shape[-1], out.shape[-1]
+    first = to_device(top * width + left, image.device)
+    row = torch.arange(size, device=image.device)[:, None].expand(size, size)
+    col = row.T
+    rows, cols = row.expand(len(first), -1, -1), col.expand(len(first), -1, -1)
+    if turns is not None:  # where pixel (row, col) of the crop comes from: the mirrors undone, the last one first
+        flip_cols, flip_rows, diagonal = to_device(turns.numpy(), image.device)[:, :, None, None]
+        rows, cols = torch.where(diagonal, cols, rows), torch.where(diagonal, rows, cols)
+        rows = torch.where(flip_rows, size - 1 - rows, rows)
+        cols = torch.where(flip_cols, size - 1 - cols, cols)
+    index = first[:, None, None] + rows * width + cols
     out.copy_(image.flatten(1)[:, index].transpose(0, 1))

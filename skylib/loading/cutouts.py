@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
+from skylib.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, turn
 from skylib.bands import measure_sky_noise
 from skylib.cutouts import CutoutFile
 from skylib.loading.batch import Batch, Buffers, to_device
+from skylib.loading.cropping import gather
 from skylib.runtime import keyed_generator, pick_device
 
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
@@ -249,18 +250,20 @@ class CutoutLoader:
             if self._sky_sigma is None:
                 self._sky_sigma = torch.from_numpy(self.sky_noise())
             noise = keyed_generator(self.seed, _NOISE, self._epoch, number, self.rank, device=self.device)
-        flux = change(self._take(images.flux, slots), draws, sky_sigma=self._sky_sigma, generator=noise)
-        weight = None
-        if images.weight is not None:
-            weight = change(self._take(images.weight, slots), draws.turns_only())
+        flux = self._take(images.flux, slots, draws.turns)
+        flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
+        weight = None if images.weight is None else self._take(images.weight, slots, draws.turns)
         rows = self.rows[mine]
         return Batch(
             flux, to_device(self.cutouts.ra[rows], self.device), to_device(self.cutouts.dec[rows], self.device),
             {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,
         )  # fmt: skip
 
-    def _take(self, images: np.ndarray, slots: np.ndarray) -> Tensor:
-        """Gather images into one tensor on the device."""
-        out = self._buffers.take((len(slots), *images.shape[1:]), self.device)
-        np.take(images, slots, axis=0, out=out.numpy(), mode="clip")  # "clip" writes to `out` without a copy between
-        return out.to(self.device, non_blocking=True)
+    def _take(self, images: np.ndarray, slots: np.ndarray, turns: Tensor | None) -> Tensor:
+        """Gather images into one tensor on the device, turned there or on the way."""
+        out, on_gpu = self._buffers.take((len(slots), *images.shape[1:]), self.device), self.device.type == "cuda"
+        gather(images, slots, turns=None if on_gpu else turns, out=out)
+        if not on_gpu:
+            return out
+        out = out.to(self.device, non_blocking=True)
+        return out if turns is None else turn(out, turns)

@@ -19,7 +19,7 @@ from torch import Tensor
 from skylib.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
 from skylib.bands import measure_sky_noise
 from skylib.loading.batch import Batch, Buffers, to_device
-from skylib.loading.cropping import Corners, crop
+from skylib.loading.cropping import Corners, crop, make_relative_weight
 from skylib.runtime import keyed_generator, pick_device
 from skylib.tiles import TilePaths, read_tile
 
@@ -107,7 +107,7 @@ class TileLoader:
         self.resident = min(resident, len(self.tiles))
         self._next = 0
         self.skipped: dict[str, str] = {}
-        self._buffers = Buffers()
+        self._buffers, self._batches = Buffers(), Buffers()
         self._sky_sigma: Tensor | None = None
         self._forget()
 
@@ -199,18 +199,31 @@ class TileLoader:
         raise OSError(f"none of {len(self.tiles)} tiles can be used; the first: {next(iter(self.skipped.values()))}")
 
     def _read(self, paths: TilePaths) -> _Resident:
-        tile = read_tile(paths, bad_planes=self.bad_planes, variance=self.variance)
+        def allocate(shape: tuple[int, int, int]) -> np.ndarray:
+            return self._buffers.take(shape, self.device).numpy()
+
+        tile = read_tile(paths, bad_planes=self.bad_planes, variance=self.variance, allocate=allocate)
         try:
             corners = Corners(tile.flux, self.size)
         except ValueError as error:
             raise ValueError(f"tile {tile.name}: {error}") from None
-        weight = None if tile.variance is None else _relative_weight(tile.variance, tile.flux)
-        return _Resident(self._upload(tile.flux), None if weight is None else self._upload(weight), tile.wcs, corners)
+        weight = None
+        if tile.variance is not None:
+            make_relative_weight(tile.variance, tile.flux)
+            weight = self._upload(tile.variance)
+        return _Resident(self._upload(tile.flux), weight, tile.wcs, corners)
 
     def _upload(self, plane: np.ndarray) -> Tensor:
+        """Bring a tile to the device, beside the computation there."""
         host = torch.from_numpy(plane)
-        # From pinned memory, so that the copy runs beside the computation.
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+        if self.device.type != "cuda":
+            return host
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            there = host.to(self.device, non_blocking=True)
+        there.record_stream(torch.cuda.default_stream(self.device))
+        stream.synchronize()  # in the thread that reads; the memory of the host is free again
+        return there
 
     def _fill(self, number: int) -> None:
         """Have in the pool the tiles of a batch."""
@@ -235,37 +248,25 @@ class TileLoader:
     def _batch(self, number: int) -> Batch:
         self._fill(number)
         n, shape = self.batch_size, (self.batch_size, len(self.bands), self.size, self.size)
-        place = torch.rand(n, 3, generator=keyed_generator(self.seed, _CROP, number, self.rank), dtype=torch.float64)
-        flux, position = self._buffers.take_on(self.device, shape), np.empty((2, n))
-        weight = self._buffers.take_on(self.device, shape) if self.variance else None
-        for t, tile in enumerate(self._pool):
-            mine = slice(t, None, len(self._pool))
-            top, left = tile.corners.at(place[mine].numpy())
-            crop(tile.flux, top, left, out=flux[mine])
-            if weight is not None and tile.weight is not None:
-                crop(tile.weight, top, left, out=weight[mine])
-            position[:, mine] = tile.wcs.all_pix2world(left + self.size // 2, top + self.size // 2, 0)
         draws = draw_changes(
             self.augment, n, len(self.bands), generator=keyed_generator(self.seed, _AUGMENT, number, self.rank)
         )
+        place = torch.rand(n, 3, generator=keyed_generator(self.seed, _CROP, number, self.rank), dtype=torch.float64)
+        flux, position = self._batches.take_on(self.device, shape), np.empty((2, n))
+        weight = self._batches.take_on(self.device, shape) if self.variance else None
+        for t, tile in enumerate(self._pool):
+            mine = slice(t, None, len(self._pool))
+            top, left = tile.corners.at(place[mine].numpy())
+            turns = None if draws.turns is None else draws.turns[:, mine]
+            crop(tile.flux, top, left, turns=turns, out=flux[mine])
+            if weight is not None and tile.weight is not None:
+                crop(tile.weight, top, left, turns=turns, out=weight[mine])
+            position[:, mine] = tile.wcs.all_pix2world(left + self.size // 2, top + self.size // 2, 0)
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
                 self._sky_sigma = torch.from_numpy(self.sky_noise())
             noise = keyed_generator(self.seed, _NOISE, number, self.rank, device=self.device)
-        flux = change(flux, draws, sky_sigma=self._sky_sigma, generator=noise)
-        if weight is not None:
-            weight = change(weight, draws.turns_only())
+        flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
         ra, dec = to_device(position, self.device)
         return Batch(flux, ra, dec, {}, weight)
-
-
-def _relative_weight(variance: np.ndarray, flux: np.ndarray) -> np.ndarray:
-    """Return the inverse variance in units of its median in each band; 0 where there is no data."""
-    weight = np.zeros_like(variance)
-    for band in range(len(variance)):
-        good = np.isfinite(flux[band]) & (variance[band] > 0)
-        if good.any():
-            typical = np.median(variance[band][::8][good[::8]]) if good[::8].any() else np.median(variance[band][good])
-            np.divide(typical, variance[band], out=weight[band], where=good)
-    return weight
