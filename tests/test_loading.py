@@ -105,7 +105,7 @@ def test_bad_tiles_raise_or_are_skipped_and_listed(tiles, tmp_path, caplog):
     for _ in range(4):
         assert next(stream).flux[:, 0].isfinite().all()
     assert list(loader.skipped) == ["bad"]
-    with pytest.raises(OSError, match="none of 1 tiles can be read"):
+    with pytest.raises(OSError, match="none of 1 tiles can be used"):
         next(iter(TileLoader([bad], batch_size=4, size=16, on_error="skip")))
     with pytest.raises(ValueError, match="smaller than size=999"):
         next(iter(TileLoader(tiles, batch_size=4, size=999)))
