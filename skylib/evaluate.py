@@ -30,7 +30,7 @@ from skylib.probes import (
     metric_for,
     original_probe,
 )
-from skylib.splits import UNUSED
+from skylib.splits import TRAIN, UNUSED
 
 BEST = "pretrained, linear"
 RANDOM = "random weights, linear"
@@ -207,8 +207,8 @@ def evaluate(
                 as_embeddings(features[-1, "central_flat"]), name, **how
             )
         sweeps.append(table.drop(columns="key").assign(encoder=label))
-    _, rows = labelled_parts({name: values}, name, parts, task)
-    pca = pixel_pca(model, cutouts, rows=used, train=used[rows[0]], seed=seed)
+    everyone = np.asarray(cutouts.column(split) if isinstance(split, str) else split)
+    pca = pixel_pca(model, cutouts, rows=used, train=np.flatnonzero(everyone == TRAIN), seed=seed)  # needs no labels
     results[PIXELS] = linear_probe(as_embeddings(pca), name, **how)
     mags, label = _magnitudes(model, cutouts, used, magnitudes)
     results[label] = catalogue_probe(as_embeddings(pca, mags), name, magnitudes=list(mags), **how)

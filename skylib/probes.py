@@ -272,7 +272,8 @@ def choose(
     """Fit every candidate on train, and return the best on validation.
 
     Classifiers are compared by their log loss, each class counting the same: with few objects of a class it is much
-    less a matter of luck than the balanced accuracy, which moves in steps of one object. Regressions by the score.
+    less a matter of luck than the balanced accuracy, which moves in steps of one object. Regressions, and neighbours,
+    whose votes are no probabilities where classes are unequal, by the score.
     """
     train, validation = rows[TRAIN], rows[VALIDATION]
     found = []
@@ -281,7 +282,7 @@ def choose(
             fitted = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
             value = metric(fitted.predict(x[validation]), values[validation])[score]
             loss = -value
-            if hasattr(fitted, "predict_proba"):
+            if hasattr(fitted, "predict_proba") and not hasattr(model, "n_neighbors"):
                 loss = balanced_log_loss(fitted.predict_proba(x[validation]), values[validation], fitted.classes_)
             found.append(Chosen(setting=name, loss=loss, score=value, model=fitted))
     return min(found, key=lambda one: one.loss)
