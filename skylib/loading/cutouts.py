@@ -126,7 +126,7 @@ class CutoutLoader:
             while self._next < len(self):
                 number, self._next = self._next, self._next + 1
                 mine = self._mine(order, number)
-                yield self._batch(self._kept, mine, mine, number)
+                yield self._batch(self._kept, self._kept.slots[mine], mine, number)
         else:
             yield from self._stream(order)
         self._epoch, self._next = self._epoch + 1, 0
@@ -223,8 +223,6 @@ class CutoutLoader:
         by_row = np.argsort(rows, kind="stable")
         slots = np.empty(len(rows), dtype=np.int64)
         slots[by_row] = np.arange(len(rows))
-        if self._resident:  # positions are all, in order: no need to sort
-            by_row = slots = np.arange(len(rows))
         flux, weight = np.ascontiguousarray(self.flux(rows[by_row])), None
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
