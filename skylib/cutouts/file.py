@@ -113,14 +113,15 @@ class CutoutFile:
         if name not in self._columns:
             raise KeyError(f"{self.path}: no column {name!r}; columns: {', '.join(self._columns)}")
         key, part = self._columns[name]
-        values = self._file()[key][:] if part is None else self._file()[key][:, part]
+        with self._open() as file:
+            values = file[key][:] if part is None else file[key][:, part]
         return np.array([text(v) for v in values], dtype=str) if values.dtype.kind in "OS" else values
 
     def class_names(self, name: str = "class") -> tuple[str, ...]:
         """Return what the integers of a class column stand for."""
         self.column(name)
-        names = self._file()[self._columns[name][0]].attrs.get("names", CLASS_NAMES)
-        return tuple(text(n) for n in names)
+        with self._open() as file:
+            return tuple(text(n) for n in file[self._columns[name][0]].attrs.get("names", CLASS_NAMES))
 
     def flux(self, index: Index = slice(None), *, size: int | None = None) -> np.ndarray:
         """Return cutouts in the order asked for.
@@ -170,7 +171,7 @@ class CutoutFile:
             if isinstance(data, np.ndarray):
                 images = data[(slice(None), slice(None), *window)][rows]
             elif not len(rows):
-                images = data[:0]
+                images = data[(slice(0, 0), slice(None), *window)]
             else:
                 unique, inverse = np.unique(rows, return_inverse=True)
                 runs = np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)
@@ -224,7 +225,7 @@ class CutoutFile:
             yield file
 
     def _file(self) -> h5py.File:
-        """Return a handle of this very process: HDF5 handles do not survive a fork."""
+        """Return a handle of this very process, kept open for images in chunks: it would not survive a fork."""
         if self._handle is None or self._handle[0] != os.getpid():
             self._handle = (os.getpid(), h5py.File(self.path, "r"))
         return self._handle[1]
@@ -233,6 +234,6 @@ class CutoutFile:
 def _place(data: h5py.Dataset) -> tuple[int, tuple[int, ...], np.dtype] | None:
     """Return where in the file the numbers lie, if in one piece and as they are."""
     offset = data.id.get_offset() if data.chunks is None and data.external is None and not data.is_virtual else None
-    if offset is None or data.size == 0 or data.dtype.kind not in "fiu":
+    if offset is None or data.size == 0 or data.dtype.kind not in "fiub":
         return None
     return offset, data.shape, data.dtype
