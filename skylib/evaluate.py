@@ -194,18 +194,16 @@ def evaluate(
     results: dict[str, ProbeResult] = {}
     sweeps = []
     for label, encoder in (("pretrained", model), ("random weights", random_weights(model, seed=seed))):
-        every = dict.fromkeys((*pools, "central_flat")) if encoder is model else pools
-        features = encode(encoder, cutouts, rows=used, pools=list(every), layers=sorted({*layers, -1}))
-        table = _sweep(encoder, {key: features[key] for key in features if key[0] in layers and key[1] in pools},
-                       as_embeddings, name, task, parts)  # fmt: skip
-        best = table.loc[table["chosen"]].iloc[0]
-        chosen = as_embeddings(features[best["key"]])
+        every = list(dict.fromkeys((*pools, "central_flat")))
+        features = encode(encoder, cutouts, rows=used, pools=every, layers=sorted({*layers, -1}))
+        asked = {key: x for key, x in features.items() if key[0] in layers and key[1] in pools}
+        table = _sweep(encoder, asked, as_embeddings, name, task, parts)
+        chosen = as_embeddings(features[table.loc[table["chosen"], "key"].item()])
         results[f"{label}, linear"] = linear_probe(chosen, name, **how)
         if encoder is model:
             results[f"{label}, kNN"] = knn_probe(chosen, name, **how)
-            results[f"{label}, original's probe"] = original_probe(
-                as_embeddings(features[-1, "central_flat"]), name, **how
-            )
+        side_by_side = as_embeddings(features[-1, "central_flat"])
+        results[f"{label}, original's probe"] = original_probe(side_by_side, name, **how)
         sweeps.append(table.drop(columns="key").assign(encoder=label))
     everyone = np.asarray(cutouts.column(split) if isinstance(split, str) else split)
     pca = pixel_pca(model, cutouts, rows=used, train=np.flatnonzero(everyone == TRAIN), seed=seed)  # needs no labels

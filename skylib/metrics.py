@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
-from sklearn.metrics import r2_score
 
 Metric = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
@@ -136,4 +135,6 @@ def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _r2(truth: np.ndarray, prediction: np.ndarray) -> float:
-    return float(r2_score(truth, prediction)) if len(truth) > 1 else float("nan")
+    """Return the share of the variance that is explained; NaN where there is none."""
+    spread = ((truth - truth.mean()) ** 2).sum()
+    return float(1 - ((truth - prediction) ** 2).sum() / spread) if spread > 0 else float("nan")

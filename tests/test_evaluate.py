@@ -38,7 +38,7 @@ def evaluated(field, model):
 def test_every_baseline_stands_in_the_table(evaluated, tmp_path):
     split, result = evaluated
     methods = {"pretrained, linear", "pretrained, kNN", "pretrained, original's probe", "random weights, linear",
-               "pixel PCA, linear", "aperture magnitudes", "mean"}  # fmt: skip
+               "random weights, original's probe", "pixel PCA, linear", "aperture magnitudes", "mean"}  # fmt: skip
     assert set(result.results) == methods
     for one in result.results.values():
         np.testing.assert_array_equal(one.rows, np.flatnonzero(split == 2))
