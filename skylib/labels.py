@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from skylib.config import Method, ProbeConfig, check_choice, to_dict
 from skylib.cutouts import CutoutFile
-from skylib.heads import LabelledSet, fingerprint, train_on
+from skylib.heads import train_on
+from skylib.labelled import LabelledSet, fingerprint
 from skylib.mim import MaskedImageModel
 from skylib.probes import Task, metric_for
 from skylib.splits import TRAIN

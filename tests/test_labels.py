@@ -12,7 +12,7 @@ from skylib import (
     train_head,
     write_cutouts,
 )
-from skylib.heads import fingerprint, nested_subset
+from skylib.labelled import fingerprint, nested_subset
 from skylib.metrics import classification_metrics
 from skylib.probes import on_test
 
