@@ -128,7 +128,8 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
             (1, 2)
         )
         width[mine] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
-        peak[mine] = top / np.sqrt(np.nansum(np.where(known, noise, 0) ** 2, axis=1))
+        total = np.sqrt(np.where(known, noise, 0) ** 2 @ np.ones(noise.shape[1]))
+        peak[mine] = np.divide(top, total, out=np.full(len(flux), np.nan), where=total > 0)
     found = {"depth": depth, "no_data": no_data}
     if "tile" in cutouts.columns:
         found["tile"] = tile = cutouts.column("tile")[rows]

@@ -66,6 +66,7 @@ class Evaluation:
     task: Task
     results: dict[str, ProbeResult]
     sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
+    _margins: dict[tuple[str, str], tuple[float, float, float]] = field(default_factory=dict, repr=False)  # kept
 
     def __post_init__(self) -> None:
         missing = [name for name in (BEST, RANDOM, PIXELS, FLOORS[self.task]) if name not in self.results]
@@ -105,9 +106,11 @@ class Evaluation:
 
     def margin(self, rival: str, *, best: str = BEST) -> tuple[float, float, float]:
         """Return by how much one method beats another on the same objects: difference, and its 95 % interval."""
-        one, two = self.results[best], self.results[rival]
-        metric, score = metric_for(self.task, self.target)
-        return paired_margin(one.prediction, two.prediction, one.truth, metric)[score]
+        if (best, rival) not in self._margins:
+            one, two = self.results[best], self.results[rival]
+            metric, score = metric_for(self.task, self.target)
+            self._margins[best, rival] = paired_margin(one.prediction, two.prediction, one.truth, metric)[score]
+        return self._margins[best, rival]
 
     def headline(self) -> dict[str, dict[str, Any]]:
         """Return the main score of each method, and by how much the pretrained network beats each baseline.
