@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     ra: Tensor  # float64 (B,), degrees
     dec: Tensor  # float64 (B,)
     columns: dict[str, Tensor]  # each (B,)
+    weight: Tensor | None = None  # float32 (B, C, S, S), inverse variance in counts**-2
 
 
 class CutoutLoader:

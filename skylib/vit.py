@@ -192,6 +192,15 @@ def sincos_positions(n_patches: int, width: int) -> Tensor:
     return torch.cat([rows, cols], dim=-1).reshape(1, n_patches, width).float()
 
 
+def sky_vector(ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
+    """Return unit vectors (B, 3) for positions in degrees; zeros where a position is not known."""
+    if ra is None or dec is None:
+        return None
+    ra, dec = torch.deg2rad(ra), torch.deg2rad(dec)
+    vector = torch.stack([dec.cos() * ra.cos(), dec.cos() * ra.sin(), dec.sin()], dim=-1)
+    return vector.nan_to_num(0.0).float()
+
+
 def initialise(module: nn.Module) -> None:
     """Xavier-uniform weights and zero biases in all linear layers, as in MAE."""
     for layer in module.modules():

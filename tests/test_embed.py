@@ -24,7 +24,7 @@ def test_permuted_bands_give_the_same_embeddings(tmp_path):
     flux = np.random.default_rng(0).normal(size=(9, 5, 16, 16)).astype(np.float32)
     position = {"ra": np.zeros(9), "dec": np.zeros(9)}
     ordered = write_cutouts(tmp_path / "a.h5", flux, bands="grizy", **position)
-    permuted = write_cutouts(tmp_path / "b.h5", flux[:, [0, 2, 1, 3, 4]], bands="girzy", **position)
+    permuted = write_cutouts(tmp_path / "b.h5", flux[:, [0, 2, 1, 4, 3]], bands="giryz", **position)
     extra = write_cutouts(
         tmp_path / "c.h5", flux[:, [4, 0, 1, 2, 3, 0]], bands=["y", "g", "r", "i", "z", "NB0816"], **position
     )

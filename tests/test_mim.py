@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from skylib.augment import random_orientation
 from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
 from skylib.mim import central_patches
 from skylib.runtime import keyed_generator
+from skylib.target import standardise
 
 SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
 
@@ -59,6 +62,21 @@ def test_orientations_are_the_eight_and_drawn_for_each_sample():
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_eight_images_can_be_learnt_by_heart(objective):
+    flux = torch.randn(8, 5, 32, 32, generator=keyed_generator(1)).abs()
+    model = model_for(objective=objective, norm_pix=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    mask = random_token_mask(8, 16, 8, generator=keyed_generator(3))
+    first = model(flux, mask=mask).loss.item()
+    for _ in range(150):
+        loss = model(flux, mask=mask).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02 * first
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
 @pytest.mark.parametrize("norm_pix", [None, "band", "patch"])
 @pytest.mark.parametrize("loss", ["l1", "mse"])
 def test_training_lowers_the_loss_on_a_few_images(flux, objective, norm_pix, loss):
@@ -97,10 +115,12 @@ def test_weights_count_in_the_loss(flux, objective):
     weight = torch.rand(flux.shape, generator=keyed_generator(5))
     weight[:, 2] = 0
     weight[:, 3, :4] = torch.nan
+    weight[:, 4, :4], weight[:, 4, 4:8] = torch.inf, -1.0
     mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
     out = model(flux, mask=mask, weight=weight)
     (gradient,) = torch.autograd.grad(out.loss, out.prediction, retain_graph=True)
-    patches = patchify(weight, 8).nan_to_num(0) * out.mask.transpose(1, 2)[..., None]
+    known = torch.where(weight.isfinite() & (weight > 0), weight, 0.0)
+    patches = patchify(known, 8) * out.mask.transpose(1, 2)[..., None]
     assert (gradient[patches == 0] == 0).all()
     error = (out.prediction - patchify(torch.asinh(flux), 8)).square()
     torch.testing.assert_close(out.loss, (patches * error).sum() / patches.sum())
@@ -147,7 +167,7 @@ def test_reconstruction_keeps_what_is_visible_and_is_in_counts(flux, norm_pix):
 def test_a_perfect_prediction_reconstructs_the_image(flux, monkeypatch):
     for norm_pix in (None, "band", "patch"):
         model = model_for(norm_pix=norm_pix)
-        target = model._target(model._patches(flux))[0]
+        target = standardise(model._patches(flux), norm_pix)[0]
         monkeypatch.setattr(model, "_predict", lambda *_, t=target: t)
         torch.testing.assert_close(model.reconstruct(flux)[0], flux, rtol=1e-3, atol=1e-4)
 
@@ -213,6 +233,27 @@ def test_the_position_token_is_used_only_when_asked_for(flux):
     assert sighted.embed(flux, ra=ra * torch.nan, dec=dec).isfinite().all()
     with pytest.raises(ValueError, match="ra_dec=True: give ra and dec"):
         sighted.embed(flux)
+
+
+OTHER = {
+    "bands": ("g", "r"), "size": "tiny", "image_size": 16, "patch_size": 4, "objective": "simmim", "mask_ratio": 0.5,
+    "max_mask_ratio": 0.5, "norm_pix": None, "loss": "l1", "stretch": "linear", "ra_dec": True, "registers": 2,
+    "attention_pool": True, "decoder_width": 32, "decoder_depth": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ModelConfig)])
+def test_every_setting_reaches_the_model(flux, name):
+    def outcome(**values):
+        config = ModelConfig(**(SMALL | values))
+        images = flux[:, : len(config.bands), : config.image_size, : config.image_size]
+        model, place = build_model(config), torch.full((6,), 30.0)
+        loss = model(images, ra=place, dec=place, generator=keyed_generator(0)).loss
+        return loss.item(), sum(p.numel() for p in model.parameters())
+
+    common = {"objective": "simmim"} if name == "max_mask_ratio" else {}
+    assert outcome(**common) == outcome(**common)
+    assert outcome(**common) != outcome(**common, **{name: OTHER[name]})
 
 
 def test_the_seed_fixes_the_weights_and_leaves_the_global_state():
