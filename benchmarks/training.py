@@ -107,7 +107,7 @@ class PerItem(torch.utils.data.Dataset):
     """One cutout at a time, the file opened anew for each, with its mask: as the original's loader did it."""
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
-        self.path, self.config = path, config
+        self.path, self.config, self.rng = path, config, np.random.default_rng(0)
 
     def __len__(self) -> int:
         with h5py.File(self.path) as file:
@@ -118,9 +118,9 @@ class PerItem(torch.utils.data.Dataset):
         with h5py.File(self.path) as file:
             flux = file["cutouts"][index]
         mask = np.zeros((len(c.bands), c.n_patches), dtype=bool)
-        n_hidden = int(np.random.uniform(0, c.max_mask_ratio) * c.n_patches)
+        n_hidden = int(self.rng.uniform(0, c.max_mask_ratio) * c.n_patches)
         for band in mask:
-            band[np.random.permutation(c.n_patches)[:n_hidden]] = True
+            band[self.rng.permutation(c.n_patches)[:n_hidden]] = True
         return torch.from_numpy(flux), torch.from_numpy(mask)
 
 

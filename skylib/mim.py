@@ -97,7 +97,7 @@ class MaskedImageModel(nn.Module):
         mask : Tensor of bool, shape (B, N) or, for `simmim`, (B, C, N), optional
             True where hidden; drawn as the configuration says if not given.
         weight : Tensor of float32, shape (B, C, S, S), optional
-            Of each pixel in the loss, such as from `relative_weight`; what is not finite, or not positive, is left out.
+            Of each pixel in the loss, such as an inverse variance; what is not finite, or not positive, is left out.
         ra, dec : Tensor, shape (B,), optional
             Degrees; used only with ``ra_dec=True``.
         generator : torch.Generator, optional
@@ -137,13 +137,6 @@ class MaskedImageModel(nn.Module):
             use = use * patchify(weight, self.config.patch_size)
         loss, n_pixels = mean_error(prediction, target, use, kind=self.config.loss)
         return MIMOutput(loss, prediction, mask, n_pixels)
-
-    def relative_weight(self, inverse_variance: Tensor | None) -> Tensor | None:
-        """Turn inverse variances (B, C, S, S), in counts**-2, into weights near 1 on empty sky.
-
-        Without it the deepest band would outweigh the others, though after the stretch all have the same noise.
-        """
-        return None if inverse_variance is None else inverse_variance * self.sky_sigma.square()[:, None, None]
 
     def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
         """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""

@@ -71,8 +71,7 @@ class Step:
         return self._backward(batch, mask)
 
     def _backward(self, batch: Batch, mask: Tensor) -> Tensor:
-        weight = self._model.relative_weight(batch.weight)
-        fields = (batch.flux, mask, weight, batch.ra, batch.dec)
+        fields = (batch.flux, mask, batch.weight, batch.ra, batch.dec)
         cut = [[None] * self._parts if field is None else field.chunk(self._parts) for field in fields]
         sums = torch.zeros(2, device=self._world.device)
         for number, part in enumerate(zip(*cut, strict=True), 1):

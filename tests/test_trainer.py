@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import CutoutLoader, Interrupted, PretrainConfig, pretrain, trainer, write_cutouts
+from skylib import CutoutLoader, Interrupted, PretrainConfig, TileLoader, pretrain, trainer, write_cutouts
 from skylib.checkpoint import load_checkpoint, save_checkpoint
 from skylib.distributed import World
 from skylib.loading import Batch
@@ -90,46 +90,46 @@ def test_scalars_are_there_for_tensorboard_and_a_resumed_run_drops_none(base, cu
     np.testing.assert_array_equal(loss["loss"], base.metrics["loss"])
 
 
-class Weighted(CutoutLoader):
-    """Batches that carry an inverse variance, as those of tiles may."""
-
-    left = 1.0  # of the left half of the image
-
-    def _batch(self, chosen, number):
-        batch = super()._batch(chosen, number)
-        weight = torch.full_like(batch.flux, 4.0)
-        weight[..., :16] *= self.left
-        return batch._replace(weight=weight)
-
-
 def test_the_weight_of_a_pixel_reaches_the_loss(base, cutouts, tmp_path):
+    flux = cutouts.flux()
+
     def losses(name, left, **values):
-        Weighted.left = left
-        loader = Weighted(cutouts, batch_size=32, augment=True)
-        run = pretrain(MODEL, config(steps=5, **values), train=loader, validation=loader, run_dir=tmp_path / name)
+        weight = np.full_like(flux, 100.0)
+        weight[..., :16] = left
+        place = {"ra": cutouts.ra, "dec": cutouts.dec, "bands": cutouts.bands}
+        file = write_cutouts(tmp_path / f"{name}.h5", flux, weight=weight, **place)
+        data = CutoutLoader(file, batch_size=32, weight=True, augment=True)
+        check = CutoutLoader(file, batch_size=32, weight=True, shuffle=False)
+        run = pretrain(MODEL, config(steps=5, **values), train=data, validation=check, run_dir=tmp_path / name)
         return run.metrics["loss"].to_numpy(), run.metrics["validation_loss"].dropna().to_numpy()
 
-    half = losses("half", 0.0)
-    assert np.abs(half[0] / base.metrics["loss"] - 1).max() > 1e-3
-    assert np.abs(half[1] / losses("even", 1.0)[1] - 1).max() > 1e-3
-    np.testing.assert_allclose(losses("parts", 0.0, accumulate=4)[0], half[0], rtol=1e-4)
+    even, right = losses("even", 100.0), losses("right", 0.0)
+    np.testing.assert_allclose(even[0], base.metrics["loss"], rtol=1e-5)
+    assert np.abs(right[0] / even[0] - 1).max() > 1e-3
+    assert np.abs(right[1] / even[1] - 1).max() > 1e-3
+    np.testing.assert_allclose(losses("parts", 0.0, accumulate=4)[0], right[0], rtol=1e-4)
 
 
-def test_weights_are_relative_to_the_sky_of_their_band_and_zero_leaves_a_pixel_out():
+def test_the_variance_of_tiles_reaches_the_loss(tiles, tmp_path):
+    def losses(variance):
+        loader = TileLoader(tiles, batch_size=16, size=32, variance=variance)
+        return pretrain(MODEL, config(steps=4), train=loader, run_dir=tmp_path / str(variance)).metrics["loss"]
+
+    weighted, plain = losses(True), losses(False)
+    assert weighted.notna().all()
+    assert (weighted / plain - 1).abs().max() > 1e-4
+
+
+def test_a_step_counts_pixels_by_their_weight():
     model = build_model(MODEL)
-    model.set_sky_noise(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
-    assert model.relative_weight(None) is None
-    sky = 1 / model.sky_sigma.square()[:, None, None].expand(2, 5, 32, 32)
-    torch.testing.assert_close(model.relative_weight(sky), torch.ones(2, 5, 32, 32))
-    # A step on images whose right half has no weight is the step on images that have no right half.
-    flux = torch.randn(2, 5, 32, 32)
-    weight = torch.where(torch.arange(32) < 16, sky, 0.0)
-    place, mask = torch.zeros(2), model.draw_mask(2)
-    step = Step(model, config(), World(0, 1, torch.device("cpu")))
-    sums = step(Batch(flux, place, place, {}, weight), mask)
-    whole = model.compare(flux, mask, weight=(weight > 0).float())
-    torch.testing.assert_close(sums[0], (whole.loss * whole.n_pixels).detach())
-    torch.testing.assert_close(sums[1], whole.n_pixels)
+    flux, place, mask = torch.randn(4, 5, 32, 32), torch.zeros(4), model.draw_mask(4)
+    weight = torch.where(torch.arange(32) < 16, 3.0, 0.0).expand(4, 5, 32, 32)
+    for parts in (1, 2):
+        step = Step(model, config(accumulate=parts), World(0, 1, torch.device("cpu")))
+        sums = step(Batch(flux, place, place, {}, weight), mask)
+        whole = model.compare(flux, mask, weight=weight)
+        torch.testing.assert_close(sums, torch.stack([whole.loss * whole.n_pixels, whole.n_pixels]).detach())
+        assert whole.n_pixels < 3 * mask.sum() * 64
 
 
 def test_the_order_of_the_planes_in_a_file_does_not_matter(base, cutouts, tmp_path):
