@@ -156,7 +156,7 @@ def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
 
 
 def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
-    """Compress the dynamic range of flux for a network. NaN stays NaN, and infinite flux stays infinite.
+    """Compress the dynamic range of flux for a network. NaN stays NaN, and infinite flux becomes NaN.
 
     Parameters
     ----------
@@ -173,6 +173,7 @@ def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
     ValueError
         If `kind` is unknown.
     """
+    flux = torch.where(flux.isfinite(), flux, torch.nan)
     if kind == "asinh":
         return torch.asinh(flux / sky_sigma[:, None, None])
     if kind == "linear":

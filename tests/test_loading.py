@@ -56,6 +56,9 @@ def test_ranks_share_every_batch(numbered):
         assert [n for share in shares for n in numbers(share)] == numbers(one)
     with pytest.raises(ValueError, match="batch_size=4: cannot be divided among 3 processes"):
         whole.shard(0, 3)
+    uneven = CutoutLoader(numbered, batch_size=6, shuffle=False, augment=True, rows=np.arange(9))  # the last batch: 3
+    shares = [list(uneven.shard(rank, 2))[-1] for rank in (0, 1)]
+    torch.testing.assert_close(torch.cat([share.flux for share in shares]), list(uneven)[-1].flux)
 
 
 def test_a_restored_loader_goes_on_with_the_very_batch(cutouts):

@@ -126,7 +126,7 @@ class CutoutLoader:
             while self._next < len(self):
                 number, self._next = self._next, self._next + 1
                 mine = self._mine(order, number)
-                yield self._batch(self._kept, mine, mine, number)
+                yield self._batch(self._kept, self._kept.slots[mine], mine, number)
         else:
             yield from self._stream(order)
         self._epoch, self._next = self._epoch + 1, 0
@@ -211,16 +211,18 @@ class CutoutLoader:
     def _mine(self, order: np.ndarray, number: int) -> np.ndarray:
         """Return this process's part of a batch, as positions in `rows`."""
         whole = order[number * self.batch_size : (number + 1) * self.batch_size]
-        n = -(-len(whole) // self.world_size)
-        return whole[self.rank * n : (self.rank + 1) * n]
+        return whole[self._share(len(whole))]
+
+    def _share(self, whole: int) -> slice:
+        """Return which of the images of a batch are this process's."""
+        n = -(-whole // self.world_size)
+        return slice(self.rank * n, (self.rank + 1) * n)
 
     def _read(self, positions: np.ndarray) -> _Window:
         rows = self.rows[positions]
         by_row = np.argsort(rows, kind="stable")
         slots = np.empty(len(rows), dtype=np.int64)
         slots[by_row] = np.arange(len(rows))
-        if self._resident:  # positions are all, in order: no need to sort
-            by_row = slots = np.arange(len(rows))
         flux, weight = np.ascontiguousarray(self.flux(rows[by_row])), None
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
@@ -241,10 +243,9 @@ class CutoutLoader:
         return typical[:, None, None]
 
     def _batch(self, images: _Window, slots: np.ndarray, mine: np.ndarray, number: int) -> Batch:
-        draws = draw_changes(
-            self.augment, min(self.batch_size, len(self.rows) - number * self.batch_size), len(self.bands),
-            generator=keyed_generator(self.seed, _AUGMENT, self._epoch, number),
-        ).part(slice(self.rank * len(mine), (self.rank + 1) * len(mine)))  # fmt: skip
+        whole = min(self.batch_size, len(self.rows) - number * self.batch_size)
+        generator = keyed_generator(self.seed, _AUGMENT, self._epoch, number)
+        draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._share(whole))
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
