@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def main() -> None:
 
 def steps(configs: dict[str, ModelConfig], batch: int, repeats: int) -> Rows:
     """Time training steps of several models, in turns."""
-    cases = {name: ours(config, same_batch(config, batch), settings(batch)) for name, config in configs.items()}
+    cases = {
+        name: partial(ours(config, settings(batch)), same_batch(config, batch)) for name, config in configs.items()
+    }
     return table(cases, dict.fromkeys(cases, batch), repeats)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,17 @@ def settings(batch: int, **values: Any) -> PretrainConfig:
     return PretrainConfig(**(common | values))
 
 
-def ours(config: ModelConfig, batches: Iterator[Batch], run: PretrainConfig) -> Case:
-    """A step as `pretrain` makes it."""
+def ours(config: ModelConfig, run: PretrainConfig) -> Callable[[Iterator[Batch]], None]:
+    """A step as `pretrain` makes it, on the next batch of those given."""
     model = build_model(config).to(DEVICE).train()
     step, optimiser = Step(model, run, World(0, 1, DEVICE)), Optimiser(model, run)
 
-    def case() -> None:
+    def advance(batches: Iterator[Batch]) -> None:
         batch = next(batches)
         sums = step(batch, model.draw_mask(len(batch.flux), device=DEVICE))
         optimiser.step(1, sums[1])
 
-    return case
+    return advance
 
 
 def hugging_face(config: ModelConfig, batches: Iterator[Batch], run: PretrainConfig) -> Case:
@@ -179,11 +180,12 @@ def compare(
     recipe = ModelConfig(**{**ModelConfig.original().__dict__, "size": size})
     loaded = CutoutLoader(CutoutFile(file), batch_size=batch, augment=True, device=DEVICE)
     cases: dict[str, Case] = {}
+    steps = {config.objective: ours(config, run) for config in (mae, simmim)}
     for config in (mae, simmim):
-        cases[f"{size} {config.objective}"] = ours(config, same_batch(config, batch), run)
+        cases[f"{size} {config.objective}"] = partial(steps[config.objective], same_batch(config, batch))
         cases[f"{size} {config.objective}, Hugging Face"] = hugging_face(config, same_batch(config, batch), run)
-    cases[f"{size} mae, from file"] = ours(mae, endless(loaded), run)
-    cases[f"{size} original model, from file"] = ours(recipe, endless(loaded), run)
+    cases[f"{size} mae, from file"] = partial(steps["mae"], endless(loaded))
+    cases[f"{size} original model, from file"] = partial(ours(recipe, run), endless(loaded))
     cases[f"{size} original as it ran, from file"] = original(recipe, per_item(file, recipe, batch))
     needed = {name: needs(case) for name, case in cases.items()}  # warms up, too
     seconds = harness.measure(cases, repeats=repeats, warm_up=0)
