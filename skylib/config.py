@@ -161,7 +161,7 @@ class PretrainConfig:
     weight_decay : float
         On matrices only, not on biases, norms and learned tokens.
     clip_grad : float
-        Largest norm of the gradient.
+        Largest norm of the gradient; 0 for no limit.
     ema : float
         Decay a step of an exponential moving average of the weights, which is then what is validated, probed and
         loaded; 0 for none.
@@ -223,8 +223,8 @@ class PretrainConfig:
 
     @classmethod
     def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:
-        """Return the training of the published recipe: AdamW 1e-4, batch 64, cosine, no warm-up."""
-        return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="fp32")
+        """Return the training of the published recipe: AdamW 1e-4, batch 64, cosine, no warm-up, no clipping, fp32."""
+        return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, clip_grad=0.0, precision="fp32")
 
 
 # Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
