@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skylib.runtime import pick_device
-from skylib.stopping import Interrupted, StopRequest
+from skylib.stopping import TOLD, Interrupted, StopRequest
 
 
 @dataclass(frozen=True)
@@ -131,46 +131,54 @@ def launch(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    task, log = run_dir / "workers.pickle", run_dir / "workers.log"
+    task, log, tell = (run_dir / f"workers.{kind}" for kind in ("pickle", "log", "stop"))
     task.write_bytes(pickle.dumps((function, dict(arguments))))
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    if nodes > 1:
-        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-        meet = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node()}:{port}"]
-        prefix = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-        command = [*prefix, *torchrun, *meet]
-    else:
-        command = [*torchrun, "--standalone"]
-    command += ["-m", "skylib.distributed", str(task)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    tell.unlink(missing_ok=True)
+    # They are told by a file in the run folder, since the process that looks may be on another node.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, TOLD: str(tell)}
     with open(log, "ab") as file, StopRequest(run_dir) as stop:
-        start, told = file.tell(), False
+        start = file.tell()
         workers = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**threads, **os.environ},
-            start_new_session=True,
+            [*_torchrun(processes), "-m", "skylib.distributed", str(task)],
+            stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ, start_new_session=True,
         )  # fmt: skip
         try:
             while workers.poll() is None:
                 time.sleep(0.5)
                 watch()
-                if not told and (stop.why() or "").startswith("SIG"):
-                    (run_dir / "STOP").touch()  # they look for it, save, end, and take it away
-                    told = True
+                if (why := stop.why()) and not tell.exists():
+                    tell.write_text(why)  # they look for it, save, and end
         except BaseException:
             workers.terminate()  # torchrun hands it on; the workers save
             workers.wait()
             raise
         finally:
             task.unlink(missing_ok=True)
+            tell.unlink(missing_ok=True)
     text = log.read_bytes()[start:].decode(errors="replace")
     lines = text.strip().splitlines()
+    told = {kind: [line for line in lines if line.startswith(kind)] for kind in ("Failed: ", "Interrupted: ")}
+    if told["Interrupted: "] and not told["Failed: "]:  # whatever torchrun, which got the signal too, made of it
+        raise Interrupted(told["Interrupted: "][0].removeprefix("Interrupted: "))
+    if workers.returncode and stop.why() and not told["Failed: "]:
+        raise Interrupted(f"{run_dir}: ended by {stop.why()} before it could save; goes on from the last checkpoint")
     if workers.returncode:
-        failed = [line for line in lines if line.startswith("Failed: ")]
-        why = failed[0].removeprefix("Failed: ") if failed else "\n" + "\n".join(lines[-30:])
+        why = told["Failed: "][0].removeprefix("Failed: ") if told["Failed: "] else "\n" + "\n".join(lines[-30:])
         raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}): {why}")
-    if stopped := [line for line in lines if line.startswith("Interrupted: ")]:
-        raise Interrupted(stopped[0].removeprefix("Interrupted: "))
+
+
+def _torchrun(processes: int) -> list[str]:
+    """Return the command that starts processes here, or in a Slurm allocation of several nodes on each of them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if nodes == 1:
+        return [*torchrun, "--standalone"]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
+    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node()}:{port}"]
 
 
 def _first_node() -> str:

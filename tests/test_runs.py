@@ -14,17 +14,10 @@ import pytest
 
 from skylib import runs
 from skylib.__main__ import main
+from skylib.execute import NotebookError, NotebookInterrupted
+from skylib.parameters import Parameter, check_value, notebook_parameters, parse_overrides
 from skylib.report import write_report
-from skylib.runs import (
-    NotebookError,
-    NotebookInterrupted,
-    Parameter,
-    check_value,
-    demo,
-    notebook_parameters,
-    parse_overrides,
-    run_notebook,
-)
+from skylib.runs import demo, run, run_notebook
 
 PARAMETERS = """\
 run_dir: str = "papermill_runs/demo"  # where results go
@@ -340,8 +333,8 @@ def test_a_terminated_run_is_told_and_leaves_no_kernel(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip().endswith("skylib: interrupted SIGTERM")
+    assert process.returncode == 75
+    assert "02.ipynb stopped in cell [3]: KeyboardInterrupt" in err
     assert status(run)["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int(kernel.read_text()), 0)
