@@ -1,9 +1,10 @@
-"""The command line: ``python -m skylib run | status | demo | simulate``."""
+"""The command line: ``python -m skylib run | check | status | demo | simulate``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +76,15 @@ def _parser() -> argparse.ArgumentParser:
         "--local", action="append", default=[], metavar="name=COPY",
         help="read this copy, on the node's own disk, of the file or folder that is the parameter's value",
     )  # fmt: skip
+    run.add_argument(
+        "--shared", action="store_true", help="leave out parameters that only other notebooks in its folder have"
+    )
     run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", parents=[debug], help="check parameters that are meant for all notebooks")
+    check.add_argument("overrides", nargs="*", metavar="name=value")
+    check.add_argument("--rows", action="store_true", help="print only how many rows the label study has with them")
+    check.set_defaults(command=_check)
 
     status = commands.add_parser("status", parents=[debug], help="how runs stand, also while they go on")
     status.add_argument("runs_dir", type=Path, nargs="?", default=Path("papermill_runs"), metavar="RUNS_DIR")
@@ -112,17 +121,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from skylib.parameters import notebook_parameters, parse_overrides
-    from skylib.runs import run
+    from skylib.runs import run, share
 
     if arguments.help_parameters:
         print(*notebook_parameters(arguments.notebook).values(), sep="\n")
         return
-    values = parse_overrides(arguments.overrides, arguments.notebook)
+    if arguments.shared:
+        beside = {arguments.notebook, *arguments.notebook.parent.glob("*.ipynb")}
+        values = share(arguments.overrides, beside)[arguments.notebook]
+    else:
+        values = parse_overrides(arguments.overrides, arguments.notebook)
     if arguments.run_dir is None:
         raise ValueError("--run-dir DIR is missing: the folder that gets the executed notebook and all results")
     local = parse_overrides(arguments.local, arguments.notebook)
     options = {"task": arguments.task, "skip_done": arguments.skip_done, "local": local}
     print(run(arguments.notebook, arguments.run_dir, values, **options))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from skylib.parameters import notebook_parameters
+    from skylib.runs import NOTEBOOKS, share
+
+    shared = share(arguments.overrides, sorted(NOTEBOOKS.glob("*.ipynb")))
+    if arguments.rows:
+        (study,) = (path for path in shared if path.stem == "04_label_efficiency")
+        values = {name: p.default for name, p in notebook_parameters(study).items()} | shared[study]
+        print(math.prod(len(values[name]) for name in ("methods", "n_labels", "seeds")))
+        return
+    for path, given in shared.items():
+        print(f"{path.stem}:", *(f"{name}={value!r}" for name, value in given.items()))
 
 
 def _status(arguments: argparse.Namespace) -> None:

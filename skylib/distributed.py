@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -96,8 +97,7 @@ def _adopt_slurm(environ: Any) -> None:
     environ["RANK"], environ["LOCAL_RANK"] = environ["SLURM_PROCID"], environ["SLURM_LOCALID"]
     environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
     if "MASTER_ADDR" not in environ:
-        nodes = ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]]
-        environ["MASTER_ADDR"] = subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+        environ["MASTER_ADDR"] = _first_node(environ["SLURM_STEP_NODELIST"])
     environ.setdefault("MASTER_PORT", str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000))
 
 
@@ -178,12 +178,19 @@ def _torchrun(processes: int) -> list[str]:
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
     port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-    return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node()}:{port}"]
+    meet = f"{_first_node(os.environ['SLURM_JOB_NODELIST'])}:{port}"
+    return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}"]
 
 
-def _first_node() -> str:
-    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    return subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+def _first_node(nodes: str) -> str:
+    """Return the address of the first of the nodes, a list as Slurm writes it."""
+    first = _scontrol("show", "hostnames", nodes).split()[0]
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
+    return found[1] if found else first
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _work(task: Path) -> None:

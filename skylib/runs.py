@@ -207,21 +207,15 @@ def demo(
     if len(sky) == 1:
         raise ValueError(f"tiles={tiles}, catalogue={catalogue}: give both, or none for a simulated sky")
 
-    known = {path: notebook_parameters(path) for path in paths}
-    everything = {name: parameter for path in paths for name, parameter in known[path].items()}
-    texts = [] if isinstance(overrides, Mapping) else list(overrides)
-    given = overrides if isinstance(overrides, Mapping) else dict(map(split_override, texts))
-    for name in given:
-        if name in sky:
-            raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
-        find_parameter(everything, name, where="the notebooks")
-    values: dict[Path, dict[str, Any]] = {}
+    if not isinstance(overrides, Mapping):
+        overrides = list(overrides)
+    given = dict(overrides if isinstance(overrides, Mapping) else map(split_override, overrides))
+    for name in sky.keys() & given.keys():
+        raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
+    values = share(overrides, paths)
     for path in paths:
-        if isinstance(overrides, Mapping):
-            mine = {name: check_value(known[path][name], given[name]) for name in given if name in known[path]}
-        else:
-            mine = parse_overrides([text for text in texts if split_override(text)[0] in known[path]], path)
-        values[path] = mine | {name: str(source.resolve()) for name, source in sky.items() if name in known[path]}
+        known = notebook_parameters(path)
+        values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}
 
     start = time.perf_counter()
     try:
@@ -235,6 +229,35 @@ def demo(
         raise
     log.info("%d notebooks in %.0f s", len(paths), time.perf_counter() - start)
     return write_report(run_dir)
+
+
+def share(overrides: Mapping[str, Any] | Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Give each parameter to each of the notebooks that has it.
+
+    Parameters
+    ----------
+    overrides : mapping, or iterable of ``name=value``
+    notebooks : iterable of path
+
+    Returns
+    -------
+    dict
+        The checked values for each notebook.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If no notebook has such a parameter, or of such a type.
+    """
+    known = {path: notebook_parameters(path) for path in notebooks}
+    everything = {name: parameter for parameters in known.values() for name, parameter in parameters.items()}
+    texts = [] if isinstance(overrides, Mapping) else list(overrides)
+    named = list(overrides) if isinstance(overrides, Mapping) else [split_override(text)[0] for text in texts]
+    for name in named:
+        find_parameter(everything, name, where="the notebooks")
+    if isinstance(overrides, Mapping):
+        return {p: {n: check_value(mine[n], v) for n, v in overrides.items() if n in mine} for p, mine in known.items()}
+    return {p: parse_overrides([t for t in texts if split_override(t)[0] in mine], p) for p, mine in known.items()}
 
 
 def _fingerprint(notebook: Path) -> str:

@@ -17,7 +17,7 @@ from skylib.__main__ import main
 from skylib.execute import NotebookError, NotebookInterrupted
 from skylib.parameters import Parameter, check_value, notebook_parameters, parse_overrides
 from skylib.report import write_report
-from skylib.runs import demo, run, run_notebook
+from skylib.runs import demo, run_notebook
 
 PARAMETERS = """\
 run_dir: str = "papermill_runs/demo"  # where results go
