@@ -92,14 +92,15 @@ run_notebook() {
   exit "$code"
 }
 
-# Queues this job, or this task of an array, again; it then goes on from what was saved.
+# Queues this job, or this task of an array, again; it then goes on from what was saved. A job that is no longer running was
+# ended by Slurm: by scancel, and then it stays ended; or by a pre-emption after which Slurm itself queues it again.
 requeue() {
   local id=${SLURM_JOB_ID:-} state
   [ -n "$id" ] || return 0
   [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the job's id alone can mean all tasks
   state=$(scontrol --oneliner show job "$id" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
-  if [ "$state" = CANCELLED ]; then
-    say "stopped and saved; not queued again, since it was cancelled"
+  if [ "$state" != RUNNING ]; then
+    say "stopped and saved; ended by Slurm ($state), and not queued again from here"
   elif [ "${SLURM_RESTART_COUNT:-0}" -ge "${SKYLIB_MAX_RESTARTS:-20}" ]; then
     say "stopped and saved; not queued again, after ${SLURM_RESTART_COUNT:-0} times (SKYLIB_MAX_RESTARTS)"
   else

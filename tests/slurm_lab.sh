@@ -57,7 +57,10 @@ GresTypes=gpu
 JobRequeue=1
 KillWait=30
 MinJobAge=3600
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=1-00:00:00 State=UP GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 State=UP PriorityTier=10 PreemptMode=OFF
 EOF
     for i in $(seq "$nodes"); do
       echo "NodeName=n$i NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=$cpus RealMemory=4000 Gres=gpu:$gpus State=UNKNOWN"
