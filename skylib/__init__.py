@@ -9,15 +9,18 @@ from skylib.checkpoint import load_model
 from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
 from skylib.cutouts import CutoutFile, make_cutouts, write_cutouts
 from skylib.embed import Embeddings, embed
-from skylib.labels import label_efficiency, train_head
+from skylib.evaluate import Evaluation, evaluate, layer_sweep, write_results
+from skylib.heads import train_head
+from skylib.labels import label_efficiency, label_grid, labels_to_match
 from skylib.loading import Batch, CutoutLoader, TileLoader
 from skylib.metrics import photoz_metrics
 from skylib.mim import MaskedImageModel, MIMOutput, build_model
 from skylib.pretrain import PretrainResult, pretrain
-from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe
+from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
+from skylib.redshift import RedshiftPDF, redshift_pdf
 from skylib.runs import run_notebook
 from skylib.similarity import search
-from skylib.splits import sky_split
+from skylib.splits import sky_split, split_cutouts
 from skylib.stopping import Interrupted
 from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
 from skylib.umap import umap_map
@@ -34,6 +37,7 @@ __all__ = [
     "CutoutFile",
     "CutoutLoader",
     "Embeddings",
+    "Evaluation",
     "Interrupted",
     "MIMOutput",
     "MaskedImageModel",
@@ -43,6 +47,7 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "ProbeResult",
+    "RedshiftPDF",
     "SimilarityBrowser",
     "SimulatedSky",
     "Tile",
@@ -53,24 +58,32 @@ __all__ = [
     "catalogue_probe",
     "constant_probe",
     "embed",
+    "evaluate",
     "find_tiles",
     "knn_probe",
     "label_efficiency",
+    "label_grid",
+    "labels_to_match",
+    "layer_sweep",
     "linear_probe",
     "load_model",
     "make_cutouts",
+    "original_probe",
     "photoz_metrics",
     "pretrain",
     "random_orientation",
     "read_tile",
+    "redshift_pdf",
     "run_notebook",
     "search",
     "simulate_sky",
     "sky_split",
     "sort_bands",
+    "split_cutouts",
     "train_head",
     "umap_map",
     "write_cutouts",
+    "write_results",
 ]
 
 # Loaded at first use: GalSim and ipywidgets are not needed where models are trained.
