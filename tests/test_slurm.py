@@ -258,26 +258,26 @@ def test_arrays_are_put_together_and_one_task_can_be_stopped(slurm, project, tmp
     def submit(script, *arguments, options):
         return slurm.submit(script, f"run_dir={run_dir}/{script}", *arguments, options=options, cwd=project)
 
-    rows = submit("label_efficiency", options=("--array=0-2",))
+    rows = submit("label_efficiency", options=("--array=0-1",))
     table = submit("label_efficiency", options=(f"--dependency=afterok:{rows}",))
     shards = submit("search_sky", options=("--array=0-1",))
     merged = submit("search_sky", "merge=True", "n_shards=2", options=(f"--dependency=afterok:{shards}",))
     study = run_dir / "label_efficiency"
     wait_for((study / "parts").exists, lambda: slurm.told(rows))
-    wait_for(lambda: slurm.state(f"{rows}_0") == slurm.state(f"{rows}_2") == "COMPLETED", lambda: slurm.told(rows))
+    slurm.wait(f"{rows}_0", "COMPLETED")
     wait_for((study / "status" / "04_label_efficiency.1.json").exists)
     slurm.warn(f"{rows}_1")
     wait_for(lambda: "asked to stop" in (slurm.folder / f"label_efficiency-{rows}-1.log").read_text())
     (study / "go").touch()
     slurm.start_again(f"{rows}_1")
-    assert slurm.state(f"{rows}_0") == slurm.state(f"{rows}_2") == "COMPLETED"  # which the requeue did not touch
+    assert slurm.state(f"{rows}_0") == "COMPLETED"  # the requeue did not touch it
     assert not (study / "merged").exists()
     for job in (table, merged):
         assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", slurm.told(job)
-    assert (study / "merged").read_text() == "0 1 2"
+    assert (study / "merged").read_text() == "0 1"
     assert (run_dir / "search_sky" / "merged").read_text() == "0/2 1/2"
-    assert sorted(path.name for path in (study / "tasks").iterdir()) == [f"04_label_efficiency.{k}.ipynb" for k in range(3)]  # fmt: skip
-    assert [record(study, f"04_label_efficiency.{k}")["restarts"] for k in range(3)] == [0, 1, 0]
+    assert sorted(path.name for path in (study / "tasks").iterdir()) == [f"04_label_efficiency.{k}.ipynb" for k in range(2)]  # fmt: skip
+    assert [record(study, f"04_label_efficiency.{k}")["restarts"] for k in range(2)] == [0, 1]
 
 
 @pytest.mark.slurm
