@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from skylib.checkpoint import load_checkpoint
 
@@ -36,6 +38,19 @@ def test_scripts_are_sound(script):
     shellcheck = Path(sys.executable).with_name("shellcheck")
     done = subprocess.run([shellcheck, "--external-sources", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", [p for p in SCRIPTS if "#SBATCH" in p.read_text()], ids=lambda path: path.name)
+def test_jobs_are_warned_requeued_and_keep_their_log(script):
+    text = script.read_text()
+    for option in ("--signal=B:USR1@300", "--requeue", "--open-mode=append", "--time=", "--mem=", "--cpus-per-task="):
+        assert option in text
+
+
+def test_a_job_needs_nothing_that_the_project_does_not():
+    names = {line for line in (ROOT / "slurm" / "requirements.txt").read_text().splitlines() if line[0] != "#"}
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert names < {Requirement(text).name for text in dependencies}
 
 
 class Slurm:
@@ -278,6 +293,19 @@ def test_arrays_are_put_together_and_one_task_can_be_stopped(slurm, project, tmp
     assert (run_dir / "search_sky" / "merged").read_text() == "0/2 1/2"
     assert sorted(path.name for path in (study / "tasks").iterdir()) == [f"04_label_efficiency.{k}.ipynb" for k in range(2)]  # fmt: skip
     assert [record(study, f"04_label_efficiency.{k}")["restarts"] for k in range(2)] == [0, 1]
+
+
+@pytest.mark.slurm
+def test_a_stop_file_counts_and_a_job_is_requeued_so_often_only(slurm, project, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "STOP").touch()
+    job = slurm.submit("search_sky", f"run_dir={run_dir}", options=("--export=ALL,SKYLIB_MAX_RESTARTS=0",), cwd=project)
+    assert slurm.wait(job, "COMPLETED", "FAILED", "PENDING") == "FAILED"
+    assert "ExitCode=75:0" in slurm.call("scontrol", "show", "job", job)
+    assert "not queued again, after 0 times" in slurm.log(job)
+    assert record(run_dir, "06_search_sky")["state"] == "interrupted"
+    assert not (run_dir / "STOP").exists()
 
 
 @pytest.mark.slurm
