@@ -42,8 +42,8 @@ find_python() {
     # shellcheck disable=SC2016 # expanded on each node
     on_every_node bash -euc 'virtualenv --no-download "$SLURM_TMPDIR/env"
       "$SLURM_TMPDIR/env/bin/pip" install --quiet --no-index --upgrade pip
-      "$SLURM_TMPDIR/env/bin/pip" install --quiet --no-index --find-links "$1/wheels" -r "$1/slurm/requirements.txt"' \
-      - "$project"
+      "$SLURM_TMPDIR/env/bin/pip" install --quiet --no-index ${2:+--find-links "$2"} -r "$1/slurm/requirements.txt"' \
+      - "$project" "$(ls -d "$project/wheels" 2>/dev/null || true)"
     python=$SLURM_TMPDIR/env/bin/python
   fi
   [ -x "$python" ] || die "no Python at $python: make the environment first (see slurm/README.md), or set SKYLIB_PYTHON"
