@@ -188,8 +188,9 @@ def _raise(out: Path, reason: str, why: str | None) -> None:
     cells = [c for c in json.loads(out.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
     for number, cell in enumerate(cells, 1):
         for error in (o for o in cell["outputs"] if o["output_type"] == "error"):
-            stopped = error["ename"] == Interrupted.__name__ or (why and error["ename"] == "KeyboardInterrupt")
-            kind = NotebookInterrupted if stopped else NotebookError
+            if why and error["ename"] == "KeyboardInterrupt":
+                raise NotebookInterrupted(out, number, f"interrupted, since it did not end by itself after {why}")
+            kind = NotebookInterrupted if error["ename"] == Interrupted.__name__ else NotebookError
             raise kind(out, number, _shorten(f"{error['ename']}: {error['evalue']}"))
     started = [n for n, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")]
     last = started[-1] if started else None

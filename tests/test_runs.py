@@ -335,7 +335,7 @@ def test_a_terminated_run_is_told_and_leaves_no_kernel(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "02.ipynb stopped in cell [3]: KeyboardInterrupt" in err
+    assert "02.ipynb stopped in cell [3]: interrupted, since it did not end by itself after SIGTERM" in err
     assert status(run_dir)["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int(kernel.read_text()), 0)
