@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ import pandas as pd
 
 from skylib.checkpoint import write_json
 from skylib.provenance import node
+
+log = logging.getLogger(__name__)
 
 BEAT = 15.0  # seconds between signs of life
 SILENT = 120.0  # seconds without one, after which a run that says it is running is doubted
@@ -55,7 +58,10 @@ class Record:
         """Give a sign of life, now and then."""
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
-            os.utime(self.path)
+            try:
+                os.utime(self.path)
+            except OSError as error:  # a disk that is away for a while must not end the run
+                log.warning("%s: no sign of life could be given: %s", self.path, error)
 
     def runs_elsewhere(self) -> str | None:
         """Return where another process is at it, or None; a killed one has the same job, or is known to be gone."""
