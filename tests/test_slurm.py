@@ -170,7 +170,7 @@ def test_warned_before_the_kernel_is_up_and_again_while_it_trains(slurm, by_hand
     run_dir, local = tmp_path / "run", tmp_path / "node"
     options = (f"--export=ALL,SLURM_TMPDIR={local}",)
     job = slurm.submit("pretrain", f"run_dir={run_dir}", f"cutouts={by_hand}/cutouts.h5", *TRAINING, options=options)
-    slurm.wait(job, "RUNNING")
+    wait_for(lambda: (slurm.folder / f"{job}.log").exists() and slurm.log(job), lambda: slurm.told(job))
     slurm.warn(job)
     slurm.start_again(job)
     assert record(run_dir, "01_pretrain")["state"] == "interrupted"
