@@ -7,5 +7,4 @@
 source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
 run_dir=${run_dir:-papermill_runs/pretrain-${SLURM_JOB_ID:-local}}
 stage cutouts "$run_dir/cutouts.h5"
-stage tiles
 run_notebook 01_pretrain
