@@ -303,7 +303,7 @@ def test_a_stop_file_counts_and_a_job_is_requeued_so_often_only(slurm, project, 
     run_dir.mkdir()
     (run_dir / "STOP").touch()
     job = slurm.submit("search_sky", f"run_dir={run_dir}", options=("--export=ALL,SKYLIB_MAX_RESTARTS=0",), cwd=project)
-    assert slurm.wait(job, "COMPLETED", "FAILED", "PENDING") == "FAILED"
+    assert slurm.wait(job, "COMPLETED", "FAILED", seconds=120) == "FAILED", slurm.told(job)
     assert "ExitCode=75:0" in slurm.call("scontrol", "show", "job", job)
     assert "not queued again, after 0 times" in slurm.log(job)
     assert record(run_dir, "06_search_sky")["state"] == "interrupted"
