@@ -76,7 +76,8 @@ def _read_parameters(source: str) -> Iterator[Parameter]:
             default = ast.literal_eval(node.value)
         except ValueError:
             raise ValueError(f"{text!r}: the value must be a literal") from None
-        comment = comments.get(node.end_lineno or node.lineno, comments.get(node.lineno, ""))
+        end = node.end_lineno or node.lineno
+        comment = next((comments[n] for n in (end, *range(node.lineno, end)) if n in comments), "")
         parameter = Parameter(node.target.id, ast.unparse(node.annotation), default, comment)
         check_value(parameter, default)
         yield parameter

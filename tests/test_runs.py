@@ -33,7 +33,9 @@ bands: tuple[str, ...] = (
 )  # in any order
 size: tuple[int, int] = (64, 64)
 column: str | None = None
-limit: int | None = None
+limit: int | None = (
+    None  # of rows; None: all
+)
 """
 
 
@@ -63,6 +65,7 @@ def test_parameters_are_read_with_types_defaults_and_comments(notebook):
     assert found["learning_rate"] == Parameter("learning_rate", "float", 1.5e-4, "peak, AdamW")
     assert found["tiles"].comment == 'a folder; "#" is no comment here'
     assert found["bands"] == Parameter("bands", "tuple[str, ...]", ("g", "r"), "in any order")
+    assert found["limit"] == Parameter("limit", "int | None", None, "of rows; None: all")
     assert found["steps"].comment == ""
 
 
