@@ -196,12 +196,29 @@ def _exact(
         ]
         return torch.cat(parts).float()
     each = max(1, limit // (size * len(queries)))
-    parts = []
-    for start in range(0, rows.shape[1], each):
-        x = precise(rows[0, start : start + each]) * scale  # (m, D) or (m, N, D)
-        value = _distance(x[None], queries.view(len(queries), *[1] * (x.ndim - 1), x.shape[-1]), metric)
-        parts.append(pool(value if value.ndim == 2 else pool(value, combine, 2), combine, 0))
+    parts = [
+        _combined(precise(rows[0, i : i + each]) * scale, queries, metric, combine)
+        for i in range(0, rows.shape[1], each)
+    ]
     return torch.cat(parts)[None].float()
+
+
+def distances(
+    x: Tensor, queries: Tensor, *, metric: str, weight: Tensor | None = None, combine: str = "min"
+) -> Tensor:  # fmt: skip
+    """Return the distance of vectors (n, D) or tokens (n, N, D) to all queries (q, D) together, float32 (n,).
+
+    It is computed in float64, each row on its own; options as in `nearest`.
+    """
+    scale = 1.0 if weight is None else (weight if metric == "mae" else weight.sqrt())
+    x, queries = x.double() * scale, queries.double() * scale
+    parts = x.split(max(1, 2**24 // (len(queries) * x[0].numel())))
+    return torch.cat([_combined(part, queries, metric, combine) for part in parts]).float()
+
+
+def _combined(x: Tensor, queries: Tensor, metric: str, combine: str) -> Tensor:
+    value = _distance(x[None], queries.view(len(queries), *[1] * (x.ndim - 1), x.shape[-1]), metric)
+    return pool(value if value.ndim == 2 else pool(value, combine, 2), combine, 0)
 
 
 def _distance(x: Tensor, y: Tensor, metric: str) -> Tensor:

@@ -14,7 +14,7 @@ from skylib.config import check_choice
 from skylib.embed import Embeddings
 from skylib.filters import Where, matching_rows
 from skylib.mim import MaskedImageModel
-from skylib.nearest import Combine, Metric, nearest
+from skylib.nearest import Combine, Metric, distances, nearest
 from skylib.runtime import pick_device
 from skylib.separation import near_any
 
@@ -87,15 +87,10 @@ class SearchIndex:
         exclude_radius: float = 0.0, where: Where | None = None,
     ) -> Table:  # fmt: skip
         """Rank the objects by their distance to one or more targets; see `search`."""
-        check_choice("weights", weights, ("inverse_variance", None))
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         rows, wanted = self._targets(targets)
-        weight = None
-        if weights is not None:
-            variance = wanted.var(dim=0, correction=0) + self._variance / len(wanted)
-            weight = torch.where(variance > 0, 1 / variance, 0.0)
-            weight = weight / weight.mean()
+        weight = self._weight(wanted, weights)
         keep = self._finite.clone()
         if where:
             keep &= torch.from_numpy(matching_rows(self.embeddings, where)).to(self.device)
@@ -133,6 +128,24 @@ class SearchIndex:
             self._finite, ties=self._ties, squares=self._squares, precise=self._precise, block=self._block,
         )  # fmt: skip
         return distance.cpu().numpy(), rows.cpu().numpy()
+
+    def scores(
+        self, vectors: Tensor, targets: Targets, *, metric: Metric = "cosine",
+        weights: Literal["inverse_variance"] | None = None, combine: Combine = "min",
+    ) -> np.ndarray:  # fmt: skip
+        """Return the distance of other vectors (n, D), not standardised, to the targets together, float32 (n,)."""
+        _, wanted = self._targets(targets)
+        x = self._standardise(vectors.to(self.device, torch.float64))
+        weight = self._weight(wanted, weights)
+        return distances(x, wanted, metric=metric, weight=weight, combine=combine).cpu().numpy()
+
+    def _weight(self, wanted: Tensor, weights: str | None) -> Tensor | None:
+        check_choice("weights", weights, ("inverse_variance", None))
+        if weights is None:
+            return None
+        variance = wanted.var(dim=0, correction=0) + self._variance / len(wanted)
+        weight = torch.where(variance > 0, 1 / variance, 0.0)
+        return weight / weight.mean()
 
     def _targets(self, targets: Targets) -> tuple[np.ndarray, Tensor]:
         """Return row numbers (empty for given vectors) and standardised vectors of the targets, float64 (t, D)."""
