@@ -43,6 +43,8 @@ class SearchIndex:
     embeddings : Embeddings
     vectors : Tensor of float32, shape (n, D) or (n, N, D)
         The standardised vectors.
+    finite : Tensor of bool, shape (n,)
+        Objects that can be an answer.
 
     Raises
     ------
@@ -62,8 +64,8 @@ class SearchIndex:
         self._given = torch.from_numpy(given).to(self.device)
         blocks = [slice(start, start + BLOCK) for start in range(0, len(given), BLOCK)]
         finite = [self._given[b].flatten(1).isfinite().all(dim=1) for b in blocks]
-        self._finite = torch.cat(finite) if finite else torch.empty(0, dtype=torch.bool)
-        if not bool(self._finite.any()):
+        self.finite = torch.cat(finite) if finite else torch.empty(0, dtype=torch.bool)
+        if not bool(self.finite.any()):
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
         self._mean, self._matrix = self._fit(blocks, standardize)
         self.vectors = torch.empty_like(self._given)
@@ -91,7 +93,7 @@ class SearchIndex:
             raise ValueError(f"k={k}: must be at least 1")
         rows, wanted = self._targets(targets)
         weight = self._weight(wanted, weights)
-        keep = self._finite.clone()
+        keep = self.finite.clone()
         if where:
             keep &= torch.from_numpy(matching_rows(self.embeddings, where)).to(self.device)
         if exclude_targets and len(rows):
@@ -124,8 +126,8 @@ class SearchIndex:
         if self.vectors.ndim != 2:
             raise ValueError("an index of tokens answers one question at a time: use search")
         distance, rows = nearest(
-            self.vectors, self._targets(queries)[1], k=k, metric=metric, keep=None if bool(self._finite.all()) else
-            self._finite, ties=self._ties, squares=self._squares, precise=self._precise, block=self._block,
+            self.vectors, self._targets(queries)[1], k=k, metric=metric, keep=None if bool(self.finite.all()) else
+            self.finite, ties=self._ties, squares=self._squares, precise=self._precise, block=self._block,
         )  # fmt: skip
         return distance.cpu().numpy(), rows.cpu().numpy()
 
@@ -156,7 +158,7 @@ class SearchIndex:
             if wanted.ndim != 1 or wanted.min() < 0 or wanted.max() >= len(self):
                 raise ValueError(f"targets {wanted.tolist()}: row numbers must be 0 to {len(self) - 1}")
             rows = torch.from_numpy(wanted.astype(np.int64)).to(self.device)
-            if not bool(self._finite[rows].all()):
+            if not bool(self.finite[rows].all()):
                 raise ValueError(f"targets {wanted.tolist()}: a vector is not finite")
             return wanted.astype(np.int64), self._precise(rows).reshape(-1, width)
         wanted = np.atleast_2d(wanted)
@@ -182,7 +184,7 @@ class SearchIndex:
             return mean, None
         if standardize is True:  # a constant feature says nothing; any scale will do
             return mean, torch.where(variance > 0, variance, 1.0).sqrt()
-        rows = [self._given[b][self._finite[b]].flatten(0, -2).double() - mean for b in blocks]
+        rows = [self._given[b][self.finite[b]].flatten(0, -2).double() - mean for b in blocks]
         covariance = sum((x.T @ x for x in rows), torch.zeros(()).to(mean)) / sum(map(len, rows))
         values, directions = torch.linalg.eigh(covariance)
         values = values.clamp(min=float(values.max()) * 1e-6 or 1.0)  # directions without variance are noise
@@ -190,8 +192,8 @@ class SearchIndex:
 
     def _moments(self, vectors: Tensor, blocks: list[slice]) -> tuple[Tensor, Tensor]:
         """Return mean and variance (D,) over all finite vectors, in float64."""
-        parts = [(vectors[b], self._finite[b]) for b in blocks]
-        n = int(self._finite.sum()) * vectors[0, ..., 0].numel()
+        parts = [(vectors[b], self.finite[b]) for b in blocks]
+        n = int(self.finite.sum()) * vectors[0, ..., 0].numel()
         sums = [x[ok].flatten(0, -2).double().sum(dim=0) for x, ok in parts]
         mean = torch.stack(sums).sum(dim=0) / n
         squares = [(x[ok].flatten(0, -2).double() - mean).square().sum(dim=0) for x, ok in parts]
