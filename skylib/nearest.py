@@ -20,6 +20,7 @@ Metric = Literal["cosine", "mse", "mae"]
 Combine = Literal["min", "mean", "max"]
 
 ROUNDING = 2.0**-24  # of float32
+_CACHED = 1024  # vectors that a CPU's cache can hold
 _GROUP = 64  # of how many values the smallest is taken first, to find the smallest of all
 
 
@@ -145,26 +146,31 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the m lowest lower bounds of the distance and their rows, (q or 1, m). Nothing waits for the device."""
     scale = None if weight is None else (weight if metric == "mae" else weight.sqrt()).float()
-    if scale is not None:
-        queries, squares = queries * scale, None
-    norms = queries.square().sum(dim=1)
+    scaled = queries if scale is None else queries * scale
+    norms = scaled.square().sum(dim=1)
+    if scale is not None and metric != "mae":
+        squares, scaled = None, scaled * scale  # the weight once for each of the two vectors
     if metric == "cosine":
-        queries = queries / norms.sqrt().clamp(min=1e-30)[:, None]
+        scaled = scaled / norms.sqrt().clamp(min=1e-30)[:, None]
     best: list[Tensor] = []
     where: list[Tensor] = []
     for start in range(0, len(vectors), block):
         part = vectors[start : start + block]
-        part = part if scale is None else part * scale
         flat = part.flatten(0, -2)
         if metric == "mae":
-            value = torch.cdist(queries, flat, p=1.0).mul_((1 - slack) / flat.shape[1])
+            value = torch.cat([torch.cdist(scaled, _times(x, scale), p=1.0) for x in flat.split(_CACHED)], dim=1)
+            value = value.mul_((1 - slack) / flat.shape[1])
         else:
-            square = squares[start : start + block].flatten() if squares is not None else flat.square().sum(dim=1)
-            if metric == "cosine":
-                value = (queries @ flat.T).mul_(-square.sqrt().clamp_(min=1e-30).reciprocal_()).add_(1 - 2 * slack)
+            if squares is not None:
+                square = squares[start : start + block].flatten()
             else:
-                value = torch.addmm(square * (1 - 2 * slack), queries, flat.T, alpha=-2)
-                value = value.add_((norms * (1 - 2 * slack))[:, None]).div_(flat.shape[1])
+                square = torch.cat([_times(x, scale).square().sum(dim=1) for x in flat.split(_CACHED)])
+            value = _products(scaled, flat)
+            if metric == "cosine":
+                value = value.mul_(-square.sqrt().clamp_(min=1e-30).reciprocal_()).add_(1 - 2 * slack)
+            else:
+                value = value.mul_(-2).add_(square * (1 - 2 * slack)).add_((norms * (1 - 2 * slack))[:, None])
+                value = value.div_(flat.shape[1])
         if part.ndim == 3:
             value = pool(value.view(len(queries), len(part), -1), str(combine), 2)
         if combine is not None:
@@ -178,6 +184,21 @@ def _candidates(
             low, at = smallest(torch.cat(best, dim=1), m)
             best, where = [low], [torch.cat(where, dim=1).gather(1, at)]
     return best[0], where[0]
+
+
+def _products(queries: Tensor, x: Tensor) -> Tensor:
+    """Return queries (q, D) times vectors (n, D), as (q, n)."""
+    even = len(x) // _CACHED * _CACHED
+    if len(queries) > 2 or x.device.type != "cpu" or not even:
+        return queries @ x.T
+    # With one query a CPU is bound by memory, and its BLAS reads it faster in pieces.
+    pieces = x[:even].view(-1, _CACHED, x.shape[1])
+    head = torch.bmm(pieces, queries.T.expand(len(pieces), -1, -1)).permute(2, 0, 1).reshape(len(queries), even)
+    return torch.cat([head, queries @ x[even:].T], dim=1)
+
+
+def _times(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
 
 
 def _exact(

@@ -19,7 +19,8 @@ from skylib.runtime import pick_device
 from skylib.separation import near_any
 
 Targets = int | Sequence[int] | np.ndarray
-BLOCK = 65536  # vectors handled at a time
+BLOCK = 65536  # vectors compared at a time
+CACHED = 4096  # vectors made ready at a time
 
 
 class SearchIndex:
@@ -62,19 +63,18 @@ class SearchIndex:
             raise ValueError(f"tokens of shape {given.shape}: must be ({len(embeddings)}, N, D), one row an object")
         self.embeddings, self.device, self._block = embeddings, pick_device(device), block
         self._given = torch.from_numpy(given).to(self.device)
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(given), BLOCK)]
+        blocks = [slice(start, start + CACHED) for start in range(0, len(given), CACHED)]
         finite = [self._given[b].flatten(1).isfinite().all(dim=1) for b in blocks]
         self.finite = torch.cat(finite) if finite else torch.empty(0, dtype=torch.bool)
         if not bool(self.finite.any()):
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
-        self._mean, self._matrix = self._fit(blocks, standardize)
+        self._mean, self._matrix, self._variance = self._fit(blocks, standardize)
         self.vectors = torch.empty_like(self._given)
         for b in blocks:
             self.vectors[b] = self._standardise(self._given[b].double()).nan_to_num(0.0, 0.0, 0.0).float()
         if self._matrix is not None and self._matrix.ndim == 2:  # whitened vectors are what is searched, as they are
             self._given = self.vectors
-        self._squares = self.vectors.square().sum(dim=-1)
-        self._variance = self._moments(self.vectors, blocks)[1]
+        self._squares = torch.cat([self.vectors[b].square().sum(dim=-1) for b in blocks])
         ids = embeddings.columns.get("object_id")
         self._ties = None
         if ids is not None and len(np.unique(ids)) == len(ids):
@@ -86,24 +86,29 @@ class SearchIndex:
     def search(
         self, targets: Targets, *, k: int = 100, metric: Metric = "cosine",
         weights: Literal["inverse_variance"] | None = None, combine: Combine = "min", exclude_targets: bool = True,
-        exclude_radius: float = 0.0, where: Where | None = None,
+        exclude_radius: float = 0.0, where: Where | None = None, keep: np.ndarray | None = None,
     ) -> Table:  # fmt: skip
-        """Rank the objects by their distance to one or more targets; see `search`."""
+        """Rank the objects by their distance to one or more targets; see `search`.
+
+        With `keep`, bool (n,), only those objects can be an answer.
+        """
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         rows, wanted = self._targets(targets)
         weight = self._weight(wanted, weights)
-        keep = self.finite.clone()
+        allowed = self.finite.clone()
+        if keep is not None:
+            allowed &= torch.from_numpy(keep).to(self.device)
         if where:
-            keep &= torch.from_numpy(matching_rows(self.embeddings, where)).to(self.device)
+            allowed &= torch.from_numpy(matching_rows(self.embeddings, where)).to(self.device)
         if exclude_targets and len(rows):
-            keep[torch.from_numpy(rows).to(self.device)] = False
+            allowed[torch.from_numpy(rows).to(self.device)] = False
             if exclude_radius > 0:
                 ra, dec = self.embeddings.ra, self.embeddings.dec
                 near = near_any(ra, dec, ra[rows], dec[rows], radius=exclude_radius)
-                keep &= ~torch.from_numpy(near).to(self.device)
+                allowed &= ~torch.from_numpy(near).to(self.device)
         distance, found = nearest(
-            self.vectors, wanted, k=k, metric=metric, weight=weight, combine=combine, keep=keep, ties=self._ties,
+            self.vectors, wanted, k=k, metric=metric, weight=weight, combine=combine, keep=allowed, ties=self._ties,
             squares=self._squares, precise=self._precise, block=self._block,
         )  # fmt: skip
         score, index = distance[0].cpu().numpy(), found[0].cpu().numpy()
@@ -177,27 +182,29 @@ class SearchIndex:
             return x
         return (x - self._mean) @ self._matrix if self._matrix.ndim == 2 else (x - self._mean) / self._matrix
 
-    def _fit(self, blocks: list[slice], standardize: bool | str) -> tuple[Tensor, Tensor | None]:
-        """Return mean, and scale (D,) or whitening matrix (D, D), over all finite vectors, in float64."""
-        mean, variance = self._moments(self._given, blocks)
-        if standardize is False:
-            return mean, None
-        if standardize is True:  # a constant feature says nothing; any scale will do
-            return mean, torch.where(variance > 0, variance, 1.0).sqrt()
-        rows = [self._given[b][self.finite[b]].flatten(0, -2).double() - mean for b in blocks]
-        covariance = sum((x.T @ x for x in rows), torch.zeros(()).to(mean)) / sum(map(len, rows))
-        values, directions = torch.linalg.eigh(covariance)
-        values = values.clamp(min=float(values.max()) * 1e-6 or 1.0)  # directions without variance are noise
-        return mean, directions / values.sqrt()
+    def _fit(self, blocks: list[slice], standardize: bool | str) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return mean, scale (D,) or whitening matrix (D, D), and the variance (D,) after; of all finite vectors."""
+        everything = bool(self.finite.all())
 
-    def _moments(self, vectors: Tensor, blocks: list[slice]) -> tuple[Tensor, Tensor]:
-        """Return mean and variance (D,) over all finite vectors, in float64."""
-        parts = [(vectors[b], self.finite[b]) for b in blocks]
-        n = int(self.finite.sum()) * vectors[0, ..., 0].numel()
-        sums = [x[ok].flatten(0, -2).double().sum(dim=0) for x, ok in parts]
-        mean = torch.stack(sums).sum(dim=0) / n
-        squares = [(x[ok].flatten(0, -2).double() - mean).square().sum(dim=0) for x, ok in parts]
-        return mean, torch.stack(squares).sum(dim=0) / n
+        def rows(b: slice) -> Tensor:
+            x = self._given[b] if everything else self._given[b][self.finite[b]]
+            return x.flatten(0, -2).double()
+
+        n = int(self.finite.sum()) * self._given[0, ..., 0].numel()
+        mean = torch.stack([rows(b).sum(dim=0) for b in blocks]).sum(dim=0) / n
+        if standardize == "whiten":
+            covariance = torch.zeros(len(mean), len(mean)).to(mean)
+            for b in blocks:
+                x = rows(b) - mean
+                covariance += x.T @ x / n
+            values, directions = torch.linalg.eigh(covariance)
+            floor = values.clamp(min=float(values.max()) * 1e-6 or 1.0)  # directions without variance are noise
+            return mean, directions / floor.sqrt(), values.clamp(min=0) / floor
+        variance = torch.stack([(rows(b) - mean).square_().sum(dim=0) for b in blocks]).sum(dim=0) / n
+        if standardize is False:
+            return mean, None, variance
+        known = variance > 0  # a constant feature says nothing; any scale will do
+        return mean, torch.where(known, variance, 1.0).sqrt(), known.double()
 
 
 def search(

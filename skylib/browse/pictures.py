@@ -1,0 +1,72 @@
+"""Pictures for the browser: thumbnails made when they are first seen, and one object in all its bands."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from skylib.bands import measure_sky_noise
+from skylib.cutouts import CutoutFile
+from skylib.plotting import rgb_image
+
+Look = tuple[float, tuple[str, ...]]  # stretch, and the bands shown as red, green, blue
+
+
+class Pictures:
+    """PNG pictures of the objects of a file, kept once they are made.
+
+    Parameters
+    ----------
+    cutouts : CutoutFile
+    n_kept : int
+        Thumbnails in memory; those not seen for longest go first.
+    """
+
+    def __init__(self, cutouts: CutoutFile, *, n_kept: int = 20_000) -> None:
+        self._cutouts, self._n_kept = cutouts, n_kept
+        self._kept: OrderedDict[tuple[int, Look], str] = OrderedDict()
+        some = cutouts.flux(slice(0, 200))
+        self._sigma = np.nan_to_num(measure_sky_noise(some), nan=1.0)
+
+    def thumbnails(self, rows: Sequence[int], look: Look) -> list[str]:
+        """Return colour pictures as data URIs; all that are new are read from the file at once."""
+        new = [row for row in dict.fromkeys(rows) if (row, look) not in self._kept]
+        if new:
+            for row, flux in zip(new, self._cutouts.flux(new), strict=True):
+                self._kept[row, look] = "data:image/png;base64," + base64.b64encode(png(self._colour(flux, look))).decode()  # fmt: skip
+        pictures = []
+        for row in rows:
+            self._kept.move_to_end((row, look))
+            pictures.append(self._kept[row, look])
+        while len(self._kept) > self._n_kept:
+            self._kept.popitem(last=False)
+        return pictures
+
+    def all_bands(self, row: int, look: Look, *, side: int = 150) -> bytes:
+        """Return one object large in colour, then in each band as arcsinh(flux / sky noise) in grey: PNG."""
+        flux = self._cutouts.flux(row)[0]
+        tiles = [self._colour(flux, look)]
+        for image, sigma in zip(flux, self._sigma, strict=True):
+            grey = (np.arcsinh(image[::-1] / (sigma * look[0])) + 1.5) / 6.5
+            tiles.append(np.repeat(np.uint8(255 * np.nan_to_num(grey.clip(0, 1)))[..., None], 3, axis=2))
+        large = [Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST) for tile in tiles]
+        strip = Image.new("RGB", (len(large) * (side + 4) - 4, side), "white")
+        for i, picture in enumerate(large):
+            strip.paste(picture, (i * (side + 4), 0))
+        return png(np.asarray(strip))
+
+    def _colour(self, flux: np.ndarray, look: Look) -> np.ndarray:
+        stretch, rgb = look
+        return rgb_image(flux, self._cutouts.bands, rgb=rgb, stretch=stretch)[::-1]  # row 0 is at the bottom
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an RGB image (H, W, 3), first row on top, as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", compress_level=1)
+    return buffer.getvalue()
