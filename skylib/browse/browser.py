@@ -115,12 +115,13 @@ class SimilarityBrowser(widgets.VBox):
     def _build(self, xy: np.ndarray | None, colour_by: str) -> None:
         bands, saved = self._cutouts.bands, self.state.settings
         red, green, blue = [band if band in bands else bands[i] for band, i in zip("irg", (-1, len(bands) // 2, 0), strict=True)]  # fmt: skip
-        small, wide = {"width": "150px"}, {"width": "210px"}
-        order = widgets.ToggleButtons(options=list(ORDERS.items())[:3], value=None, style={"button_width": "112px"})
+        small, wide = {"width": "170px"}, {"width": "280px"}
+        order = widgets.ToggleButtons(options=list(ORDERS.items())[:3], value=None, style={"button_width": "128px"})
         self._order = order
         self._controls: dict[str, Any] = {
             "click": widgets.ToggleButtons(
-                options=["query", "add to query", "yes", "no"], description="a click:", style={"button_width": "90px"}
+                options=["query", "add to query", "yes", "no"], tooltips=[f"what a click on a picture does: {what}" for what in ("make it the query", "add it to the queries",
+                "mark it yes", "mark it no")], style={"button_width": "110px"},
             ),
             "metric": widgets.Dropdown(options=["cosine", "mse", "mae"], description="metric", layout=small),
             "combine": widgets.Dropdown(options=["min", "mean", "max"], description="several", layout=small),
@@ -132,7 +133,7 @@ class SimilarityBrowser(widgets.VBox):
             "green": widgets.Dropdown(options=bands, value=green, description="green", layout=small),
             "blue": widgets.Dropdown(options=bands, value=blue, description="blue", layout=small),
             "filter": widgets.Text(
-                placeholder="mag_i 20..24; class = 0", description="only", continuous_update=False, layout={"width": "300px"}
+                placeholder="mag_i 20..24; class = 0", description="only", continuous_update=False, layout={"width": "400px"}
             ),
             "hide": widgets.Checkbox(description="hide the marked", indent=False, layout={"width": "140px"}),
         }  # fmt: skip
@@ -159,11 +160,12 @@ class SimilarityBrowser(widgets.VBox):
         c = self._controls
         top = [
             widgets.HBox([order, self._buttons["back"], self._buttons["previous"], self._buttons["next"]], layout=row),
-            widgets.HBox([c["click"], c["filter"], c["hide"]], layout=row),
+            widgets.HBox([widgets.Label("a click:"), c["click"]], layout=row),
             widgets.HBox([c["metric"], c["combine"], c["k"], c["stretch"]], layout=row),
-            widgets.HBox([c["red"], c["green"], c["blue"], self._buttons["export"], self._files], layout=row),
+            widgets.HBox([c["red"], c["green"], c["blue"], c["hide"]], layout=row),
+            widgets.HBox([c["filter"], self._buttons["export"], self._files], layout=row),
         ]
-        detail = widgets.VBox([self._picture, self._facts], layout={"flex": "1 1 420px", "min_width": "300px"})
+        detail = widgets.VBox([self._picture, self._facts], layout={"flex": "1 1 480px", "min_width": "300px"})
         beside = widgets.HBox([detail, *([self._map] if self._map else [])], layout={"flex_flow": "row wrap"})
         super().__init__([*top, self._status, self._error, self._grid, beside])
 
@@ -263,7 +265,7 @@ class SimilarityBrowser(widgets.VBox):
         self._status.value = f"<span class='sky-status'><b>{order}{like}</b>: {text}; {n_yes} yes, {n_no} no</span>"
 
     def _say_error(self, text: str) -> None:
-        self._error.value = f"<b class='sky-error' style='color:#b3261e'>{escape(text)}</b>"
+        self._error.value = f"<b class='sky-error' style='color:#b3261e'>{escape(text, quote=False)}</b>"
         self._say("could not be done")
 
     # What a person does

@@ -7,7 +7,7 @@ function render({ model, el }) {
   grid.setAttribute("aria-label", "objects");
   grid.setAttribute("data-lm-suppress-shortcuts", "true"); // the notebook's own keys, such as y, stay out
   el.appendChild(grid);
-  let at = 0;
+  let at = 0, asked = "";
 
   const items = () => model.get("items");
   const cards = () => grid.querySelectorAll(".sky-card");
@@ -62,7 +62,9 @@ function render({ model, el }) {
       no.onclick = () => { focus(i, false); tell("no", row); };
       return card;
     }));
-    at = Math.min(at, Math.max(0, items().length - 1));
+    const question = String(model.get("targets"));
+    at = question === asked ? Math.min(at, Math.max(0, items().length - 1)) : 0;
+    asked = question;
     grid.style.setProperty("--side", `${model.get("side")}px`);
     look();
     tell("drawn", -1, { serial: model.get("serial") });

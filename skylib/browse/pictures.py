@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from skylib.bands import measure_sky_noise
 from skylib.cutouts import CutoutFile
@@ -47,18 +47,18 @@ class Pictures:
             self._kept.popitem(last=False)
         return pictures
 
-    def all_bands(self, row: int, look: Look, *, side: int = 150) -> bytes:
-        """Return one object large in colour, then in each band as arcsinh(flux / sky noise) in grey: PNG."""
+    def all_bands(self, row: int, look: Look, *, side: int = 110) -> bytes:
+        """Return one object large in colour, and beside it in each band, arcsinh(flux / sky noise) in grey: PNG."""
         flux = self._cutouts.flux(row)[0]
-        tiles = [self._colour(flux, look)]
-        for image, sigma in zip(flux, self._sigma, strict=True):
+        columns, step = -(-len(flux) // 2), side + 4
+        sheet = Image.new("RGB", (step * (2 + columns) - 4, 2 * step - 4), "white")
+        sheet.paste(_enlarged(self._colour(flux, look), 2 * step - 4), (0, 0))
+        for i, (image, sigma, band) in enumerate(zip(flux, self._sigma, self._cutouts.bands, strict=True)):
             grey = (np.arcsinh(image[::-1] / (sigma * look[0])) + 1.5) / 6.5
-            tiles.append(np.repeat(np.uint8(255 * np.nan_to_num(grey.clip(0, 1)))[..., None], 3, axis=2))
-        large = [Image.fromarray(tile).resize((side, side), Image.Resampling.NEAREST) for tile in tiles]
-        strip = Image.new("RGB", (len(large) * (side + 4) - 4, side), "white")
-        for i, picture in enumerate(large):
-            strip.paste(picture, (i * (side + 4), 0))
-        return png(np.asarray(strip))
+            picture = _enlarged(np.repeat(np.uint8(255 * np.nan_to_num(grey.clip(0, 1)))[..., None], 3, axis=2), side)
+            ImageDraw.Draw(picture).text((4, 2), band, fill=(255, 220, 120))
+            sheet.paste(picture, (step * (2 + i % columns), step * (i // columns)))
+        return png(np.asarray(sheet))
 
     def _colour(self, flux: np.ndarray, look: Look) -> np.ndarray:
         stretch, rgb = look
@@ -70,3 +70,7 @@ def png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", compress_level=1)
     return buffer.getvalue()
+
+
+def _enlarged(image: np.ndarray, side: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(image)).resize((side, side), Image.Resampling.NEAREST)

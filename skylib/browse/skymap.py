@@ -34,7 +34,7 @@ class MapPanel(widgets.VBox):
             kinds = values.dtype.kind in "OSUb" or (values.dtype.kind in "iu" and values.nunique() <= 12)
             frame["colour"] = values.astype(str).astype("category") if kinds else values.astype(float)
             more["color_by"] = "colour"
-        self.scatter = jscatter.Scatter(data=frame, x="x", y="y", height=320, **more)
+        self.scatter = jscatter.Scatter(data=frame, x="x", y="y", height=320, axes=False, legend=bool(more), **more)
         self.scatter.widget.observe(self._on_selection, "selection")
         super().__init__([self.scatter.show()], layout={"min_width": "380px", "flex": "1 1 380px"})
 

@@ -51,6 +51,7 @@ class Worker:
             try:
                 job()
             except Exception as error:  # of whatever kind: a person who clicks looks at the widget, not at a log
-                log.exception("in the browser")
+                expected = isinstance(error, (ValueError, KeyError))  # such as a filter with a typing error
+                log.log(logging.DEBUG if expected else logging.ERROR, "in the browser", exc_info=error)
                 message = error.args[0] if isinstance(error, KeyError) and error.args else error
                 self._on_error(f"{type(error).__name__}: {message}")
