@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skylib.anomaly import rank_anomalies
 from skylib.augment import random_orientation
 from skylib.bands import canonical_band, sort_bands
 from skylib.checkpoint import load_model
@@ -16,11 +17,13 @@ from skylib.mim import MaskedImageModel, MIMOutput, build_model
 from skylib.pretrain import PretrainResult, pretrain
 from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe
 from skylib.runs import run_notebook
-from skylib.similarity import search
+from skylib.similarity import SearchIndex, search, target_vectors
+from skylib.skysearch import hit_cutouts, search_tiles
+from skylib.snr import signal_to_noise
 from skylib.splits import sky_split
 from skylib.stopping import Interrupted
 from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
-from skylib.umap import umap_map
+from skylib.umap import EmbeddingMap, fit_map, trustworthiness, umap_map
 from skylib.validation import Probe
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ __all__ = [
     "Batch",
     "CutoutFile",
     "CutoutLoader",
+    "EmbeddingMap",
     "Embeddings",
     "Interrupted",
     "MIMOutput",
@@ -43,6 +47,7 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "ProbeResult",
+    "SearchIndex",
     "SimilarityBrowser",
     "SimulatedSky",
     "Tile",
@@ -54,6 +59,8 @@ __all__ = [
     "constant_probe",
     "embed",
     "find_tiles",
+    "fit_map",
+    "hit_cutouts",
     "knn_probe",
     "label_efficiency",
     "linear_probe",
@@ -62,13 +69,18 @@ __all__ = [
     "photoz_metrics",
     "pretrain",
     "random_orientation",
+    "rank_anomalies",
     "read_tile",
     "run_notebook",
     "search",
+    "search_tiles",
+    "signal_to_noise",
     "simulate_sky",
     "sky_split",
     "sort_bands",
+    "target_vectors",
     "train_head",
+    "trustworthiness",
     "umap_map",
     "write_cutouts",
 ]

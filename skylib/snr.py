@@ -37,8 +37,9 @@ def signal_to_noise(flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *
     """
     flux = torch.as_tensor(np.asarray(flux) if isinstance(flux, np.ndarray) else flux).float()
     sigma = torch.as_tensor(sky_sigma, device=flux.device).float()[:, None, None]
-    margin = max(0, flux.shape[-1] // 2 - reach - box // 2)
-    centre = flux[..., margin : flux.shape[-1] - margin, margin : flux.shape[-1] - margin] / sigma
+    middle, around = flux.shape[-1] // 2, reach + box // 2
+    near = slice(max(0, middle - around), middle + around + 1)
+    centre = flux[..., near, near] / sigma
     known = centre.isfinite()
     squares = functional.avg_pool2d(centre.nan_to_num(0.0), box, stride=1) * box**2  # sums over the square
     share = functional.avg_pool2d(known.float(), box, stride=1)

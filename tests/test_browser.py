@@ -308,7 +308,7 @@ def test_a_session_in_jupyterlab(folder):
         canvas = page.locator(".jp-OutputArea canvas:visible").first
         canvas.scroll_into_view_if_needed(timeout=30_000)
         page.wait_for_timeout(1500)
-        page.locator("button[title*='asso i']").first.click()
+        page.locator("button[title*='asso' i]").first.click()
         box = canvas.bounding_box()
         x, y, r = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, box["height"] / 5
         page.mouse.move(x + r, y)
