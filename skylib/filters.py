@@ -50,7 +50,7 @@ def matching_rows(embeddings: Embeddings, where: Where) -> np.ndarray:
             low, high = (np.inf * sign if end is None else end for end, sign in zip(wanted, (-1, 1), strict=True))
             chosen &= (values >= low) & (values <= high)
         else:
-            chosen &= np.isin(values, wanted if isinstance(wanted, (list, set, np.ndarray)) else [wanted])
+            chosen &= np.isin(values, list(wanted) if isinstance(wanted, (list, set, np.ndarray)) else [wanted])
     return chosen
 
 

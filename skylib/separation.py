@@ -46,7 +46,8 @@ def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int
     [0, 2, 3]
     """
     points = unit_vectors(ra, dec)
-    tree, taken, chosen = cKDTree(points), np.zeros(len(points), dtype=bool), []
+    tree, taken = cKDTree(points), np.zeros(len(points), dtype=bool)
+    chosen: list[int] = []
     for i in range(len(points)):
         if len(chosen) == n:
             break

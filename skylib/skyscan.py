@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skylib.bands import measure_sky_noise
 from skylib.mim import MaskedImageModel
 from skylib.runtime import autocast
+from skylib.snr import signal_to_noise
 from skylib.tiles import Tile, TilePaths, read_tile
 
 
@@ -57,14 +59,22 @@ class WindowScan:
         rows, cols = (window_corners(length, self.size, self.stride) for length in tile.flux.shape[1:])
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def batches(self, tile: Tile, corners: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """Yield, of the windows with enough data: their numbers, images (n, C, S, S), and vectors (n, D)."""
+    def batches(
+        self, tile: Tile, corners: np.ndarray, snr_range: tuple[float | None, float | None] | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+        """Yield, of the windows with enough data and signal: their numbers, S/N, and vectors (n, D).
+
+        Only those are embedded: the rest of the sky, most of it, costs little.
+        """
         bands, device = self.model.config.bands, self.model.sky_sigma.device
         if not set(bands) & set(tile.bands):
             raise ValueError(f"tile {tile.name} holds bands {' '.join(tile.bands)}, the model knows {' '.join(bands)}")
         image = torch.from_numpy(tile.flux).to(device)
         empty = torch.full_like(image[0], torch.nan)
         image = torch.stack([image[tile.bands.index(b)] if b in tile.bands else empty for b in bands])
+        noise = dict(zip(tile.bands, measure_sky_noise(tile.flux), strict=True))
+        sigma = torch.tensor([float(noise.get(band, np.nan)) for band in bands], device=device).nan_to_num(1.0)
+        low, high = (np.inf * sign if end is None else end for end, sign in zip(snr_range or (None, None), (-1, 1), strict=True))  # fmt: skip
         within = torch.arange(self.size, device=device)
         was_training = self.model.training
         self.model.eval()
@@ -73,12 +83,14 @@ class WindowScan:
                 first = torch.from_numpy(corners[start : start + self._batch_size]).to(device)
                 rows, cols = (first[:, 0, None] + within)[:, :, None], (first[:, 1, None] + within)[:, None, :]
                 flux = image[:, rows, cols].transpose(0, 1)
-                enough = flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self._min_data
-                if bool(enough.any()):
-                    flux = flux[enough]
+                chosen = flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self._min_data
+                snr = signal_to_noise(flux, sigma, reach=self.stride // 2 + 1)  # each place is near one window's centre
+                if snr_range is not None:
+                    chosen &= (snr >= low) & (snr <= high)
+                if bool(chosen.any()):
                     with torch.inference_mode(), autocast(device, self._precision):
-                        vectors = self.model.embed(flux, pool=self._pool, layer=self._layer).float()
-                    yield start + np.flatnonzero(enough.cpu().numpy()), flux, vectors
+                        vectors = self.model.embed(flux[chosen], pool=self._pool, layer=self._layer).float()
+                    yield start + np.flatnonzero(chosen.cpu().numpy()), snr[chosen].cpu().numpy(), vectors
         finally:
             self.model.train(was_training)
 

@@ -14,7 +14,6 @@ import torch
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from skylib.bands import measure_sky_noise
 from skylib.checkpoint import replaced
 from skylib.config import check_choice, to_dict
 from skylib.cutouts import CutoutFile, slice_cutout, write_cutouts
@@ -24,7 +23,6 @@ from skylib.mim import MaskedImageModel
 from skylib.separation import best_of_each_place
 from skylib.similarity import SearchIndex, target_vectors
 from skylib.skyscan import WindowScan, read_ahead
-from skylib.snr import signal_to_noise
 from skylib.stopping import Interrupted, StopRequest
 from skylib.tiles import Tile, TilePaths, read_tile, read_wcs
 
@@ -118,7 +116,6 @@ def search_tiles(
         If a signal or a file ``STOP`` in the run folder asked to stop; all is saved.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
-    size = model.config.image_size
     part = 0 if shard is None else shard
     if not tiles or k < 1 or not 0 <= overlap < 1 or not 0 <= part < n_shards or min_separation < 0:
         raise ValueError(
@@ -207,10 +204,10 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
         image = read_tile(by_name[name]).flux
         for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
             flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
-    columns = {name: np.asarray(hits[name]) for name in hits.colnames if name not in ("ra", "dec")}
-    provenance = f"hits of a search through {len(tiles)} tiles"
+    columns: dict[str, Any] = {name: np.asarray(hits[name]) for name in hits.colnames if name not in ("ra", "dec")}
+    place = {"ra": np.asarray(hits["ra"]), "dec": np.asarray(hits["dec"])}
     return write_cutouts(
-        out, flux, ra=np.asarray(hits["ra"]), dec=np.asarray(hits["dec"]), bands=bands, provenance=provenance, **columns
+        out, flux, bands=bands, provenance=f"hits of a search through {len(tiles)} tiles", **place, **columns
     )
 
 
@@ -241,22 +238,21 @@ class _Shard:
 
 
 def _hits(
-    scan: WindowScan, tile: Tile, number: int, index: SearchIndex, wanted: np.ndarray, snr_range: Any, options: dict[str, Any]
+    scan: WindowScan,
+    tile: Tile,
+    number: int,
+    index: SearchIndex,
+    wanted: np.ndarray,
+    snr_range: Any,
+    options: dict[str, Any],
 ) -> np.ndarray:
     """Return all windows of a tile that may be hits, scored."""
     corners = scan.corners(tile)
-    noise = dict(zip(tile.bands, measure_sky_noise(tile.flux), strict=True))
-    sigma = np.nan_to_num([noise.get(band, 1.0) for band in scan.model.config.bands], nan=1.0)
     parts = []
-    for numbers, flux, vectors in scan.batches(tile, corners):
+    for numbers, snr, vectors in scan.batches(tile, corners, snr_range):
         found = np.empty(len(numbers), _HIT)
-        found["score"] = index.scores(vectors, wanted, **options)
-        found["snr"] = signal_to_noise(flux, sigma, reach=scan.stride // 2 + 1).cpu().numpy()
-        found["tile"] = number
+        found["score"], found["snr"], found["tile"] = index.scores(vectors, wanted, **options), snr, number
         found["row"], found["col"] = (corners[numbers] + scan.size // 2).T
-        if snr_range is not None:
-            low, high = (np.inf * s if end is None else end for end, s in zip(snr_range, (-1, 1), strict=True))
-            found = found[(found["snr"] >= low) & (found["snr"] <= high)]
         parts.append(found)
     hits = np.concatenate(parts) if parts else np.empty(0, _HIT)
     if len(hits):
@@ -304,8 +300,9 @@ def _reference(
 def _target_array(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> np.ndarray:
     """Return images in the model's bands and size (t, C, S, S), or vectors (t, D)."""
     if isinstance(targets, CutoutFile):
-        shape = {"size": model.config.image_size, "bands": model.config.bands}
-        targets = CutoutLoader(targets, batch_size=1, shuffle=False, device="cpu", **shape).flux(np.arange(len(targets)))  # type: ignore[arg-type]
+        c = model.config
+        loader = CutoutLoader(targets, batch_size=1, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
+        targets = loader.flux(np.arange(len(targets)))
     targets = np.asarray(targets, dtype=np.float32)
     if targets.ndim not in (2, 4) or not len(targets):
         raise ValueError(f"targets of shape {targets.shape}: must be images (t, C, S, S), or vectors (t, D)")
@@ -316,5 +313,5 @@ def _digest(*values: np.ndarray | torch.Tensor) -> str:
     """Return a name for numbers: the same for the same ones."""
     digest = hashlib.sha256()
     for value in values:
-        digest.update(np.ascontiguousarray(value.float().cpu() if isinstance(value, torch.Tensor) else value))
+        digest.update(np.asarray(value.float().cpu() if isinstance(value, torch.Tensor) else value).tobytes())
     return digest.hexdigest()[:16]

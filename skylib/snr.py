@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def signal_to_noise(flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *, box: int = 5, reach: int = 4) -> Tensor:
+def signal_to_noise(
+    flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *, box: int = 5, reach: int = 4
+) -> Tensor:
     """Return the signal-to-noise ratio of the brightest spot near the centre of each image.
 
     The flux in a square of `box` pixels over its noise, band by band; the sum over the bands that have data there,

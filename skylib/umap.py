@@ -150,7 +150,9 @@ def fit_map(
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value", category=UserWarning)  # a seed means one thread
-        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]", category=UserWarning)  # we transform ourselves
+        warnings.filterwarnings(
+            "ignore", message=r"precomputed_knn\[2\]", category=UserWarning
+        )  # we transform ourselves
         reducer = umap.UMAP(
             n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, init="pca", n_epochs=n_epochs,
             precomputed_knn=graph,

@@ -12,8 +12,8 @@ import torch
 from skylib import CutoutFile, ModelConfig, build_model, find_tiles, read_tile, search_tiles
 from skylib.bands import measure_sky_noise
 from skylib.separation import near_any
-from skylib.skysearch import hit_cutouts
 from skylib.skyscan import window_corners
+from skylib.skysearch import hit_cutouts
 from skylib.snr import signal_to_noise
 from skylib.stopping import Interrupted
 
@@ -58,7 +58,10 @@ def test_the_sky_search_equals_brute_force(model, targets, tiles, single, tmp_pa
             for row in window_corners(256, 32, 19):
                 for col in window_corners(256, 32, 19):
                     flux = tile.flux[None, :, row : row + 32, col : col + 32]
-                    if np.isfinite(flux).mean(axis=(0, 2, 3)).max() < 0.5 or not signal_to_noise(flux, sigma, reach=10) >= 5:
+                    if (
+                        np.isfinite(flux).mean(axis=(0, 2, 3)).max() < 0.5
+                        or not signal_to_noise(flux, sigma, reach=10) >= 5
+                    ):
                         continue
                     x = (model.embed(torch.from_numpy(flux)).double().numpy()[0] - mean) / scale
                     cosine = wanted @ x / np.linalg.norm(wanted, axis=1) / np.linalg.norm(x)

@@ -83,7 +83,8 @@ class SimilarityBrowser(widgets.VBox):
         self.state = BrowserState(len(embeddings), Question("alike", targets))
         if self._folder is not None and (self._folder / STATE).is_file():
             self.state = BrowserState.load(self._folder / STATE, n_objects=len(embeddings))
-        self._focus, self._page, self._began = self.state.question.targets[0] if self.state.question.targets else 0, 0, 0.0  # fmt: skip
+        self._focus = (self.state.question.targets or (0,))[0]
+        self._page, self._began = 0, 0.0
         self.response_ms: list[float] = []  # from a request to the grid redrawn in the browser window
         self._worker = Worker(self._say_error)
         self._build(xy, colour_by)
@@ -144,7 +145,8 @@ class SimilarityBrowser(widgets.VBox):
         order.observe(self._on_order, "value")
         buttons = {"back": "arrow-left", "previous": "chevron-left", "next": "chevron-right", "export": "download"}
         self._buttons = {
-            name: widgets.Button(description=name, icon=icon, layout={"width": "96px"}) for name, icon in buttons.items()
+            name: widgets.Button(description=name, icon=icon, layout={"width": "96px"})
+            for name, icon in buttons.items()
         }
         for name in buttons:
             self._buttons[name].on_click(lambda _, name=name: self._on_button(name))
@@ -169,7 +171,7 @@ class SimilarityBrowser(widgets.VBox):
         beside = widgets.HBox([detail, *([self._map] if self._map else [])], layout={"flex_flow": "row wrap"})
         super().__init__([*top, self._status, self._error, self._grid, beside])
 
-    def _refresh(self, *, search: bool = True) -> None:
+    def _refresh(self) -> None:
         """Draw the grid anew, beside the notebook's own work."""
         self._began = time.perf_counter()
         if self._folder is not None:
@@ -225,7 +227,9 @@ class SimilarityBrowser(widgets.VBox):
         if question.order == "odd":
             if self._odd is None:
                 if len(self._embeddings) > MAX_ODD:
-                    raise ValueError(f"{len(self._embeddings)} objects: give odd=rank_anomalies(embeddings), made before")
+                    raise ValueError(
+                        f"{len(self._embeddings)} objects: give odd=rank_anomalies(embeddings), made before"
+                    )
                 self._odd = np.asarray(rank_anomalies(self._index)["index"])
             order = self._odd[keep[self._odd]]
         else:
@@ -246,7 +250,10 @@ class SimilarityBrowser(widgets.VBox):
                 links = [f'<a href="{escape(url)}" target="_blank" rel="noopener">{name}</a>' for name, url in sky_links(ra, dec).items()]  # fmt: skip
                 where = f"ra {ra:.6f}, dec {dec:+.6f} &nbsp; {' · '.join(links)}"
             bands = ", ".join(("colour", *self._cutouts.bands))
-            self._facts.value = f"<div class='sky-facts' style='line-height:1.5'><b>object {row}</b> ({bands})<br>{where}<br><small>{facts}</small></div>"  # fmt: skip
+            self._facts.value = (
+                f"<div class='sky-facts' style='line-height:1.5'><b>object {row}</b> ({bands})<br>{where}<br>"
+                f"<small>{facts}</small></div>"
+            )
             if self._map is not None:
                 self._map.mark(row)
 

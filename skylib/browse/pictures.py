@@ -55,7 +55,7 @@ class Pictures:
         sheet.paste(_enlarged(self._colour(flux, look), 2 * step - 4), (0, 0))
         for i, (image, sigma, band) in enumerate(zip(flux, self._sigma, self._cutouts.bands, strict=True)):
             grey = (np.arcsinh(image[::-1] / (sigma * look[0])) + 1.5) / 6.5
-            picture = _enlarged(np.repeat(np.uint8(255 * np.nan_to_num(grey.clip(0, 1)))[..., None], 3, axis=2), side)
+            picture = _enlarged(np.stack(3 * [(255 * np.nan_to_num(grey.clip(0, 1))).astype(np.uint8)], axis=-1), side)
             ImageDraw.Draw(picture).text((4, 2), band, fill=(255, 220, 120))
             sheet.paste(picture, (step * (2 + i % columns), step * (i // columns)))
         return png(np.asarray(sheet))
