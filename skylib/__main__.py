@@ -1,4 +1,4 @@
-"""The command line: ``python -m skylib run | demo | simulate``."""
+"""The command line: ``python -m skylib run | demo | simulate | fetch``."""
 
 from __future__ import annotations
 
@@ -86,6 +86,23 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--n-objects", type=int, help="by default as many as the real sky has")
     simulate.add_argument("--seed", type=int, default=0)
     simulate.set_defaults(command=_simulate)
+
+    fetch = commands.add_parser("fetch", help="fetch public data")
+    sets = fetch.add_subparsers(required=True, metavar="DATA")
+    galaxies = sets.add_parser("galaxiesml", parents=[debug], help="286,401 HSC galaxies with redshifts, from Zenodo")
+    galaxies.add_argument("directory", type=Path)
+    galaxies.add_argument("--parts", nargs="+", metavar="PART", default=["64-training", "64-validation", "64-testing"],
+                          help="64- or 127-, training, validation or testing (default: %(default)s)")  # fmt: skip
+    galaxies.set_defaults(command=_fetch_galaxiesml)
+    hsc = sets.add_parser(
+        "hsc-tiles", parents=[debug], help="HSC PDR3 coadds, with your own account (HSC_SSP_USER and HSC_SSP_PASSWORD, or ~/.netrc)"
+    )  # fmt: skip
+    hsc.add_argument("directory", type=Path)
+    hsc.add_argument("--tract", type=int, required=True)
+    hsc.add_argument("--patch", nargs="+", required=True, metavar="X,Y", dest="patches")
+    hsc.add_argument("--bands", default="grizy")
+    hsc.add_argument("--rerun", default="pdr3_wide")
+    hsc.set_defaults(command=_fetch_hsc)
     return parser
 
 
@@ -120,6 +137,21 @@ def _simulate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     print(f"tiles: {sky.tiles}\ncatalogue: {sky.catalogue}")
+
+
+def _fetch_galaxiesml(arguments: argparse.Namespace) -> None:
+    from skylib.fetch import fetch_zenodo
+
+    print(*fetch_zenodo("galaxiesml", arguments.directory, parts=arguments.parts), sep="\n")
+
+
+def _fetch_hsc(arguments: argparse.Namespace) -> None:
+    from skylib.bands import sort_bands
+    from skylib.fetch import fetch_hsc_tiles
+
+    bands = sort_bands(arguments.bands)
+    chosen = {"tract": arguments.tract, "patches": arguments.patches, "bands": bands, "rerun": arguments.rerun}
+    print(*fetch_hsc_tiles(arguments.directory, **chosen), sep="\n")
 
 
 def _version() -> str:

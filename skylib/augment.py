@@ -2,22 +2,113 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 
-def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Give each square image one of the eight turns and mirrors, with equal chance.
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is changed at random in each image.
 
     Parameters
     ----------
-    flux : Tensor, shape (B, C, S, S)
-    generator : torch.Generator, optional
+    turns : bool
+        Quarter turns and mirrors: all eight orientations, with equal chance.
+    brightness : float
+        Standard deviation of the logarithm of a factor on all bands of an image alike, so that colours stay.
+    noise : float
+        Noise added, in units of the sky noise of each band: an image's own share is drawn from U(0, noise).
+    band_dropout : float
+        Chance of each band of an image to be taken as missing (NaN). One is always kept.
+
+    Raises
+    ------
+    ValueError
+        If a number is negative, or `band_dropout` is not below 1.
+    """
+
+    turns: bool = True
+    brightness: float = 0.0
+    noise: float = 0.0
+    band_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("brightness", "noise", "band_dropout"):
+            if not 0 <= getattr(self, name) < (1 if name == "band_dropout" else float("inf")):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0{', and below 1' * (name == 'band_dropout')}")  # fmt: skip
+
+
+NO_AUGMENTATION = Augmentation(turns=False)
+
+
+class Draws(NamedTuple):
+    """What was drawn for a batch, on the CPU; None for what is not asked for."""
+
+    turns: Tensor | None  # bool (3, B): mirror columns, mirror rows, mirror the diagonal
+    gain: Tensor | None  # (B,)
+    noise: Tensor | None  # (B,), in units of the sky noise
+    dropped: Tensor | None  # bool (B, C)
+
+    def part(self, mine: slice) -> Draws:
+        """Return the draws of some of the samples."""
+        return Draws(
+            None if self.turns is None else self.turns[:, mine],
+            *(None if draw is None else draw[mine] for draw in self[1:]),
+        )
+
+
+def draw_changes(how: Augmentation, n: int, n_bands: int, *, generator: torch.Generator) -> Draws:
+    """Draw what is changed in each of `n` images."""
+    dropped = None
+    if how.band_dropout:
+        dropped = torch.rand(n, n_bands, generator=generator) < how.band_dropout
+        dropped[torch.arange(n), torch.randint(n_bands, (n,), generator=generator)] = False
+    return Draws(
+        turns=random_turns(n, generator=generator) if how.turns else None,
+        gain=torch.exp(how.brightness * torch.randn(n, generator=generator)) if how.brightness else None,
+        noise=how.noise * torch.rand(n, generator=generator) if how.noise else None,
+        dropped=dropped,
+    )
+
+
+def change(
+    flux: Tensor, draws: Draws, *, sky_sigma: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Change images as was drawn.
+
+    Parameters
+    ----------
+    flux : Tensor of float32, shape (B, C, S, S)
+        Counts; NaN = no data, which stays.
+    draws : Draws
+    sky_sigma : Tensor of float32, shape (C,)
+        Noise of the sky in counts, needed to add noise.
+    generator : torch.Generator
+        Of the device of `flux`, for the noise.
 
     Returns
     -------
     Tensor, shape (B, C, S, S)
     """
+    if draws.turns is not None:
+        flux = turn(flux, draws.turns)
+    if draws.gain is not None:
+        flux = flux * _to(draws.gain, flux)[:, None, None, None]
+    if draws.noise is not None:
+        if sky_sigma is None:
+            raise ValueError("noise is added in units of the sky noise: give sky_sigma")
+        sigma = _to(draws.noise, flux)[:, None] * sky_sigma.to(flux.device)
+        flux = flux + sigma[:, :, None, None] * torch.randn(flux.shape, generator=generator, device=flux.device)
+    if draws.dropped is not None:
+        flux = flux.masked_fill(_to(draws.dropped, flux)[:, :, None, None], torch.nan)
+    return flux
+
+
+def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Give each square image (B, C, S, S) one of the eight turns and mirrors, with equal chance."""
     return turn(flux, random_turns(len(flux), generator=generator))
 
 
@@ -29,7 +120,12 @@ def random_turns(n: int, *, generator: torch.Generator | None = None) -> Tensor:
 
 def turn(flux: Tensor, turns: Tensor) -> Tensor:
     """Mirror square images (B, C, S, S) as `random_turns` drew, (3, B)."""
-    draw = turns.to(flux.device)[:, :, None, None, None]
+    draw = _to(turns, flux)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
     return torch.where(draw[2], flux.transpose(-1, -2), flux)
+
+
+def _to(draw: Tensor, flux: Tensor) -> Tensor:
+    """Bring a small draw to the device without waiting for it."""
+    return draw.pin_memory().to(flux.device, non_blocking=True) if flux.device.type == "cuda" else draw

@@ -25,6 +25,10 @@ _CANONICAL = (
     {band.lower(): band for band in BANDS} | {"k": "Ks"} | {"i2": "i", "r2": "r"}
 )  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
+_FITS = r"\.fits(?:\.fz|\.gz)?"
+_COADD_NAME = re.compile(rf"(?:.*-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>\d+-\d+,\d+){_FITS}")
+_CUTOUT_NAME = re.compile(rf"(?P<number>(?:\d+-)?)cutout-(?:HSC-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>.+?){_FITS}")
+
 
 def canonical_band(name: str) -> str:
     """Return the one name by which a band is known here.
@@ -82,19 +86,23 @@ def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def split_tile_name(path: Path) -> tuple[str, str] | None:
-    """Return the band and the tile name that a coadd's file name states, or None where it states none.
+    """Return the band and the tile name that a file name states, or None where it states none.
 
-    The last three ``-`` parts of the stem are band, tract and patch.
+    Of coadds, the last three ``-`` parts of the stem are band, tract and patch. HSC's cutout service puts a number and
+    the word ``cutout`` before the band, and tract, rerun and more behind it.
 
     Examples
     --------
     >>> split_tile_name(Path("calexp-HSC-I-9813-4,5.fits")), split_tile_name(Path("NB0816-9813-4,5.fits.fz"))
     (('i', '9813-4,5'), ('NB0816', '9813-4,5'))
+    >>> split_tile_name(Path("2-cutout-HSC-I-8279-pdr2_wide.fits"))
+    ('i', '2-8279-pdr2_wide')
     """
-    match = re.fullmatch(r"(?:.*-)?([A-Za-z]+\d*)-(\d+)-(\d+,\d+)\.fits(?:\.fz|\.gz)?", path.name)
-    if match is None or match[1].lower() not in _CANONICAL:
-        return None
-    return canonical_band(match[1]), f"{match[2]}-{match[3]}"
+    for pattern in (_COADD_NAME, _CUTOUT_NAME):
+        match = pattern.fullmatch(path.name)
+        if match is not None and match["band"].lower() in _CANONICAL:
+            return canonical_band(match["band"]), match.groupdict().get("number", "") + match["tile"]
+    return None
 
 
 def flux_to_mag(flux: np.ndarray, zero_point: float = ZERO_POINT) -> np.ndarray:
@@ -148,7 +156,7 @@ def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
 
 
 def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
-    """Compress the dynamic range of flux for a network. NaN stays NaN.
+    """Compress the dynamic range of flux for a network. NaN stays NaN, and infinite flux becomes NaN.
 
     Parameters
     ----------
@@ -157,14 +165,15 @@ def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
     sky_sigma : Tensor of float32, shape (C,)
         Noise of the sky in each band, in counts.
     kind : {"asinh", "linear"}
-        ``asinh``: arcsinh(flux / sky_sigma), linear in the noise and logarithmic above it. ``linear``: flux
-        clipped below -3, as in the original.
+        ``asinh``: arcsinh(flux / sky_sigma), linear in the noise and logarithmic above it. ``linear``: flux as it
+        is, clipped below -3 (the published recipe, whose pixel mean of 0 and standard deviation of 1 change nothing).
 
     Raises
     ------
     ValueError
         If `kind` is unknown.
     """
+    flux = torch.where(flux.isfinite(), flux, torch.nan)
     if kind == "asinh":
         return torch.asinh(flux / sky_sigma[:, None, None])
     if kind == "linear":

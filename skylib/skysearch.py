@@ -205,10 +205,9 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
         for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
             flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
     columns: dict[str, Any] = {name: np.asarray(hits[name]) for name in hits.colnames if name not in ("ra", "dec")}
-    place = {"ra": np.asarray(hits["ra"]), "dec": np.asarray(hits["dec"])}
-    return write_cutouts(
-        out, flux, bands=bands, provenance=f"hits of a search through {len(tiles)} tiles", **place, **columns
-    )
+    ra, dec = np.asarray(hits["ra"]), np.asarray(hits["dec"])
+    provenance = f"hits of a search through {len(tiles)} tiles"
+    return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)
 
 
 class _Shard:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterable, Sequence
+import math
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 
-from skylib.bands import sort_bands, split_tile_name
+from skylib.bands import ZERO_POINT, sort_bands, split_tile_name
 
 log = logging.getLogger(__name__)
 
+_new_memory = partial(np.empty, dtype=np.float32)
 _HDU_POSITION = {"IMAGE": 1, "MASK": 2, "VARIANCE": 3}
 
 
@@ -122,61 +125,118 @@ def read_wcs(paths: TilePaths) -> tuple[WCS, tuple[int, int]]:
     path = next(path for path in paths.paths.values() if path is not None)
     try:
         with fits.open(path) as hdus:
-            header = _find_hdu(hdus, "IMAGE", path).header
-            shape = (header["NAXIS2"], header["NAXIS1"])
-            return WCS(header), shape
-    except (OSError, KeyError, TypeError) as error:
+            hdu = _find_hdu(hdus, "IMAGE", path)
+            return WCS(hdu.header), hdu.shape
+    except (OSError, KeyError, TypeError, zlib.error) as error:
         raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
 
 
-def read_tile(paths: TilePaths, *, bad_planes: Iterable[str] = (), variance: bool = False) -> Tile:
+def read_tile(
+    paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: bool = False,
+    allocate: Callable[[tuple[int, int, int]], np.ndarray] = _new_memory,
+) -> Tile:  # fmt: skip
     """Read all bands of a tile.
 
     Parameters
     ----------
     paths : TilePaths
         From `find_tiles`. A missing band becomes a plane of NaN.
-    bad_planes : iterable of str
+    bad_planes : sequence of str
         Mask planes, named as in the ``MP_*`` cards, whose pixels become NaN.
     variance : bool
         Also read the variance plane.
+    allocate : callable
+        Given a shape, returns the memory (float32) to read into.
+
+    Returns
+    -------
+    Tile
+        Counts at zero-point 27: where a file states another by ``FLUXMAG0``, flux and variance are scaled.
 
     Raises
     ------
     OSError
         If a file is truncated or no FITS tile; the message names it.
     ValueError
-        If the bands differ in shape or position on the sky, or a mask plane is unknown.
+        If the bands differ in shape or position on the sky, a mask plane is unknown, or a variance is missing.
     """
-    images: dict[str, np.ndarray] = {}
-    variances: dict[str, np.ndarray] = {}
-    wcs: WCS | None = None
-    first: Path | None = None
-    for band, path in paths.paths.items():
-        if path is None:
-            continue
-        image, band_variance, band_wcs = _read_band(path, tuple(bad_planes), variance)
-        if first is None or wcs is None:
-            first, wcs = path, band_wcs
-        elif image.shape != images[next(iter(images))].shape:
-            raise ValueError(f"{path}: {image.shape} pixels, but {first} of the same tile has {next(iter(images.values())).shape}")  # fmt: skip
-        elif _offset(band_wcs, wcs, image.shape) > 0.5:
-            raise ValueError(
-                f"{path}: {_offset(band_wcs, wcs, image.shape):.1f} pixels off the sky position of {first}"
-            )
-        images[band] = image
-        if band_variance is not None:
-            variances[band] = band_variance
-    if wcs is None:
+    there = {plane: path for plane, path in enumerate(paths.paths.values()) if path is not None}
+    if not there:
         raise ValueError(f"tile {paths.name}: no file for any of the bands {', '.join(paths.paths)}")
-    empty = np.full(next(iter(images.values())).shape, np.nan, dtype=np.float32)
-    return Tile(
-        flux=np.stack([images.get(band, empty) for band in paths.paths]),
-        bands=tuple(paths.paths),
-        wcs=wcs,
-        name=paths.name,
-        variance=np.stack([variances.get(band, empty) for band in paths.paths]) if variance else None,
-    )
+    first = _read_band(next(iter(there.values())), mask=bool(bad_planes), variance=variance)
+    height, width = first.image.shape
+    flux = allocate((len(paths.paths), height, width))
+    noise = allocate(flux.shape) if variance else None
+    for planes in (flux, noise):
+        if planes is not None:
+            planes[[plane for plane in range(len(planes)) if plane not in there]] = np.nan
+    for plane, path in there.items():
+        band = first if path == first.path else _read_band(path, mask=bool(bad_planes), variance=variance)
+        if band.image.shape != first.image.shape:
+            raise ValueError(f"{path}: {band.image.shape} pixels, but {first.path} of the same tile has {first.image.shape}")  # fmt: skip
+        if (apart := _offset(band.wcs, first.wcs, band.image.shape)) > 0.5:
+            raise ValueError(f"{path}: {apart:.1f} pixels off the sky position of {first.path}")
+        flux[plane] = band.image
+        if (infinite := np.isinf(flux[plane])).any():
+            flux[plane][infinite] = np.nan
+        for name in bad_planes:
+            flux[plane][band.pixels_in(name)] = np.nan
+        if noise is not None:
+            if band.variance is None or band.variance.shape != band.image.shape:
+                got = "no" if band.variance is None else f"{band.variance.shape} pixels of"
+                raise ValueError(f"{path}: {got} variance for an image of {band.image.shape} pixels")
+            noise[plane] = band.variance
+        if band.scale != 1:
+            flux[plane] *= band.scale
+            if noise is not None:
+                noise[plane] *= band.scale**2
+    return Tile(flux=flux, bands=tuple(paths.paths), wcs=first.wcs, name=paths.name, variance=noise)
+
+
+@dataclass(frozen=True)
+class _Band:
+    """One file as it is: big-endian, and perhaps mapped into memory rather than read."""
+
+    path: Path
+    image: np.ndarray
+    wcs: WCS
+    scale: float  # to counts at zero-point 27
+    variance: np.ndarray | None
+    mask: np.ndarray | None
+    planes: dict[str, int]  # bit of each mask plane
+
+    def pixels_in(self, name: str) -> np.ndarray:
+        """Return where a mask plane is set."""
+        if self.mask is None or name not in self.planes:
+            raise ValueError(f"{self.path}: no mask plane {name!r}; planes there: {', '.join(self.planes) or 'none'}")
+        return (self.mask & (1 << self.planes[name])) != 0
+
+
+def _read_band(path: Path, *, mask: bool, variance: bool) -> _Band:
+    try:
+        with fits.open(path) as hdus:
+            hdu = _find_hdu(hdus, "IMAGE", path)
+            if hdu.data is None or hdu.data.ndim != 2:
+                raise KeyError(f"{path} has no two-dimensional image in HDU {hdu.name or 1}")
+            bits = _find_hdu(hdus, "MASK", path) if mask else None
+            noise = _find_hdu(hdus, "VARIANCE", path) if variance else None
+            # A survey's long plane names are HIERARCH cards, which astropy gives under the same keys.
+            planes = {k.removeprefix("MP_"): v for k, v in bits.header.items() if k.startswith("MP_")} if bits else {}
+            zero_point = hdus[0].header.get("FLUXMAG0", hdu.header.get("FLUXMAG0"))
+            return _Band(
+                path=path, image=hdu.data, wcs=WCS(hdu.header),
+                scale=1.0 if zero_point is None else _zero_point_scale(float(zero_point)),
+                variance=noise.data if noise else None,
+                mask=bits.data if bits else None, planes=planes,
+            )  # fmt: skip
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
+        raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
+
+
+def _zero_point_scale(flux_at_mag_0: float) -> float:
+    """Return the factor from counts of this calibration to counts at zero-point 27; 1 if they are the same."""
+    zero_point = 2.5 * math.log10(flux_at_mag_0)
+    return 1.0 if abs(zero_point - ZERO_POINT) < 1e-4 else 10 ** (0.4 * (ZERO_POINT - zero_point))
 
 
 def _find_hdu(hdus: fits.HDUList, name: str, path: Path) -> fits.ImageHDU:
@@ -187,33 +247,6 @@ def _find_hdu(hdus: fits.HDUList, name: str, path: Path) -> fits.ImageHDU:
     if _HDU_POSITION[name] < len(hdus) and not hdus[_HDU_POSITION[name]].name:
         return hdus[_HDU_POSITION[name]]
     raise KeyError(f"{path} has no {name} among its HDUs {[hdu.name for hdu in hdus]}")
-
-
-def _read_band(path: Path, bad_planes: tuple[str, ...], variance: bool) -> tuple[np.ndarray, np.ndarray | None, WCS]:
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*truncated")  # astropy only warns, and reads what there is
-            hdus = fits.open(path, memmap=False)
-        with hdus:
-            hdu = _find_hdu(hdus, "IMAGE", path)
-            if hdu.data is None or hdu.data.ndim != 2:
-                raise KeyError(f"{path} has no two-dimensional image in HDU {hdu.name or 1}")
-            image = np.array(hdu.data, dtype=np.float32)
-            wcs = WCS(hdu.header)
-            bits = _find_hdu(hdus, "MASK", path) if bad_planes else None
-            mask, planes = (bits.data, bits.header) if bits is not None else (None, {})
-            noise = np.array(_find_hdu(hdus, "VARIANCE", path).data, dtype=np.float32) if variance else None
-    except (OSError, KeyError, TypeError, ValueError, EOFError, AstropyUserWarning) as error:
-        raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
-    image[~np.isfinite(image)] = np.nan
-    for plane in bad_planes:
-        if f"MP_{plane}" not in planes or mask is None:
-            known = [card.removeprefix("MP_") for card in planes if card.startswith("MP_")]
-            raise ValueError(f"{path}: no mask plane {plane!r}; planes there: {', '.join(known) or 'none'}")
-        image[(mask & (1 << planes[f"MP_{plane}"])) != 0] = np.nan
-    if noise is not None and noise.shape != image.shape:
-        raise ValueError(f"{path}: variance of shape {noise.shape} for an image of shape {image.shape}")
-    return image, noise, wcs
 
 
 def _offset(one: WCS, other: WCS, shape: tuple[int, ...]) -> float:

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from skylib import ModelConfig, build_model
 from skylib.bands import canonical_band, flux_to_mag, mag_to_flux, measure_sky_noise, sort_bands, stretch, unstretch
 
 
@@ -53,3 +56,19 @@ def test_sky_noise_is_not_moved_by_objects():
     np.testing.assert_allclose(measure_sky_noise(flux), [0.1, 0.5], rtol=0.15)
     flux[:, 1] = np.nan
     assert np.isnan(measure_sky_noise(flux)[1])
+
+
+def test_the_model_is_not_moved_by_pixels_that_are_no_numbers():
+    config = ModelConfig(size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1)
+    for kind in ("asinh", "linear"):
+        model = build_model(replace(config, stretch=kind))
+        flux = torch.randn(4, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+        flux[0, 1, 3, 3], flux[1, 2, 0, 0], flux[2, 3] = torch.inf, -torch.inf, torch.nan
+        flux[3] = 0.7  # no variance at all
+        loss = model(flux, generator=torch.Generator().manual_seed(0)).loss
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        missing = torch.where(flux.isfinite(), flux, torch.nan)
+        assert torch.equal(model.embed(flux), model.embed(missing))
+    assert measure_sky_noise(np.full((3, 2, 8, 8), 0.7)).tolist() == [0, 0]

@@ -1,14 +1,17 @@
+import gzip
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from astropy.utils.exceptions import AstropyUserWarning
 
 from skylib import find_tiles, read_tile
 from skylib.bands import split_tile_name
 from skylib.simulate import tile_wcs
-from skylib.tiles import Tile
+from skylib.tiles import Tile, TilePaths
 
 
 def test_names_of_the_archive_and_of_others(tmp_path):
@@ -114,8 +117,6 @@ def test_bands_of_different_shape_or_place_are_refused(tiles, tmp_path):
 
 
 def test_cutout_service_files_with_empty_extensions(shared_data):
-    from skylib.tiles import TilePaths
-
     path = shared_data / "hsc_das_cutouts" / "2-cutout-HSC-I-8279-pdr2_wide.fits"
     tile = read_tile(TilePaths("cutout", {"i": path}))
     assert tile.flux.shape == (1, 25, 25)
@@ -127,3 +128,91 @@ def test_a_real_tile_compressed(shared_data):
     assert tile.bands == ("u", "g", "r", "i", "z", "y", "J", "H", "Ks")
     assert tile.flux.shape == (9, 1300, 1300)
     assert np.isnan(tile.flux).any()
+
+
+@pytest.mark.parametrize("ending", ["fits.fz", "fits.gz"])
+def test_compressed_tiles_read_as_plain_ones_do(tiles, tmp_path, ending):
+    plain = read_tile(tiles[0], bad_planes=["DETECTED"], variance=True)
+    for path in tiles[0].paths.values():
+        with fits.open(path) as hdus:
+            if ending == "fits.fz":
+                lossless = {"compression_type": "GZIP_2", "quantize_level": 0}
+                hdus = fits.HDUList(
+                    [hdus[0].copy(), *(fits.CompImageHDU(h.data, h.header, name=h.name, **lossless) for h in hdus[1:])]
+                )
+            hdus.writeto(tmp_path / path.name.replace("fits", ending))
+    packed = read_tile(find_tiles(tmp_path, bands="grizy")[0], bad_planes=["DETECTED"], variance=True)
+    np.testing.assert_array_equal(packed.flux, plain.flux)
+    np.testing.assert_array_equal(packed.variance, plain.variance)
+    np.testing.assert_allclose(packed.sky_at(3, 200), plain.sky_at(3, 200))
+
+
+@pytest.mark.parametrize("ending", ["fits.fz", "fits.gz"])
+def test_truncated_compressed_tiles_are_named(shared_data, tiles, tmp_path, ending):
+    if ending == "fits.gz":
+        whole = gzip.compress(tiles[0].paths["g"].read_bytes())
+    else:
+        whole = (shared_data / "kids_viking" / "calexp-KIDS-G-1-0,0.fits.fz").read_bytes()
+    path = tmp_path / f"calexp-HSC-G-1-0,0.{ending}"
+    path.write_bytes(whole[: len(whole) // 2])
+    with warnings.catch_warnings(), pytest.raises(OSError, match=rf"{path.name}: cannot be read as a FITS tile"):
+        warnings.simplefilter("ignore", AstropyUserWarning)  # astropy says so too
+        read_tile(TilePaths("x", {"g": path}))
+
+
+def write_band(path, *, primary=None, header=None, mask_header=None, name="IMAGE", empty=False):
+    """Write a 20 x 30 tile of ones as a survey would; the mask's bit 5 is set in its first row."""
+    image = fits.ImageHDU(np.ones((20, 30), np.float32), tile_wcs(0, 256).to_header(), name=name)
+    image.header.update(header or {})
+    mask = fits.ImageHDU(None if empty else np.zeros((20, 30), np.int32), name="MASK" if name else "")
+    variance = fits.ImageHDU(None if empty else np.full((20, 30), 4, np.float32), name="VARIANCE" if name else "")
+    if not empty:
+        mask.data[0] = 1 << 5
+    mask.header.update(mask_header or {})
+    if not name:
+        for hdu, kind in ((image, "IMAGE"), (mask, "MASK"), (variance, "VARIANCE")):
+            hdu.header["EXTTYPE"] = kind
+    hdus = fits.HDUList([fits.PrimaryHDU(), image, mask, variance])
+    hdus[0].header.update(primary or {})
+    hdus.writeto(path)
+    return TilePaths("x", {"g": path})
+
+
+def test_flux_is_brought_to_one_zero_point(tmp_path):
+    same = read_tile(write_band(tmp_path / "a.fits", primary={"FLUXMAG0": 63095734448.0194}), variance=True)
+    assert (same.flux == 1).all()
+    other = read_tile(write_band(tmp_path / "b.fits", primary={"FLUXMAG0": 10 ** (0.4 * 24.5)}), variance=True)
+    np.testing.assert_allclose(other.flux, 10, rtol=1e-6)
+    np.testing.assert_allclose(other.variance, 400, rtol=1e-6)
+
+
+def test_long_names_of_mask_planes_and_infinite_pixels(tmp_path):
+    paths = write_band(tmp_path / "a.fits", mask_header={"HIERARCH MP_DETECTED_NEGATIVE": 5, "MP_BAD": 0})
+    tile = read_tile(paths, bad_planes=["DETECTED_NEGATIVE", "BAD"])
+    assert np.isnan(tile.flux[0, 0]).all()
+    assert (tile.flux[0, 1:] == 1).all()
+    with fits.open(paths.paths["g"], mode="update") as hdus:
+        hdus[1].data[3, 4] = np.inf
+    assert np.isnan(read_tile(paths).flux[0, 3, 4])
+
+
+def test_a_mask_or_variance_that_is_not_there_is_told(tmp_path):
+    paths = write_band(tmp_path / "a.fits", name="", empty=True)
+    assert (read_tile(paths).flux == 1).all()
+    with pytest.raises(ValueError, match=r"a\.fits: no variance for an image of \(20, 30\) pixels"):
+        read_tile(paths, variance=True)
+    with pytest.raises(ValueError, match=r"a\.fits: no mask plane 'BAD'; planes there: none"):
+        read_tile(paths, bad_planes=["BAD"])
+    whole = write_band(tmp_path / "b.fits", name="", mask_header={"MP_BAD": 5})
+    assert np.isnan(read_tile(whole, bad_planes=["BAD"]).flux[0, 0]).all()
+
+
+def test_downloads_of_the_cutout_service_are_found_by_name(tmp_path):
+    for band in "GRI":
+        write_band(tmp_path / f"2-cutout-HSC-{band}-8279-pdr2_wide.fits", name="")
+    write_band(tmp_path / "cutout-HSC-R-9071-s18a_wide-150.1-2.2.fits", name="")
+    found = find_tiles(tmp_path, bands="gri", min_bands=1)
+    assert [tile.name for tile in found] == ["2-8279-pdr2_wide", "9071-s18a_wide-150.1-2.2"]
+    assert found[0].bands == ("g", "r", "i")
+    assert found[1].bands == ("r",)
+    assert read_tile(found[1]).flux.shape == (3, 20, 30)

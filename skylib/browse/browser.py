@@ -121,8 +121,9 @@ class SimilarityBrowser(widgets.VBox):
         self._order = order
         self._controls: dict[str, Any] = {
             "click": widgets.ToggleButtons(
-                options=["query", "add to query", "yes", "no"], tooltips=[f"what a click on a picture does: {what}" for what in ("make it the query", "add it to the queries",
-                "mark it yes", "mark it no")], style={"button_width": "110px"},
+                options=["query", "add to query", "yes", "no"],
+                tooltips=["make it the query", "add it to the queries", "mark it yes", "mark it no"],
+                style={"button_width": "110px"},
             ),
             "metric": widgets.Dropdown(options=["cosine", "mse", "mae"], description="metric", layout=small),
             "combine": widgets.Dropdown(options=["min", "mean", "max"], description="several", layout=small),

@@ -1,0 +1,127 @@
+"""What HDF5 files of cutouts look like: ours, and those of others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+CLASS_NAMES = ("galaxy", "qso", "star")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an HDF5 file keeps what.
+
+    Attributes
+    ----------
+    flux : str
+        Dataset of images, (n, C, S, S).
+    ra, dec : str
+        Datasets of positions, deg.
+    weight : str, optional
+        Dataset of inverse variances, shaped as the images.
+    good : str, optional
+        Dataset of bool, shaped as the images, False where a pixel is not to be used.
+    bands : tuple of str, optional
+        The order of the planes, where the file itself does not state it.
+    band_names : str, optional
+        Dataset (n, C) that names the bands of each object.
+    rename : dict
+        Our names of columns on the left, the file's on the right.
+    """
+
+    flux: str
+    ra: str = "ra"
+    dec: str = "dec"
+    weight: str | None = None
+    good: str | None = None
+    bands: tuple[str, ...] | None = None
+    band_names: str | None = None
+    rename: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> set[str]:
+        """The datasets that hold no columns."""
+        return {name for name in (self.flux, self.weight, self.good, self.band_names) if name}
+
+
+LAYOUTS = {
+    "skylib": Layout("cutouts", weight="weight"),
+    # github.com/teaghan/sky_embeddings; class is 0 galaxy, 1 qso, 2 star, as here.
+    "sky_embeddings": Layout("cutouts", rename={"z_spec": "zspec"}),
+    # Do et al. 2024, arXiv:2410.00271: 5x64x64_training_with_morphology.hdf5 and its sisters.
+    "galaxiesml": Layout("image", bands=("g", "r", "i", "z", "y"), rename={"z_spec": "specz_redshift"}),
+    # The Multimodal Universe, arXiv:2412.02527: hsc/pdr3_dud_22.5/healpix=…/001-of-001.hdf5.
+    "multimodal_universe": Layout("image_array", weight="image_ivar", good="image_mask", band_names="image_band"),
+}
+
+
+def detect(file: h5py.File, path: Path) -> str:
+    """Return the name of the layout that a file has.
+
+    Raises
+    ------
+    ValueError
+        If it is none of those known.
+    """
+    if "image_array" in file and "image_band" in file:
+        return "multimodal_universe"
+    if "image" in file and "specz_redshift" in file:
+        return "galaxiesml"
+    if "cutouts" in file:
+        return "skylib" if "bands" in file.attrs else "sky_embeddings"
+    raise ValueError(
+        f"{path}: unknown layout; it holds {', '.join(file) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}"
+    )
+
+
+def stated_bands(file: h5py.File, layout: Layout, path: Path) -> list[str] | None:
+    """Return the bands of the planes in the file's order, or None where it does not state them.
+
+    Raises
+    ------
+    ValueError
+        If the order differs between objects.
+    """
+    if "bands" in file.attrs:
+        return [text(band) for band in file.attrs["bands"]]
+    if layout.band_names is not None:
+        orders = np.unique(file[layout.band_names][:], axis=0)
+        if len(orders) != 1:
+            raise ValueError(f"{path}: {layout.band_names} names {len(orders)} different orders of bands: must be one")
+        return [text(band) for band in orders[0]]
+    return list(layout.bands) if layout.bands is not None else None
+
+
+def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[str, tuple[str, int | None]]:
+    """Return where the columns are: our name -> (dataset, which of its columns, or None for all of it).
+
+    A dataset (n, k) of vectors, such as a position, gives k columns ``name_0``, ``name_1``, ….
+
+    Raises
+    ------
+    ValueError
+        If a column has another number of rows than there are cutouts.
+    """
+    ours = {theirs: name for name, theirs in layout.rename.items()}
+    columns: dict[str, tuple[str, int | None]] = {}
+    for key, data in file.items():
+        if key in layout.images or not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
+            continue
+        name = ours.get(key, key)
+        if len(data) != n:
+            raise ValueError(f"{path}: column {name!r} has {len(data)} rows for {n} cutouts")
+        if data.ndim == 1:
+            columns[name] = (key, None)
+        else:
+            columns |= {f"{name}_{i}": (key, i) for i in range(data.shape[1])}
+    return columns
+
+
+def text(value: Any) -> str:
+    """Return text that HDF5 or FITS gave as bytes."""
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,53 @@
+"""A batch, and the memory that batches are made in."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Images and what is known of them, on one device."""
+
+    flux: Tensor  # float32 (B, C, S, S), counts, NaN = no data
+    ra: Tensor  # float64 (B,), degrees
+    dec: Tensor  # float64 (B,)
+    columns: dict[str, Tensor]  # each (B,)
+    weight: Tensor | None = None  # float32 (B, C, S, S), inverse variance, about 1 in each band; 0 = no data
+
+
+class Buffers:
+    """Memory for batches, used again when nobody holds the batch any more: fresh pages cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_free": []}
+
+    def take(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Return an uninitialised float32 tensor on the host, pinned if the device is a GPU."""
+        if device.type == "cuda":  # torch keeps pinned memory for itself, until copies from it have ended
+            return torch.empty(shape, pin_memory=True)
+        size = math.prod(shape)
+        base = self._free.pop() if self._free else np.empty(size, dtype=np.float32)
+        if base.size < size:
+            base = np.empty(size, dtype=np.float32)
+        view = base[:size].reshape(shape)  # lives as long as the tensor made of it
+        weakref.finalize(view, self._free.append, base).atexit = False
+        return torch.from_numpy(view)
+
+    def take_on(self, device: torch.device, shape: tuple[int, ...]) -> Tensor:
+        """Return an uninitialised float32 tensor on the device."""
+        return torch.empty(shape, device=device) if device.type == "cuda" else self.take(shape, device)
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to the device, without waiting for it."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
