@@ -4,13 +4,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
 
-from skylib import CutoutFile, ModelConfig, build_model, find_tiles, read_tile, search_tiles
+from skylib import CutoutFile, ModelConfig, build_model, find_tiles, read_tile, run_notebook, search_tiles
 from skylib.bands import measure_sky_noise
+from skylib.checkpoint import save_checkpoint
+from skylib.config import to_dict
 from skylib.separation import near_any
 from skylib.skyscan import window_corners
 from skylib.skysearch import hit_cutouts
@@ -139,11 +143,30 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
     done = start("go on")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [tiles[1].name]
-    from astropy.table import Table
-
     found = Table.read(tmp_path / "hits.ecsv")
     np.testing.assert_allclose(found["score"], single["score"], atol=1e-6)
     assert found["row"].tolist() == single["row"].tolist()
+
+
+@pytest.mark.notebook
+def test_the_notebook_searches_in_shards_and_merges(model, sky, cutouts, tiles, tmp_path):
+    """As Slurm runs it: each shard on its own into one run folder, then once with merge=True."""
+    save_checkpoint(
+        tmp_path / "checkpoints" / "last.pt", {"model_config": to_dict(model.config), "model": model.state_dict()}
+    )
+    notebook = Path(__file__).parents[1] / "notebooks" / "06_search_sky.ipynb"
+    given = {"tiles": str(sky.tiles), "cutouts": str(cutouts.path), "targets": [3], "k": 12, "n_shards": 2}
+    for part in ({"shard": 0}, {"shard": 1}, {"merge": True}):
+        run_notebook(notebook, tmp_path, **given, **part)
+    whole = search_tiles(
+        model, cutouts.flux([3]), tiles, k=12, overlap=0.5, min_separation=3.0, snr_range=(10.0, None), pool="central",
+        augment_targets=True, run_dir=tmp_path / "single",
+    )  # fmt: skip
+    found = Table.read(tmp_path / "sky_hits.csv")
+    assert found["row"].tolist() == whole["row"].tolist()
+    assert [str(name) for name in found["tile"]] == whole["tile"].tolist()
+    assert len(CutoutFile(tmp_path / "sky_hits.h5")) == 12
+    assert (tmp_path / "sky_hits_0001.reg").is_file()
 
 
 def test_images_of_hits_come_from_where_they_were_found(single, tiles, tmp_path):
