@@ -208,7 +208,7 @@ def _exact(
     """Return the distance of the rows (q or 1, m) in float64, rounded to float32; each depends on its own row alone."""
     scale = 1.0 if weight is None else (weight if metric == "mae" else weight.sqrt())
     queries = queries * scale
-    limit = 2**24  # numbers at a time
+    limit = 2**20  # numbers at a time: larger ones are slower, on memory never used before
     if combine is None:
         each = max(1, limit // (size * rows.shape[1]))
         parts = [
@@ -233,7 +233,7 @@ def distances(
     """
     scale = 1.0 if weight is None else (weight if metric == "mae" else weight.sqrt())
     x, queries = x.double() * scale, queries.double() * scale
-    parts = x.split(max(1, 2**24 // (len(queries) * x[0].numel())))
+    parts = x.split(max(1, 2**20 // (len(queries) * x[0].numel())))
     return torch.cat([_combined(part, queries, metric, combine) for part in parts]).float()
 
 
