@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from skylib.anomaly import rank_anomalies
 from skylib.augment import random_orientation
 from skylib.bands import canonical_band, sort_bands
 from skylib.checkpoint import load_model
@@ -19,11 +20,13 @@ from skylib.pretrain import PretrainResult, pretrain
 from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
 from skylib.redshift import RedshiftPDF, redshift_pdf
 from skylib.runs import run_notebook
-from skylib.similarity import search
+from skylib.similarity import SearchIndex, search, target_vectors
+from skylib.skysearch import hit_cutouts, search_tiles
+from skylib.snr import signal_to_noise
 from skylib.splits import sky_split, split_cutouts
 from skylib.stopping import Interrupted
 from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
-from skylib.umap import umap_map
+from skylib.umap import EmbeddingMap, fit_map, trustworthiness, umap_map
 from skylib.validation import Probe
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ __all__ = [
     "Batch",
     "CutoutFile",
     "CutoutLoader",
+    "EmbeddingMap",
     "Embeddings",
     "Evaluation",
     "Interrupted",
@@ -48,6 +52,7 @@ __all__ = [
     "ProbeConfig",
     "ProbeResult",
     "RedshiftPDF",
+    "SearchIndex",
     "SimilarityBrowser",
     "SimulatedSky",
     "Tile",
@@ -60,6 +65,8 @@ __all__ = [
     "embed",
     "evaluate",
     "find_tiles",
+    "fit_map",
+    "hit_cutouts",
     "knn_probe",
     "label_efficiency",
     "label_grid",
@@ -72,15 +79,20 @@ __all__ = [
     "photoz_metrics",
     "pretrain",
     "random_orientation",
+    "rank_anomalies",
     "read_tile",
     "redshift_pdf",
     "run_notebook",
     "search",
+    "search_tiles",
+    "signal_to_noise",
     "simulate_sky",
     "sky_split",
     "sort_bands",
     "split_cutouts",
+    "target_vectors",
     "train_head",
+    "trustworthiness",
     "umap_map",
     "write_cutouts",
     "write_results",

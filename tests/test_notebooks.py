@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skylib import CutoutFile, Embeddings, load_model
+from skylib import CutoutFile, Embeddings, SearchIndex, load_model
+from skylib.bands import measure_sky_noise
 from skylib.runs import CHAIN
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]
@@ -95,6 +96,29 @@ def test_search_finds_rare_objects_better_than_chance(run_dir):
     ).groups()
     assert int(others) >= 3
     assert int(hits) > 2 * float(chance)
+
+
+def test_search_beats_pixels_and_colours(run_dir):
+    """Recall of planted objects within the first 100, from 3 targets: embeddings beside pixels and measured colours."""
+    data, embeddings = CutoutFile(run_dir / "cutouts.h5"), Embeddings.load(run_dir / "embeddings.h5")
+    flux = np.nan_to_num(data.flux())
+    sigma = measure_sky_noise(data.flux(slice(0, 500)))
+    pixels = np.arcsinh(flux / sigma[:, None, None])[:, :, 4:-4, 4:-4].reshape(len(data), -1)
+    aperture = np.arcsinh(flux[:, :, 8:-8, 8:-8].sum(axis=(2, 3)) / (16 * sigma))
+    colours = np.column_stack([np.diff(aperture, axis=1), aperture[:, 2]])
+    rare, recall = embeddings.column("rare"), {}
+    for name, vectors in {"embeddings": embeddings.vectors, "pixels": pixels, "colours": colours}.items():
+        index = SearchIndex(Embeddings(vectors, ra=data.ra, dec=data.dec, columns={"rare": rare}))
+        for kind in ("dwarf", "arc"):
+            members = np.flatnonzero(rare == kind)
+            found = []
+            for draw in range(10):
+                targets = np.random.default_rng(draw).permutation(members)[:3]
+                hits = (index.search(targets, k=100, metric="cosine")["rare"] == kind).sum()
+                found.append(hits / (len(members) - 3))
+            recall[name, kind] = np.mean(found)
+    for kind in ("dwarf", "arc"):
+        assert recall["embeddings", kind] > max(recall["pixels", kind], recall["colours", kind]) + 0.1, recall
 
 
 def test_the_page_of_results_stands_alone(run_dir):

@@ -83,6 +83,7 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.plot_regression(rng.random(n), rng.random(n), outlier_threshold=0.15).figure,
         plotting.plot_map(xy, classes, names=cutouts.class_names()).figure,
         plotting.plot_map(xy, np.where(classes == 0, np.nan, 1.0 * np.arange(n)), label="z").figure,
+        plotting.plot_density(xy).figure,
         plotting.plot_thumbnails(xy, flux, bands, n_side=4).figure,
         plotting.plot_label_efficiency(table, reference="a").figure,
         plotting.plot_redshift(z_phot, z_spec).figure,

@@ -10,7 +10,7 @@ from skylib.plotting.evaluation import (
     plot_regression,
 )
 from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts
-from skylib.plotting.maps import plot_map, plot_thumbnails
+from skylib.plotting.maps import plot_density, plot_map, plot_thumbnails
 from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
 from skylib.plotting.style import COLOURS, METRIC_LABELS, set_style
 
@@ -21,6 +21,7 @@ __all__ = [
     "plot_comparison",
     "plot_confusion",
     "plot_counts",
+    "plot_density",
     "plot_label_efficiency",
     "plot_layer_sweep",
     "plot_map",

@@ -40,6 +40,16 @@ def plot_map(
     return ax
 
 
+def plot_density(xy: np.ndarray, *, label: str = "density", ax: Axes | None = None) -> Axes:
+    """Show how many objects lie where on a map (n, 2), in hexagons, on a logarithmic scale."""
+    ax = ax or plt.subplots(figsize=(4.4, 4))[1]
+    n_side = int(np.clip(np.sqrt(len(xy)) / 2, 10, 80))
+    hexes = ax.hexbin(xy[:, 0], xy[:, 1], gridsize=n_side, mincnt=1, bins="log", cmap="cividis", lw=0)
+    ax.figure.colorbar(hexes, ax=ax, label="objects", format="%d").ax.yaxis.set_minor_formatter("")
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=label)
+    return ax
+
+
 def plot_thumbnails(
     xy: np.ndarray,
     flux: np.ndarray,

@@ -1,0 +1,51 @@
+"""The map beside the grid: a lasso chooses objects, and the object at hand is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import jscatter
+import numpy as np
+import pandas as pd
+
+
+class MapPanel(widgets.VBox):
+    """A map of embeddings as a scatter plot with a lasso.
+
+    Parameters
+    ----------
+    xy : ndarray, shape (n, 2)
+        NaN for objects that are not on the map.
+    colour : ndarray, shape (n,)
+        Text or few integers are taken as kinds, other numbers as values.
+    on_lasso : callable
+        Is given the rows that a person chose.
+    """
+
+    def __init__(self, xy: np.ndarray, colour: np.ndarray | None, on_lasso: Callable[[list[int]], None]) -> None:
+        self._rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
+        self._place = {int(row): i for i, row in enumerate(self._rows)}
+        self._on_lasso, self._shown = on_lasso, set[int]()
+        frame = pd.DataFrame({"x": xy[self._rows, 0], "y": xy[self._rows, 1]})
+        more = {}
+        if colour is not None:
+            values = pd.Series(np.asarray(colour)[self._rows])
+            kinds = values.dtype.kind in "OSUb" or (values.dtype.kind in "iu" and values.nunique() <= 12)
+            frame["colour"] = values.astype(str).astype("category") if kinds else values.astype(float)
+            more["color_by"] = "colour"
+        self.scatter = jscatter.Scatter(data=frame, x="x", y="y", height=320, axes=False, legend=bool(more), **more)
+        self.scatter.widget.observe(self._on_selection, "selection")
+        super().__init__([self.scatter.show()], layout={"min_width": "380px", "flex": "1 1 380px"})
+
+    def mark(self, row: int | None) -> None:
+        """Show where an object lies."""
+        places = [self._place[row]] if row in self._place else []
+        self._shown = set(places)
+        self.scatter.selection(places)
+
+    def _on_selection(self, change: dict) -> None:
+        chosen = [int(i) for i in np.asarray(change["new"] if change["new"] is not None else [], dtype=int)]
+        if chosen and set(chosen) != self._shown:  # not our own mark, told back
+            self._shown = set(chosen)
+            self._on_lasso([int(self._rows[i]) for i in sorted(chosen)])

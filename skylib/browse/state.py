@@ -1,0 +1,93 @@
+"""What a person has asked and marked: plain data, saved and restored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from skylib.checkpoint import write_json
+from skylib.config import check_choice
+
+ORDERS = {"look-alikes": "alike", "my yes and no": "marks", "odd ones": "odd", "chosen on the map": "map"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the grid answers: objects in which order, and like which."""
+
+    order: str = "alike"
+    targets: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()  # chosen on the map
+
+    def __post_init__(self) -> None:
+        check_choice("order", self.order, tuple(ORDERS.values()))
+
+
+@dataclass
+class BrowserState:
+    """The question, those before it, the marks, and the settings.
+
+    Only `mark` changes a mark; asking something else never does.
+    """
+
+    n_objects: int
+    question: Question = Question()
+    history: list[Question] = field(default_factory=list)
+    marks: dict[int, str] = field(default_factory=dict)  # row: "yes" or "no", in the order given
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def ask(self, question: Question) -> None:
+        """Put another question; the one before can be gone back to."""
+        if question != self.question:
+            self.history.append(self.question)
+            self.question = question
+
+    def back(self) -> bool:
+        """Return to the question before; False if there is none."""
+        if self.history:
+            self.question = self.history.pop()
+            return True
+        return False
+
+    def mark(self, row: int, mark: str | None) -> None:
+        """Mark an object "yes" or "no"; the same mark again, or None, takes it off."""
+        check_choice("mark", mark, ("yes", "no", None))
+        before = self.marks.pop(row, None)
+        if mark is not None and mark != before:
+            self.marks[row] = mark
+
+    def marked(self, mark: str) -> list[int]:
+        """Return the rows with this mark, in the order given."""
+        return [row for row, value in self.marks.items() if value == mark]
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON that a kill at any moment leaves either old or new."""
+        content = asdict(self) | {"marks": list(self.marks.items())}  # JSON would turn the rows into text
+        write_json(path, content)
+
+    @classmethod
+    def load(cls, path: str | Path, *, n_objects: int) -> BrowserState:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is of other objects, or damaged.
+        """
+        try:
+            saved = json.loads(Path(path).read_text())
+            saved = {f.name: saved[f.name] for f in fields(cls)}
+            saved["question"] = _question(saved["question"])
+            saved["history"] = [_question(one) for one in saved["history"]]
+            saved["marks"] = {int(row): str(mark) for row, mark in saved["marks"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: cannot be read as the state of a browser: {error}") from error
+        if saved["n_objects"] != n_objects:
+            raise ValueError(f"{path}: marks of {saved['n_objects']} objects, not of these {n_objects}")
+        return cls(**saved)
+
+
+def _question(saved: dict[str, Any]) -> Question:
+    return Question(saved["order"], tuple(saved["targets"]), tuple(saved["rows"]))

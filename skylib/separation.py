@@ -1,0 +1,57 @@
+"""Which positions lie close together on the sky."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+
+def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """Return positions in degrees as points on the unit sphere, float64 (n, 3)."""
+    ra, dec = np.deg2rad(np.asarray(ra, float)), np.deg2rad(np.asarray(dec, float))
+    return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+
+
+def chord(arcsec: float) -> float:
+    """Return the straight distance on the unit sphere that spans an angle."""
+    return float(2 * np.sin(np.deg2rad(arcsec / 3600) / 2))
+
+
+def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray, *, radius: float) -> np.ndarray:
+    """Tell which positions lie within `radius` (arcsec) of any of some others; unknown ones (NaN) do not.
+
+    Examples
+    --------
+    >>> near_any(np.array([10.0, 10.001, 11.0]), np.zeros(3), np.array([10.0]), np.zeros(1), radius=5)
+    array([ True,  True, False])
+    """
+    near = np.zeros(len(ra), dtype=bool)
+    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    centres = np.isfinite(ra0) & np.isfinite(dec0)
+    if len(known) and centres.any():
+        tree = cKDTree(unit_vectors(np.asarray(ra0)[centres], np.asarray(dec0)[centres]))
+        near[known] = np.isfinite(tree.query(unit_vectors(ra[known], dec[known]), distance_upper_bound=chord(radius))[0])  # fmt: skip
+    return near
+
+
+def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int) -> np.ndarray:
+    """Return the first `n` positions that are not within `radius` (arcsec) of an earlier one that was returned.
+
+    The positions come best first. What is returned of a list is also what is returned of any longer list that begins
+    with it, as far as it goes.
+
+    Examples
+    --------
+    >>> best_of_each_place(np.array([10.0, 10.001, 10.002, 11.0]), np.zeros(4), radius=5, n=9).tolist()
+    [0, 2, 3]
+    """
+    points = unit_vectors(ra, dec)
+    tree, taken = cKDTree(points), np.zeros(len(points), dtype=bool)
+    chosen: list[int] = []
+    for i in range(len(points)):
+        if len(chosen) == n:
+            break
+        if not taken[i]:
+            chosen.append(i)
+            taken[tree.query_ball_point(points[i], chord(radius))] = True
+    return np.array(chosen, dtype=int)

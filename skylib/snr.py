@@ -1,0 +1,53 @@
+"""How well an object stands out of the noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def signal_to_noise(
+    flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *, box: int = 5, reach: int = 4
+) -> Tensor:
+    """Return the signal-to-noise ratio of the brightest spot near the centre of each image.
+
+    The flux in a square of `box` pixels over its noise, band by band; the sum over the bands that have data there,
+    over the square root of their number, so that pure noise has variance 1. The largest of those values with the
+    middle of the square up to `reach` pixels from the centre counts.
+
+    Parameters
+    ----------
+    flux : Tensor or ndarray, shape (n, C, S, S)
+        Counts, with the sky subtracted; NaN = no data.
+    sky_sigma : Tensor or ndarray, shape (C,)
+        Noise of a pixel (`measure_sky_noise`).
+    box, reach : int
+        Pixels.
+
+    Returns
+    -------
+    Tensor of float32, shape (n,)
+        NaN where there is no data.
+
+    Examples
+    --------
+    >>> flux = np.zeros((1, 2, 16, 16)); flux[..., 6:11, 6:11] = 1.0
+    >>> signal_to_noise(flux, np.array([1.0, 1.0])).item()  # 5 in each of two bands
+    7.071067810058594
+    """
+    flux = torch.as_tensor(np.asarray(flux) if isinstance(flux, np.ndarray) else flux).float()
+    sigma = torch.as_tensor(sky_sigma, device=flux.device).float()[:, None, None]
+    middle, around = flux.shape[-1] // 2, reach + box // 2
+    near = slice(max(0, middle - around), middle + around + 1)
+    centre = flux[..., near, near] / sigma
+    known = centre.isfinite()
+    squares = functional.avg_pool2d(centre.nan_to_num(0.0), box, stride=1) * box**2  # sums over the square
+    share = functional.avg_pool2d(known.float(), box, stride=1)
+    there = share > 0.5
+    ratio = torch.where(there, squares / (box * share.clamp(min=1e-6).sqrt()), 0.0)
+    n_bands = there.sum(dim=1)
+    stacked = ratio.sum(dim=1) / n_bands.clamp(min=1).sqrt()
+    stacked = torch.where(n_bands > 0, stacked, -torch.inf).flatten(1).amax(dim=1)
+    return torch.where(stacked.isfinite(), stacked, torch.nan)
