@@ -35,6 +35,7 @@ NEEDS = {  # whose results in the run folder a notebook takes up
     "03_umap": "02_evaluate",
     "04_label_efficiency": "01_pretrain",
     "05_similarity": "02_evaluate",
+    "06_search_sky": "01_pretrain",
 }
 
 
