@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
 import subprocess
@@ -50,6 +52,28 @@ def measure(cases: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up
             synchronise()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def peak_memory(run: Callable[[], Any]) -> float | None:
+    """Return the MB that a case takes at most: on CUDA of tensors, else by which the process grows (Linux only)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() / 1e6
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.is_file() or not reset.exists():
+        run()
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # gives what was freed back to the system
+    reset.write_text("5")  # sets the peak, VmHWM, to what is used now
+    before = _kilobytes(status, "VmRSS")
+    run()
+    return (_kilobytes(status, "VmHWM") - before) / 1e3
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(f"{name}:"))
 
 
 def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> float:

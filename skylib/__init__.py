@@ -10,17 +10,20 @@ from skylib.checkpoint import load_model
 from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
 from skylib.cutouts import CutoutFile, make_cutouts, write_cutouts
 from skylib.embed import Embeddings, embed
-from skylib.labels import label_efficiency, train_head
+from skylib.evaluate import Evaluation, evaluate, layer_sweep, write_results
+from skylib.heads import train_head
+from skylib.labels import label_efficiency, label_grid, labels_to_match
 from skylib.loading import Batch, CutoutLoader, TileLoader
 from skylib.metrics import photoz_metrics
 from skylib.mim import MaskedImageModel, MIMOutput, build_model
 from skylib.pretrain import PretrainResult, pretrain
-from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe
+from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
+from skylib.redshift import RedshiftPDF, redshift_pdf
 from skylib.runs import run_notebook
 from skylib.similarity import SearchIndex, search, target_vectors
 from skylib.skysearch import hit_cutouts, search_tiles
 from skylib.snr import signal_to_noise
-from skylib.splits import sky_split
+from skylib.splits import sky_split, split_cutouts
 from skylib.stopping import Interrupted
 from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
 from skylib.umap import EmbeddingMap, fit_map, trustworthiness, umap_map
@@ -38,6 +41,7 @@ __all__ = [
     "CutoutLoader",
     "EmbeddingMap",
     "Embeddings",
+    "Evaluation",
     "Interrupted",
     "MIMOutput",
     "MaskedImageModel",
@@ -47,6 +51,7 @@ __all__ = [
     "Probe",
     "ProbeConfig",
     "ProbeResult",
+    "RedshiftPDF",
     "SearchIndex",
     "SimilarityBrowser",
     "SimulatedSky",
@@ -58,19 +63,25 @@ __all__ = [
     "catalogue_probe",
     "constant_probe",
     "embed",
+    "evaluate",
     "find_tiles",
     "fit_map",
     "hit_cutouts",
     "knn_probe",
     "label_efficiency",
+    "label_grid",
+    "labels_to_match",
+    "layer_sweep",
     "linear_probe",
     "load_model",
     "make_cutouts",
+    "original_probe",
     "photoz_metrics",
     "pretrain",
     "random_orientation",
     "rank_anomalies",
     "read_tile",
+    "redshift_pdf",
     "run_notebook",
     "search",
     "search_tiles",
@@ -78,11 +89,13 @@ __all__ = [
     "simulate_sky",
     "sky_split",
     "sort_bands",
+    "split_cutouts",
     "target_vectors",
     "train_head",
     "trustworthiness",
     "umap_map",
     "write_cutouts",
+    "write_results",
 ]
 
 # Loaded at first use: GalSim and ipywidgets are not needed where models are trained.

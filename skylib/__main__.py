@@ -1,12 +1,16 @@
-"""The command line: ``python -m skylib run | demo | simulate | fetch``."""
+"""The command line: ``python -m skylib run | check | status | demo | simulate | fetch``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 130 if interrupted.
+        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 75 (EX_TEMPFAIL) if a notebook was asked
+        to stop and goes on when it is run again, 130 if interrupted at the terminal.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -30,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
 
-    from skylib.runs import NotebookError
+    from skylib.execute import NotebookError, NotebookInterrupted
 
     try:
         arguments.command(arguments)
@@ -38,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"skylib: error: {error}", file=sys.stderr)
+        if isinstance(error, NotebookInterrupted):
+            return INTERRUPTED
         return 1 if isinstance(error, NotebookError) else 2
     except KeyboardInterrupt as error:
         print(f"skylib: interrupted {error}".rstrip(), file=sys.stderr)
@@ -61,7 +68,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="gets the executed notebook and all results")
     run.add_argument("--help-parameters", "--list", action="store_true", help="list the notebook's parameters and end")
+    run.add_argument(
+        "--skip-done", action="store_true", help="do nothing if it was run there to its end with these parameters"
+    )
+    run.add_argument("--task", metavar="NAME", help="tells apart runs of one notebook at the same time in one folder")
+    run.add_argument(
+        "--local", action="append", default=[], metavar="name=COPY",
+        help="read this copy, on the node's own disk, of the file or folder that is the parameter's value",
+    )  # fmt: skip
+    run.add_argument(
+        "--shared", action="store_true", help="leave out parameters that only other notebooks in its folder have"
+    )
     run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", parents=[debug], help="check parameters that are meant for all notebooks")
+    check.add_argument("overrides", nargs="*", metavar="name=value")
+    check.add_argument("--rows", action="store_true", help="print only how many rows the label study has with them")
+    check.set_defaults(command=_check)
+
+    status = commands.add_parser("status", parents=[debug], help="how runs stand, also while they go on")
+    status.add_argument("runs_dir", type=Path, nargs="?", default=Path("papermill_runs"), metavar="RUNS_DIR")
+    status.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="show it again and again, until Ctrl-C"
+    )
+    status.set_defaults(command=_status)
 
     demo = commands.add_parser(
         "demo", parents=[debug], help="run all notebooks in order, on a simulated sky or on your own"
@@ -107,15 +137,47 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from skylib.runs import notebook_parameters, parse_overrides, run_notebook
+    from skylib.parameters import notebook_parameters, parse_overrides
+    from skylib.runs import run, share
 
     if arguments.help_parameters:
         print(*notebook_parameters(arguments.notebook).values(), sep="\n")
         return
-    values = parse_overrides(arguments.overrides, arguments.notebook)
+    if arguments.shared:
+        beside = {arguments.notebook, *arguments.notebook.parent.glob("*.ipynb")}
+        values = share(arguments.overrides, beside)[arguments.notebook]
+    else:
+        values = parse_overrides(arguments.overrides, arguments.notebook)
     if arguments.run_dir is None:
         raise ValueError("--run-dir DIR is missing: the folder that gets the executed notebook and all results")
-    print(run_notebook(arguments.notebook, arguments.run_dir, **values))
+    local = parse_overrides(arguments.local, arguments.notebook)
+    options = {"task": arguments.task, "skip_done": arguments.skip_done, "local": local}
+    print(run(arguments.notebook, arguments.run_dir, values, **options))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from skylib.parameters import notebook_parameters
+    from skylib.runs import NOTEBOOKS, share
+
+    shared = share(arguments.overrides, sorted(NOTEBOOKS.glob("*.ipynb")))
+    if arguments.rows:
+        (study,) = (path for path in shared if path.stem == "04_label_efficiency")
+        values = {name: p.default for name, p in notebook_parameters(study).items()} | shared[study]
+        print(math.prod(len(values[name]) for name in ("methods", "n_labels", "seeds")))
+        return
+    for path, given in shared.items():
+        print(f"{path.stem}:", *(f"{name}={value!r}" for name, value in given.items()))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from skylib.status import format_status, read_status
+
+    while arguments.watch:
+        text = format_status(read_status(arguments.runs_dir))
+        clear = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        print(f"{clear}{text}\n", flush=True)
+        time.sleep(arguments.watch)
+    print(format_status(read_status(arguments.runs_dir)))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

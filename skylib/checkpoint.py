@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which takes the place of `path` when all is written and on disk."""
+def replaced(path: Path, *, writer: str = "") -> Iterator[Path]:
+    """Give a path to write to, which takes the place of `path` when all is written and on disk.
+
+    `writer` tells processes apart that may write the same file at the same time: the last one wins.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}{writer}.partial")
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -122,6 +126,6 @@ def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device 
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON that a kill at any moment leaves either old or new."""
-    with replaced(Path(path)) as partial:
+    """Write JSON that a kill at any moment leaves either old or new, also where several processes write it."""
+    with replaced(Path(path), writer=f".{platform.node()}-{os.getpid()}") as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")

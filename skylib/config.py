@@ -161,7 +161,7 @@ class PretrainConfig:
     weight_decay : float
         On matrices only, not on biases, norms and learned tokens.
     clip_grad : float
-        Largest norm of the gradient.
+        Largest norm of the gradient; 0 for no limit.
     ema : float
         Decay a step of an exponential moving average of the weights, which is then what is validated, probed and
         loaded; 0 for none.
@@ -223,8 +223,8 @@ class PretrainConfig:
 
     @classmethod
     def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:
-        """Return the training of the published recipe: AdamW 1e-4, batch 64, cosine, no warm-up."""
-        return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, precision="fp32")
+        """Return the training of the published recipe: AdamW 1e-4, batch 64, cosine, no warm-up, no clipping, fp32."""
+        return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, clip_grad=0.0, precision="fp32")
 
 
 # Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
@@ -244,6 +244,9 @@ class ProbeConfig:
     batch_size : int
     learning_rate : float, optional
         Peak, AdamW, after a tenth of the steps, then cosine to zero; `LEARNING_RATES` of the method by default.
+    rate_factors, length_factors : tuple of float
+        Tuning: a training is tried with every learning rate times one of the first, and every length (epochs and
+        `min_steps`) times one of the second, and the best on validation counts. One trial by default.
     weight_decay : float
     layer_decay : float
         ``finetune``: the learning rate shrinks by this factor with each block away from the head.
@@ -253,6 +256,8 @@ class ProbeConfig:
         Stop after so many evaluations without improvement.
     pool : {"central", "mean"}
         Which tokens a linear head takes the mean of: the central ones, where the object is, or all.
+    balance : bool
+        Classification: let each class count the same in the loss, as it does in the balanced accuracy.
     precision : {"bf16", "fp32"}
     """
 
@@ -264,7 +269,10 @@ class ProbeConfig:
     layer_decay: float = 0.75
     evaluations: int = 10
     patience: int = 4
+    rate_factors: tuple[float, ...] = (1.0,)
+    length_factors: tuple[float, ...] = (1.0,)
     pool: Literal["central", "mean"] = "central"
+    balance: bool = True
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
@@ -274,6 +282,10 @@ class ProbeConfig:
         if self.learning_rate is not None:
             check_range("learning_rate", self.learning_rate, 0)
         check_range("layer_decay", self.layer_decay, 0, 1)
+        for name in ("rate_factors", "length_factors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be one positive number at least")
         check_choice("pool", self.pool, ("central", "mean"))
         check_choice("precision", self.precision, get_args(Precision))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skylib.runtime import pick_device
-from skylib.stopping import Interrupted, StopRequest
+from skylib.stopping import TOLD, Interrupted, StopRequest
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,7 @@ def _adopt_slurm(environ: Any) -> None:
     environ["RANK"], environ["LOCAL_RANK"] = environ["SLURM_PROCID"], environ["SLURM_LOCALID"]
     environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
     if "MASTER_ADDR" not in environ:
-        nodes = ["scontrol", "show", "hostnames", environ["SLURM_STEP_NODELIST"]]
-        environ["MASTER_ADDR"] = subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+        environ["MASTER_ADDR"] = _first_node(environ["SLURM_STEP_NODELIST"])
     environ.setdefault("MASTER_PORT", str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000))
 
 
@@ -131,51 +131,66 @@ def launch(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    task, log = run_dir / "workers.pickle", run_dir / "workers.log"
+    task, log, tell = (run_dir / f"workers.{kind}" for kind in ("pickle", "log", "stop"))
     task.write_bytes(pickle.dumps((function, dict(arguments))))
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    if nodes > 1:
-        port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-        meet = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={_first_node()}:{port}"]
-        prefix = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-        command = [*prefix, *torchrun, *meet]
-    else:
-        command = [*torchrun, "--standalone"]
-    command += ["-m", "skylib.distributed", str(task)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    tell.unlink(missing_ok=True)
+    # They are told by a file in the run folder, since the process that looks may be on another node.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, TOLD: str(tell)}
     with open(log, "ab") as file, StopRequest(run_dir) as stop:
-        start, told = file.tell(), False
+        start = file.tell()
         workers = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**threads, **os.environ},
-            start_new_session=True,
+            [*_torchrun(processes), "-m", "skylib.distributed", str(task)],
+            stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ, start_new_session=True,
         )  # fmt: skip
         try:
             while workers.poll() is None:
                 time.sleep(0.5)
                 watch()
-                if not told and (stop.why() or "").startswith("SIG"):
-                    (run_dir / "STOP").touch()  # they look for it, save, end, and take it away
-                    told = True
+                if (why := stop.why()) and not tell.exists():
+                    tell.write_text(why)  # they look for it, save, and end
         except BaseException:
             workers.terminate()  # torchrun hands it on; the workers save
             workers.wait()
             raise
         finally:
             task.unlink(missing_ok=True)
+            tell.unlink(missing_ok=True)
     text = log.read_bytes()[start:].decode(errors="replace")
     lines = text.strip().splitlines()
+    told = {kind: [line for line in lines if line.startswith(kind)] for kind in ("Failed: ", "Interrupted: ")}
+    if told["Interrupted: "] and not told["Failed: "]:  # whatever torchrun, which got the signal too, made of it
+        raise Interrupted(told["Interrupted: "][0].removeprefix("Interrupted: "))
+    if workers.returncode and stop.why() and not told["Failed: "]:
+        raise Interrupted(f"{run_dir}: ended by {stop.why()} before it could save; goes on from the last checkpoint")
     if workers.returncode:
-        failed = [line for line in lines if line.startswith("Failed: ")]
-        why = failed[0].removeprefix("Failed: ") if failed else "\n" + "\n".join(lines[-30:])
+        why = told["Failed: "][0].removeprefix("Failed: ") if told["Failed: "] else "\n" + "\n".join(lines[-30:])
         raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}): {why}")
-    if stopped := [line for line in lines if line.startswith("Interrupted: ")]:
-        raise Interrupted(stopped[0].removeprefix("Interrupted: "))
 
 
-def _first_node() -> str:
-    nodes = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    return subprocess.run(nodes, check=True, capture_output=True, text=True).stdout.split()[0]
+def _torchrun(processes: int) -> list[str]:
+    """Return the command that starts processes here, or in a Slurm allocation of several nodes on each of them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if nodes == 1:
+        return [*torchrun, "--standalone"]
+    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+        srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
+    port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
+    meet = f"{_first_node(os.environ['SLURM_JOB_NODELIST'])}:{port}"
+    return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}"]
+
+
+def _first_node(nodes: str) -> str:
+    """Return the address of the first of the nodes, a list as Slurm writes it."""
+    first = _scontrol("show", "hostnames", nodes).split()[0]
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
+    return found[1] if found else first
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _work(task: Path) -> None:

@@ -50,6 +50,40 @@ def _device(generator: torch.Generator | None, device: torch.device | str) -> to
     return device if generator is None else generator.device
 
 
+def check_mask(mask: Tensor, *, batch: int, n_bands: int, n_patches: int) -> Tensor:
+    """Return a mask of patches, (B, N) or (B, C, N), as (B, C, N).
+
+    Raises
+    ------
+    ValueError
+        If it is no bool, or has another shape.
+    """
+    if mask.ndim == 2:
+        mask = mask[:, None].expand(-1, n_bands, -1)
+    if mask.dtype != torch.bool or mask.shape != (batch, n_bands, n_patches):
+        raise ValueError(
+            f"mask of {mask.dtype} and shape {tuple(mask.shape)}: must be bool, "
+            f"({batch}, {n_patches}) or ({batch}, {n_bands}, {n_patches})"
+        )
+    return mask
+
+
+def count_visible(mask: Tensor) -> int:
+    """Return how many patches of each sample a mask (B, C, N) leaves to `mae`.
+
+    Raises
+    ------
+    ValueError
+        If it is not the same in all bands, or the number differs between samples.
+    """
+    if not bool((mask == mask[:, :1]).all()):
+        raise ValueError("mask differs between bands: 'mae' drops whole tokens; use objective='simmim'")
+    visible = (~mask[:, 0]).sum(dim=1).unique()
+    if len(visible) > 1:
+        raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")
+    return int(visible[0])
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches.
 

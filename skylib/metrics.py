@@ -1,11 +1,11 @@
-"""How good a prediction is: definitions of the field, with bootstrap intervals."""
+"""How good a prediction is: definitions of the field."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from sklearn.metrics import r2_score
+from scipy.stats import rankdata
 
 Metric = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
@@ -14,7 +14,8 @@ def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold:
     """Return the usual measures of photometric redshifts.
 
     With dz = (z_pred - z_spec) / (1 + z_spec): ``bias`` is the mean dz, ``bias_median`` its median, ``sigma_mad`` is
-    1.4826 median|dz - median dz|, ``outlier_fraction`` the share with |dz| above the threshold.
+    1.4826 median|dz - median dz|, ``outlier_fraction`` the share with |dz| above the threshold and
+    ``outlier_fraction_0.05`` the share above 0.05, ``rms`` the root mean square of dz, ``r2`` that of z itself.
 
     Parameters
     ----------
@@ -28,15 +29,22 @@ def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold:
     (0.167, 0.0, 0.333, 3)
     """
     z_pred, z_spec = _pair(z_pred, z_spec)
-    dz = (z_pred - z_spec) / (1 + z_spec)
+    dz = normalised_error(z_pred, z_spec)
     return {
         "bias": float(dz.mean()),
         "bias_median": float(np.median(dz)),
         "sigma_mad": float(1.4826 * np.median(np.abs(dz - np.median(dz)))),
         "outlier_fraction": float((np.abs(dz) > outlier_threshold).mean()),
+        "outlier_fraction_0.05": float((np.abs(dz) > 0.05).mean()),
+        "rms": float(np.sqrt((dz**2).mean())),
         "r2": _r2(z_spec, z_pred),
         "n": len(dz),
     }
+
+
+def normalised_error(z_pred: np.ndarray, z_spec: np.ndarray) -> np.ndarray:
+    """Return dz = (z_pred - z_spec) / (1 + z_spec)."""
+    return (z_pred - z_spec) / (1 + z_spec)
 
 
 def regression_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -76,85 +84,43 @@ def classification_metrics(
     return {**metrics, "n": len(truth)}
 
 
-def bootstrap_intervals(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 500,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Return the percentile bootstrap interval of each measure, by drawing objects with replacement.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray, shape (n,)
-    metric : callable
-        From (prediction, truth) to a dict of numbers.
-    level : float
-    """
-    rng = np.random.default_rng(seed)
-    draws: dict[str, list[float]] = {name: [] for name in metric(prediction, truth) if name != "n"}
-    for _ in range(n_resamples):
-        rows = rng.integers(len(truth), size=len(truth))
-        if len(np.unique(truth[rows])) < min(2, len(np.unique(truth))):
-            continue  # one class alone defines no score
-        values = metric(prediction[rows], truth[rows])
-        for name, collected in draws.items():
-            if name in values:
-                collected.append(values[name])
-    edges = (50 * (1 - level), 50 * (1 + level))
-    return {n: (float(np.nanpercentile(v, edges[0])), float(np.nanpercentile(v, edges[1]))) for n, v in draws.items() if np.isfinite(v).any()}  # fmt: skip
-
-
-def paired_margin(
-    first: np.ndarray,
-    second: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Return by how much one prediction beats another on the same objects: difference, and its interval.
-
-    Both are measured on each bootstrap draw, so what is hard for both cancels.
-
-    Parameters
-    ----------
-    first, second, truth : ndarray, shape (n,)
-    metric : callable
-        From (prediction, truth) to a dict of numbers.
-
-    Returns
-    -------
-    dict of str to (difference, low, high)
-        First minus second.
+def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Count objects by true class (rows) and predicted class (columns).
 
     Examples
     --------
-    >>> truth = np.arange(40) % 2
-    >>> paired_margin(truth, np.zeros(40, int), truth, classification_metrics)["accuracy"][0]
-    0.5
+    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), classes=(0, 1))
+    array([[1, 1],
+           [0, 1]])
     """
-    one, two = metric(first, truth), metric(second, truth)
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(n_resamples):
-        rows = rng.integers(len(truth), size=len(truth))
-        if len(np.unique(truth[rows])) == len(np.unique(truth)) or truth.dtype.kind == "f":
-            a, b = metric(first[rows], truth[rows]), metric(second[rows], truth[rows])
-            draws.append({name: a[name] - b[name] for name in one if name != "n"})
-    edges = (50 * (1 - level), 50 * (1 + level))
-    margins = {}
-    for name in one:
-        if name != "n":
-            known = [draw[name] for draw in draws if np.isfinite(draw[name])]
-            low, high = np.percentile(known, edges) if known else (np.nan, np.nan)
-            margins[name] = (one[name] - two[name], float(low), float(high))
-    return margins
+    prediction, truth = _pair(prediction, truth)
+    return np.array([[((truth == t) & (prediction == p)).sum() for p in classes] for t in classes])
+
+
+def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int] | np.ndarray) -> float:
+    """Return the area under the ROC curve, each class against the rest, as the mean over the classes there are.
+
+    Parameters
+    ----------
+    probability : ndarray, shape (n, n_classes)
+        Or any score that grows with it.
+    truth : ndarray of int, shape (n,)
+    classes : sequence of int
+        Of the columns of `probability`.
+
+    Examples
+    --------
+    >>> roc_auc(np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8]]), np.array([0, 0, 1, 1]), classes=(0, 1))
+    0.75
+    """
+    areas = []
+    for i, c in enumerate(classes):
+        mine = truth == c
+        pairs = int(mine.sum()) * int((~mine).sum())
+        if pairs:  # the share of pairs in the right order (Mann and Whitney 1947)
+            smallest = mine.sum() * (mine.sum() + 1) / 2
+            areas.append((rankdata(probability[:, i])[mine].sum() - smallest) / pairs)
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -169,4 +135,6 @@ def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _r2(truth: np.ndarray, prediction: np.ndarray) -> float:
-    return float(r2_score(truth, prediction)) if len(truth) > 1 else float("nan")
+    """Return the share of the variance that is explained; NaN where there is none."""
+    spread = ((truth - truth.mean()) ** 2).sum()
+    return float(1 - ((truth - prediction) ** 2).sum() / spread) if spread > 0 else float("nan")

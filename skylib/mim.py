@@ -15,9 +15,18 @@ from torch import Tensor, nn
 
 from skylib.bands import stretch, unstretch
 from skylib.config import VIT_SIZES, ModelConfig, check_choice
-from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
+from skylib.masking import (
+    check_mask,
+    count_visible,
+    mask_to_pixels,
+    patchify,
+    random_band_mask,
+    random_token_mask,
+    unpatchify,
+)
 from skylib.runtime import seeded_init
-from skylib.vit import AttentionPool, Decoder, Encoder, initialise
+from skylib.target import Patches, cut, mean_error, standardise
+from skylib.vit import AttentionPool, Decoder, Encoder, initialise, sky_vector
 
 POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
 
@@ -29,13 +38,6 @@ class MIMOutput(NamedTuple):
     prediction: Tensor  # (B, N, C, P), in units of the target: stretched, and standardised with norm_pix
     mask: Tensor  # bool (B, C, N), True where hidden
     n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
-
-
-class Patches(NamedTuple):
-    """Stretched pixels cut into patches, all (B, N, C, P)."""
-
-    pixels: Tensor  # 0 where there is no data
-    valid: Tensor  # bool
 
 
 class MaskedImageModel(nn.Module):
@@ -95,7 +97,7 @@ class MaskedImageModel(nn.Module):
         mask : Tensor of bool, shape (B, N) or, for `simmim`, (B, C, N), optional
             True where hidden; drawn as the configuration says if not given.
         weight : Tensor of float32, shape (B, C, S, S), optional
-            Of each pixel in the loss, such as an inverse variance; 0 or NaN leaves it out.
+            Of each pixel in the loss, such as an inverse variance; what is not finite, or not positive, is left out.
         ra, dec : Tensor, shape (B,), optional
             Degrees; used only with ``ra_dec=True``.
         generator : torch.Generator, optional
@@ -108,7 +110,7 @@ class MaskedImageModel(nn.Module):
         if mask is None:
             mask, n_visible = self.draw_mask(len(flux), generator=generator, device=flux.device), None
         else:
-            mask, n_visible = self._check_mask(mask, len(flux))
+            mask, n_visible = self._checked(mask, len(flux))
         return self.compare(flux, mask, n_visible=n_visible, weight=weight, ra=ra, dec=dec)
 
     def draw_mask(
@@ -128,14 +130,13 @@ class MaskedImageModel(nn.Module):
         """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
         patches = self._patches(flux)
         prediction = self._predict(patches, mask, n_visible or self.config.n_visible, sky_vector(ra, dec))
-        target, _, _ = self._target(patches)
+        target, _, _ = standardise(patches, self.config.norm_pix)
         use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
         if weight is not None:
-            use = use * patchify(weight.nan_to_num(0.0), self.config.patch_size)
-        error = torch.where(use > 0, prediction.float() - target, 0.0)
-        error = use * (error.abs() if self.config.loss == "l1" else error.square())
-        n_pixels = use.sum()
-        return MIMOutput(error.sum() / torch.where(n_pixels > 0, n_pixels, 1.0), prediction, mask, n_pixels)
+            weight = weight.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+            use = use * patchify(weight, self.config.patch_size)
+        loss, n_pixels = mean_error(prediction, target, use, kind=self.config.loss)
+        return MIMOutput(loss, prediction, mask, n_pixels)
 
     def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
         """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
@@ -207,9 +208,9 @@ class MaskedImageModel(nn.Module):
         if mask is None:
             mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
         else:
-            mask, n_visible = self._check_mask(mask, len(flux))
+            mask, n_visible = self._checked(mask, len(flux))
         prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec)).float()
-        _, mean, scale = self._target(patches)
+        _, mean, scale = standardise(patches, c.norm_pix)
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
@@ -219,9 +220,7 @@ class MaskedImageModel(nn.Module):
         expected = (len(c.bands), c.image_size, c.image_size)
         if tuple(flux.shape[1:]) != expected:
             raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
-        pixels = patchify(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
-        valid = pixels.isfinite()
-        return Patches(torch.where(valid, pixels, 0.0), valid)
+        return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
 
     def _fill(self, patches: Patches) -> Tensor:
         """Put the learned stand-in where there is no data; flat patches, (B, N, C * P)."""
@@ -230,24 +229,11 @@ class MaskedImageModel(nn.Module):
     def _sky(self, sky: Tensor | None) -> Tensor | None:
         return sky if self.config.ra_dec else None
 
-    def _check_mask(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
-        """Return a user's mask as (B, C, N), and for `mae` how many patches of each sample stay visible."""
-        c, n_bands = self.config, len(self.config.bands)
-        if mask.ndim == 2:
-            mask = mask[:, None].expand(-1, n_bands, -1)
-        if mask.dtype != torch.bool or mask.shape != (batch, n_bands, c.n_patches):
-            raise ValueError(
-                f"mask of {mask.dtype} and shape {tuple(mask.shape)}: must be bool, "
-                f"({batch}, {c.n_patches}) or ({batch}, {n_bands}, {c.n_patches})"
-            )
-        if c.objective == "simmim":
-            return mask, c.n_patches
-        visible = (~mask[:, 0]).sum(dim=1)
-        if not bool((mask == mask[:, :1]).all()):
-            raise ValueError("mask differs between bands: 'mae' drops whole tokens; use objective='simmim'")
-        if len(visible.unique()) > 1:
-            raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")
-        return mask, int(visible[0])
+    def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
+        """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
+        c = self.config
+        mask = check_mask(mask, batch=batch, n_bands=len(c.bands), n_patches=c.n_patches)
+        return mask, count_visible(mask) if c.objective == "mae" else c.n_patches
 
     def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
         """Return the prediction for all patches, (B, N, C, P)."""
@@ -267,18 +253,6 @@ class MaskedImageModel(nn.Module):
             prediction = self.decoder(tokens)
         return prediction.view(patches.pixels.shape)
 
-    def _target(self, patches: Patches) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """Return the target, and the mean and scale that undo its standardisation (NaN where nothing is known)."""
-        if self.config.norm_pix is None:
-            return patches.pixels, 0.0, 1.0
-        dims = (3,) if self.config.norm_pix == "band" else (2, 3)
-        n = patches.valid.sum(dim=dims, keepdim=True)
-        mean = patches.pixels.sum(dim=dims, keepdim=True) / n.clamp(min=1)
-        deviation = torch.where(patches.valid, patches.pixels - mean, 0.0)
-        scale = (deviation.square().sum(dim=dims, keepdim=True) / (n - 1).clamp(min=1) + 1e-6).sqrt()
-        unknown = torch.where(n > 1, 0.0, torch.nan)
-        return deviation / scale, mean + unknown, scale
-
 
 def central_patches(n_patches: int, reach: int = 1) -> list[int]:
     """Return the numbers of the patches up to `reach` from the centre of the grid.
@@ -292,15 +266,6 @@ def central_patches(n_patches: int, reach: int = 1) -> list[int]:
     middle, odd = divmod(side, 2)
     lines = [line for line in range(middle - reach + odd, middle + reach) if 0 <= line < side]
     return [row * side + col for row in lines for col in lines]
-
-
-def sky_vector(ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
-    """Return unit vectors (B, 3) for positions in degrees; zeros where a position is not known."""
-    if ra is None or dec is None:
-        return None
-    ra, dec = torch.deg2rad(ra), torch.deg2rad(dec)
-    vector = torch.stack([dec.cos() * ra.cos(), dec.cos() * ra.sin(), dec.sin()], dim=-1)
-    return vector.nan_to_num(0.0).float()
 
 
 def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:

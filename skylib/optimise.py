@@ -99,7 +99,8 @@ class Optimiser:
         scale = processes / n_pixels.clamp(min=1e-12)
         norm = torch.stack(torch._foreach_norm(gradients)).norm() * scale
         bad = (~norm.isfinite()).float()
-        shrink = (self.config.clip_grad / (norm + 1e-6)).clamp(max=1.0)
+        limit = self.config.clip_grad or float("inf")
+        shrink = (limit / (norm + 1e-6)).clamp(max=1.0)
         # As torch.amp.GradScaler does it: the fused kernel divides by `grad_scale`, and does nothing at `found_inf`.
         self.adamw.grad_scale = 1 / (scale * shrink)  # type: ignore[attr-defined]
         self.adamw.found_inf = bad  # type: ignore[attr-defined]

@@ -55,7 +55,8 @@ def pretrain(
     model_config : ModelConfig
     config : PretrainConfig
     train : CutoutLoader, TileLoader or CutoutFile
-        From a file, batches of `config.batch_size` are drawn at random and turned.
+        From a file, batches of `config.batch_size` are drawn at random and turned. Where a loader gives weights of pixels,
+        they count in the loss.
     validation : CutoutLoader or CutoutFile, optional
         Its loss is measured with masks that never change.
     probes : sequence of Probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -9,27 +10,24 @@ from typing import Any, Literal, get_args
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skylib.bootstrap import bootstrap_intervals
 from skylib.config import check_choice
 from skylib.embed import Embeddings
-from skylib.metrics import (
-    Metric,
-    bootstrap_intervals,
-    classification_metrics,
-    paired_margin,
-    photoz_metrics,
-    regression_metrics,
-)
+from skylib.metrics import Metric, classification_metrics, photoz_metrics, regression_metrics, roc_auc
 from skylib.splits import TEST, TRAIN, VALIDATION
 
 Task = Literal["classification", "regression"]
 
-# Chosen among on validation. C of the logistic regression, alpha of the ridge, number of neighbours.
+# Chosen among on validation. C of the logistic regression, with classes weighted as they come or all the same; alpha
+# of the ridge; number of neighbours.
 LOGISTIC_C = (1e-3, 1e-2, 1e-1, 1.0)
+CLASS_WEIGHTS = (None, "balanced")
 RIDGE_ALPHA = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 
@@ -50,6 +48,8 @@ class ProbeResult:
         Which objects these are.
     settings : dict
         What was chosen on validation, and the score there.
+    probability : ndarray, shape (n, n_classes), or None
+        Of each class, where the probe gives it; ``settings["classes"]`` are those of the columns.
     """
 
     metrics: dict[str, float]
@@ -58,6 +58,7 @@ class ProbeResult:
     truth: np.ndarray
     rows: np.ndarray
     settings: dict[str, Any] = field(default_factory=dict)
+    probability: np.ndarray | None = None
 
     def describe(self, name: str) -> str:
         """Return a metric with its interval, as text.
@@ -94,19 +95,33 @@ def linear_probe(
     -------
     ProbeResult
     """
+    return _probe(embeddings, target, task, split, seed, candidates("linear", task))
+
+
+def original_probe(
+    embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
+) -> ProbeResult:
+    """Fit the linear probes of the original, with its fixed settings, so that numbers compare; parameters as in `linear_probe`.
+
+    Multinomial logistic regression with C = 0.01, or an elastic net with alpha = 1e-4 and an L1 share of 0.9. The
+    original feeds them the four central patch tokens side by side (pool ``central_flat`` of `skylib.features.encode`).
+    Its scaler saw all objects and its test part was drawn at random; here both are as in every other probe.
+    """
     if task == "classification":
-        models = {f"C={c:g}": LogisticRegression(C=c, max_iter=2000) for c in LOGISTIC_C}
+        models: dict[str, Any] = {"C=0.01": LogisticRegression(C=0.01, max_iter=10_000)}
     else:
-        models = {f"alpha={a:g}": Ridge(alpha=a) for a in RIDGE_ALPHA}
-    return _probe(embeddings, target, task, split, seed, models)
+        models = {"alpha=0.0001, l1_ratio=0.9": ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
+    with warnings.catch_warnings():
+        # With a penalty as weak as that the descent often ends at its last iteration, as it did in the original.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return _probe(embeddings, target, task, split, seed, models)
 
 
 def knn_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
     """Predict from the nearest training objects, in standardised embeddings; parameters as in `linear_probe`."""
-    model = KNeighborsClassifier if task == "classification" else KNeighborsRegressor
-    return _probe(embeddings, target, task, split, seed, {f"k={k}": model(k, weights="distance") for k in NEIGHBOURS})
+    return _probe(embeddings, target, task, split, seed, candidates("knn", task))
 
 
 def constant_probe(
@@ -140,39 +155,31 @@ def catalogue_probe(
     mags = np.stack([embeddings.column(name) for name in magnitudes], axis=1).astype(np.float64)
     features = np.concatenate([mags, np.diff(mags, axis=1)], axis=1)
     known = Embeddings(features, ra=embeddings.ra, dec=embeddings.dec, columns=embeddings.columns)
-    kind = HistGradientBoostingClassifier if task == "classification" else HistGradientBoostingRegressor
-    models = {f"{n} leaves": kind(max_leaf_nodes=n, random_state=seed) for n in (7, 15, 31)}
+    if task == "classification":
+        models: dict[str, Any] = {
+            f"{n} leaves": HistGradientBoostingClassifier(max_leaf_nodes=n, class_weight="balanced", random_state=seed)
+            for n in (7, 15)
+        }
+    else:
+        models = {f"{n} leaves": HistGradientBoostingRegressor(max_leaf_nodes=n, random_state=seed) for n in (7, 15)}
     return _probe(known, target, task, split, seed, models)
 
 
-def headline(
-    results: Mapping[str, ProbeResult],
-    target: str,
-    task: Task,
-    *,
-    best: str = "pretrained, linear",
-    rival: str = "random weights, linear",
-) -> dict[str, dict[str, Any]]:
-    """Return the main score of each result, and by how much the best beats its rival on the same objects.
-
-    Returns
-    -------
-    dict
-        ``{"target, name: score": {"value": …, "interval": [low, high], "n": …}}``.
-    """
-    metric, score = metric_for(task, target)
-    lines: dict[str, dict[str, Any]] = {
-        f"{target}, {name}: {score}": {
-            "value": r.metrics[score],
-            "interval": list(r.intervals[score]),
-            "n": r.metrics["n"],
-        }
-        for name, r in results.items()
+def candidates(kind: Literal["linear", "knn"], task: Task) -> dict[str, Any]:
+    """Return the models among which validation chooses, by the name of their setting."""
+    check_choice("task", task, get_args(Task))
+    if kind == "knn":
+        model = KNeighborsClassifier if task == "classification" else KNeighborsRegressor
+        return {f"k={k}": model(k, weights="distance") for k in NEIGHBOURS}
+    if task == "regression":
+        return {f"alpha={a:g}": Ridge(alpha=a) for a in RIDGE_ALPHA}
+    return {
+        f"C={c:g}" + (", balanced" if weight else ""): LogisticRegression(
+            C=c, class_weight=weight, tol=1e-3, max_iter=2000
+        )
+        for c in LOGISTIC_C
+        for weight in CLASS_WEIGHTS
     }
-    one, two = results[best], results[rival]
-    value, low, high = paired_margin(one.prediction, two.prediction, one.truth, metric)[score]
-    label = f"{target}, {best.split(',')[0]} minus {rival.split(',')[0]}: {score}"
-    return lines | {label: {"value": value, "interval": [low, high], "n": len(one.truth)}}
 
 
 def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
@@ -216,14 +223,85 @@ def labelled_parts(
 
 
 def on_test(
-    prediction: np.ndarray, truth: np.ndarray, rows: np.ndarray, metric: Metric, *, seed: int = 0, **settings: Any
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    rows: np.ndarray,
+    metric: Metric,
+    *,
+    seed: int = 0,
+    probability: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    **settings: Any,
 ) -> ProbeResult:
-    """Return a `ProbeResult` with metrics and intervals."""
+    """Return a `ProbeResult` with metrics and intervals; with probabilities, the area under the ROC curve too."""
+    metrics, intervals = dict(metric(prediction, truth)), bootstrap_intervals(prediction, truth, metric, seed=seed)
+    if probability is not None and classes is not None:
+        labels = np.asarray(classes)
+
+        def area(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
+            return {"roc_auc": roc_auc(p, t, classes=labels)}
+
+        metrics |= area(probability, truth)
+        intervals |= bootstrap_intervals(probability, truth, area, n_resamples=200, seed=seed)
+        settings["classes"] = labels.tolist()
     return ProbeResult(
-        metrics=dict(metric(prediction, truth)),
-        intervals=bootstrap_intervals(prediction, truth, metric, seed=seed),
-        prediction=prediction, truth=truth, rows=rows, settings=settings,
+        metrics=metrics, intervals=intervals, prediction=prediction, truth=truth, rows=rows, settings=settings,
+        probability=probability,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The candidate that was best on validation: its setting, its loss and score there, and what was fitted on train."""
+
+    setting: str
+    loss: float
+    score: float
+    model: Pipeline
+
+
+def choose(
+    x: np.ndarray,
+    values: np.ndarray,
+    rows: Mapping[int, np.ndarray],
+    metric: Metric,
+    score: str,
+    models: dict[str, Any],
+) -> Chosen:
+    """Fit every candidate on train, and return the best on validation.
+
+    Classifiers are compared by their log loss, each class counting the same: with few objects of a class it is much
+    less a matter of luck than the balanced accuracy, which moves in steps of one object. Regressions, and neighbours,
+    whose votes are no probabilities where classes are unequal, by the score.
+    """
+    train, validation = rows[TRAIN], rows[VALIDATION]
+    found = []
+    x = x.astype(np.float64)  # weak penalties on features that say the same want every digit
+    for name, model in models.items():
+        if getattr(model, "n_neighbors", 1) <= len(train):
+            fitted = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
+            value = metric(fitted.predict(x[validation]), values[validation])[score]
+            loss = -value
+            if hasattr(fitted, "predict_proba") and not hasattr(model, "n_neighbors"):
+                loss = balanced_log_loss(fitted.predict_proba(x[validation]), values[validation], fitted.classes_)
+            found.append(Chosen(setting=name, loss=loss, score=value, model=fitted))
+    return min(found, key=lambda one: one.loss)
+
+
+def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray, *, floor: float = 1e-3) -> float:
+    """Return the mean over classes of -ln p of the true class; p below `floor` counts as that.
+
+    Examples
+    --------
+    >>> round(balanced_log_loss(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]), np.array([0, 0, 1]), np.array([0, 1])), 4)
+    0.3466
+    """
+    losses = [
+        -np.log(np.maximum(probability[truth == c, i], floor)).mean()
+        for i, c in enumerate(classes)
+        if (truth == c).any()
+    ]
+    return float(np.mean(losses))
 
 
 def _probe(
@@ -236,15 +314,11 @@ def _probe(
 ) -> ProbeResult:
     values, rows = labelled_parts(embeddings, target, split, task)
     metric, score = metric_for(task, target)
-    x, train, validation, test = embeddings.vectors, rows[TRAIN], rows[VALIDATION], rows[TEST]
-    models = {name: m for name, m in models.items() if getattr(m, "n_neighbors", 1) <= len(train)}
-    fitted: dict[str, Pipeline] = {}
-    scores: dict[str, float] = {}
-    for name, model in models.items():
-        fitted[name] = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
-        scores[name] = metric(fitted[name].predict(x[validation]), values[validation])[score]
-    best = max(scores, key=lambda name: scores[name])
-    prediction = fitted[best].predict(x[test])
-    return on_test(
-        prediction, values[test], test, metric, seed=seed, chosen=best, validation=scores[best], n_train=len(train)
-    )
+    best = choose(embeddings.vectors, values, rows, metric, score, models)
+    fitted = best.model
+    x = embeddings.vectors[rows[TEST]]
+    known: dict[str, Any] = {}
+    if task == "classification":
+        known = {"probability": fitted.predict_proba(x), "classes": fitted.classes_}
+    found: dict[str, Any] = {"chosen": best.setting, "validation": best.score, "n_train": len(rows[TRAIN])}
+    return on_test(fitted.predict(x), values[rows[TEST]], rows[TEST], metric, seed=seed, **known, **found)

@@ -101,6 +101,8 @@ def _section(path: Path, book: dict[str, Any]) -> str:
     for cell in book["cells"]:
         if any("papermill-error" in tag for tag in cell["metadata"].get("tags", [])):
             continue  # papermill's own markers; the error itself comes below
+        if "provenance" in cell["metadata"].get("tags", []):
+            continue  # stands at the top of the page
         if cell["cell_type"] == "markdown":
             source = _join(cell["source"])
             if skip_title and (heading := re.match(r"\s*# .+", source)):

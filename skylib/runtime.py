@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -14,6 +19,17 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     if device is not None:
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_precision(device: torch.device) -> str:
+    """Return "bf16" where the device has instructions for it, and so computes about twice as fast; else "fp32"."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type != "cpu":
+        return "fp32"
+    # Torch has no public question for this yet.
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return "bf16" if any(ask() for ask in asked if ask is not None) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -33,6 +49,56 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     """
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
+
+
+def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
+    """Give the items one by one, while a thread makes the next ones: reading and computing overlap.
+
+    Parameters
+    ----------
+    items : iterable
+    depth : int
+        How many may wait, finished.
+
+    Examples
+    --------
+    >>> list(ahead(range(4)))
+    [0, 1, 2, 3]
+    """
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    enough = threading.Event()
+
+    def hand_over(last: bool, item: Any) -> bool:
+        while not enough.is_set():
+            try:
+                ready.put((last, item), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not hand_over(False, item):
+                    return
+            hand_over(True, None)
+        except BaseException as error:  # raised again where the items are used
+            hand_over(True, error)
+
+    worker = threading.Thread(target=work, daemon=True, name="ahead")
+    worker.start()
+    try:
+        while True:
+            last, item = ready.get()
+            if last and item is not None:
+                raise item
+            if last:
+                return
+            yield item
+    finally:
+        enough.set()
+        worker.join()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = ("SIGUSR1", "SIGTERM")  # Slurm's warning; pre-emption, scancel, shutdown
+TOLD = "SKYLIB_STOP"  # names a file by which the process that started this one asks it to stop; its text says why
 
 
 class Interrupted(RuntimeError):
@@ -17,7 +19,7 @@ class Interrupted(RuntimeError):
 
 
 class StopRequest:
-    """Whether this process was asked to stop, by SIGUSR1, SIGTERM or a file ``STOP`` in the run folder.
+    """Whether this process was asked to stop: by SIGUSR1, SIGTERM, a file ``STOP`` in the run folder, or its parent.
 
     Used as a context, it catches the signals, where that is possible (in the main thread), and gives them back after.
 
@@ -25,7 +27,7 @@ class StopRequest:
     ----------
     run_dir : path
     every : float
-        Seconds between looks at the file, which may lie on a slow disk.
+        Seconds between looks at the files, which may lie on a slow disk.
 
     Examples
     --------
@@ -36,6 +38,7 @@ class StopRequest:
 
     def __init__(self, run_dir: str | Path, *, every: float = 1.0) -> None:
         self._file, self._every, self._next = Path(run_dir) / "STOP", every, 0.0
+        self._told = Path(os.environ[TOLD]) if os.environ.get(TOLD) else None
         self._why: str | None = None
         self._previous: dict[int, Any] = {}
 
@@ -56,7 +59,9 @@ class StopRequest:
         """Return what asked to stop, or None."""
         if self._why is None and (now := time.monotonic()) >= self._next:
             self._next = now + self._every
-            if self._file.exists():
+            if self._told is not None and self._told.exists():
+                self._why = self._told.read_text() or "its parent"
+            elif self._file.exists():
                 self._why = "a STOP file"
         return self._why
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from skylib.checkpoint import load_last, save_checkpoint, write_json
 from skylib.config import ModelConfig, PretrainConfig, difference, to_dict
@@ -23,7 +20,8 @@ from skylib.loading import Batch, CutoutLoader, Loader
 from skylib.mim import MaskedImageModel, build_model
 from skylib.monitor import Recorder, draw_progress, draw_reconstruction, examples
 from skylib.optimise import Optimiser, learning_rate_at
-from skylib.runtime import autocast, keyed_generator
+from skylib.runtime import keyed_generator
+from skylib.step import Step, tf32
 from skylib.stopping import Interrupted, StopRequest
 from skylib.validation import Probe, run_probes, validation_loss
 
@@ -38,23 +36,8 @@ def train(
     watch: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
-    with join(device) as world, _tf32(config.tf32), StopRequest(run_dir) as stop:
+    with join(device) as world, tf32(config.tf32), StopRequest(run_dir) as stop:
         Trainer(model_config, config, train, validation, probes, run_dir, world).run(stop, watch)
-
-
-class Step(nn.Module):
-    """What is compiled, and averaged over processes: a batch and its mask in; the summed error and its weight out."""
-
-    def __init__(self, model: MaskedImageModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, flux: Tensor, mask: Tensor, weight: Tensor | None, ra: Tensor | None, dec: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return summed error and number of pixels, both scalar."""
-        out = self.model.compare(flux, mask, weight=weight, ra=ra, dec=dec)
-        return out.loss * out.n_pixels, out.n_pixels
 
 
 class Trainer:
@@ -89,9 +72,7 @@ class Trainer:
             self._restore(resumed[1])
         elif world.first:
             write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
-        self._step: nn.Module = Step(self.model)
-        if world.size > 1:
-            self._step = DistributedDataParallel(self._step, broadcast_buffers=False)
+        self._step = Step(self.model, config, world)
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
 
     @property
@@ -106,10 +87,8 @@ class Trainer:
             return
         batches, clock, saved = _endless(self.loader), time.perf_counter(), time.monotonic()
         shown = self.step
-        compiled = config.compile if config.compile is not None else world.device.type == "cuda"
-        step = _compiled(self._step, self._try) if compiled else self._step
         while self.step < config.steps:
-            norm = self._advance(step, next(batches))
+            norm = self._advance(next(batches))
             last = self.step == config.steps
             look = last or self.step % config.log_every == 0
             if look:
@@ -133,20 +112,10 @@ class Trainer:
                 raise Interrupted(f"{where}; all is saved, and goes on when it is run again")
         world.agree(None)  # all wait until the first has saved
 
-    def _advance(self, step: Callable[..., Any], batch: Batch) -> Tensor:
+    def _advance(self, batch: Batch) -> Tensor:
         """Make one step and return the norm of the gradient."""
-        config, world = self.config, self.world
-        mask = self._mask(len(batch.flux))
-        parts = zip(*(t.chunk(config.accumulate) for t in (batch.flux, mask, batch.ra, batch.dec)), strict=True)
-        sums = torch.zeros(2, device=world.device)
-        for number, (flux, hidden, ra, dec) in enumerate(parts, 1):
-            with self._no_sync(number < config.accumulate), autocast(world.device, config.precision):
-                error, n_pixels = step(flux, hidden, None, ra, dec)
-            with self._no_sync(number < config.accumulate):
-                error.backward()
-            sums += torch.stack([error.detach(), n_pixels])
-        error, n_pixels = world.sum(sums)
-        norm = self.optimiser.step(self.step, n_pixels, processes=world.size)
+        error, n_pixels = self.world.sum(self._step(batch, self._mask(len(batch.flux))))
+        norm = self.optimiser.step(self.step, n_pixels, processes=self.world.size)
         good = norm.isfinite()
         loss = torch.where(good, error / n_pixels.clamp(min=1e-12), 0.0)
         self._running += torch.stack([loss, good.float()])
@@ -158,24 +127,6 @@ class Trainer:
         generator = keyed_generator(self.config.seed, _TRAIN, self.step, device=self.world.device)
         mask = self.model.draw_mask(n * self.world.size, generator=generator, device=self.world.device)
         return mask[self.world.rank * n : (self.world.rank + 1) * n]
-
-    @contextmanager
-    def _no_sync(self, wanted: bool) -> Iterator[None]:
-        if wanted and isinstance(self._step, DistributedDataParallel):
-            with self._step.no_sync():
-                yield
-        else:
-            yield
-
-    def _try(self, step: Callable[..., Any]) -> None:
-        """Run one step forward and backward on noise, and leave no trace of it."""
-        c, n = self.model_config, self.config.batch_size // self.world.size // self.config.accumulate
-        flux = torch.randn(n, len(c.bands), c.image_size, c.image_size, device=self.world.device)
-        place = torch.zeros(n, device=self.world.device, dtype=torch.float64)
-        with autocast(self.world.device, self.config.precision):
-            error, _ = step(flux, self.model.draw_mask(n, device=self.world.device), None, place, place)
-        error.backward()
-        self.optimiser.adamw.zero_grad()
 
     def _look(self, loss: float, norm: float, rate: float) -> None:
         """Log, and end a run that cannot be saved."""
@@ -243,28 +194,6 @@ class Trainer:
             data, batch_size=self.config.batch_size, size=self.model_config.image_size, bands=self.model_config.bands,
             shuffle=shuffle, augment=shuffle, device=self.world.device, seed=self.config.seed,
         )  # fmt: skip
-
-
-def _compiled(step: nn.Module, attempt: Callable[[Callable[..., Any]], None]) -> Callable[..., Any]:
-    """Return the compiled step, or the step as it is where it does not compile, with a warning that says why."""
-    compiled = torch.compile(step, dynamic=False)
-    try:
-        attempt(compiled)
-    except Exception as error:  # whatever compilers, drivers and their versions come up with
-        reason = " ".join(str(error).split())[:400]
-        warnings.warn(f"training is not compiled, and slower: {type(error).__name__}: {reason}", stacklevel=3)
-        return step
-    return compiled
-
-
-@contextmanager
-def _tf32(allow: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allow else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _sky_noise(loader: Loader) -> np.ndarray:

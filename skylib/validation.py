@@ -53,7 +53,7 @@ def validation_loss(model: MaskedImageModel, loader: CutoutLoader, *, precision:
     for number, batch in enumerate(loader):
         generator = keyed_generator(seed, _VALIDATE, number, device=device)
         with autocast(device, precision):
-            out = model(batch.flux, ra=batch.ra, dec=batch.dec, generator=generator)
+            out = model(batch.flux, weight=batch.weight, ra=batch.ra, dec=batch.dec, generator=generator)
         total += torch.stack([out.loss * out.n_pixels, out.n_pixels])
     error, n_pixels = total.tolist()
     return error / n_pixels if n_pixels else float("nan")

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PLAIN_TOKENS = 512  # up to so many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then a two-layer perceptron four times as wide."""
@@ -29,9 +31,16 @@ class Block(nn.Module):
         """Map tokens (B, N, D) to tokens (B, N, D)."""
         b, n, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-        x = x + self.proj(attended.transpose(1, 2).reshape(b, n, d))
+        x = x + self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of queries (B, heads, M, d) to keys and values (B, heads, N, d)."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= PLAIN_TOKENS:
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Encoder(nn.Module):
@@ -178,7 +187,7 @@ class AttentionPool(nn.Module):
         b, n, d = x.shape
         k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         q = self.query.to(k.dtype).expand(b, -1, -1).view(b, 1, self.heads, d // self.heads).transpose(1, 2)
-        pooled = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, d))
+        pooled = self.proj(attend(q, k, v).transpose(1, 2).reshape(b, d))
         return pooled + self.fc2(F.gelu(self.fc1(self.norm(pooled))))
 
 
@@ -190,6 +199,15 @@ def sincos_positions(n_patches: int, width: int) -> Tensor:
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # (side, width / 2)
     rows, cols = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
     return torch.cat([rows, cols], dim=-1).reshape(1, n_patches, width).float()
+
+
+def sky_vector(ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
+    """Return unit vectors (B, 3) for positions in degrees; zeros where a position is not known."""
+    if ra is None or dec is None:
+        return None
+    ra, dec = torch.deg2rad(ra), torch.deg2rad(dec)
+    vector = torch.stack([dec.cos() * ra.cos(), dec.cos() * ra.sin(), dec.sin()], dim=-1)
+    return vector.nan_to_num(0.0).float()
 
 
 def initialise(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-MAY_SKIP = ("needs a CUDA device", "needs ../shared")
+MAY_SKIP = ("needs a CUDA device", "needs ../shared", "needs transformers", "needs a C++ compiler")
 
 
 @pytest.fixture(scope="session")

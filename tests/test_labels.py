@@ -2,8 +2,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skylib import ModelConfig, ProbeConfig, build_model, label_efficiency, train_head, write_cutouts
-from skylib.labels import fingerprint, nested_subset
+from skylib import (
+    ModelConfig,
+    ProbeConfig,
+    build_model,
+    label_efficiency,
+    label_grid,
+    labels_to_match,
+    train_head,
+    write_cutouts,
+)
+from skylib.labelled import fingerprint, nested_subset
+from skylib.metrics import classification_metrics
+from skylib.probes import on_test
 
 QUICK = ProbeConfig(epochs=4, min_steps=40, batch_size=32, evaluations=4, precision="fp32")
 METHODS = ["linear", "attentive", "finetune", "supervised"]
@@ -63,38 +74,107 @@ def test_subsets_are_nested_and_hold_every_class():
     assert set(nested_subset(labels, 20, task="classification", seed=2)) != small
 
 
-def test_the_study_is_written_row_by_row_and_resumes(easy, model, tmp_path, monkeypatch):
+@pytest.fixture
+def study(easy, model, tmp_path):
+    grid = {"methods": ["linear", "attentive"], "n_labels": [10, 40], "seeds": [0, 1]}
+    return grid, {**grid, "run_dir": tmp_path, "config": QUICK, "split": "split"}
+
+
+@pytest.mark.parametrize("dies_at", range(1, 9))
+def test_a_kill_at_any_row_repeats_nothing_and_loses_nothing(easy, model, study, monkeypatch, dies_at):
     import skylib.labels as module
 
-    arguments = {
-        "methods": ["linear", "attentive"],
-        "n_labels": [10, 40],
-        "seeds": [0, 1],
-        "run_dir": tmp_path,
-        "config": QUICK,
-        "split": "split",
-    }
-    train, calls = module._train, []
+    grid, arguments = study
+    trained, finished = [], []
+    tiny = on_test(np.arange(4), np.arange(4), np.arange(4), classification_metrics,
+                   validation=1.0, learning_rate=1.0, epochs=1, steps=1, trials=[])  # fmt: skip
 
-    def dies_at_the_fourth(*given):
-        calls.append(given[1:4])
-        if len(calls) == 4:
+    def dies(labelled, **given):
+        trained.append((given["method"], given["n_labels"], given["seed"]))
+        if len(trained) == dies_at:
             raise KeyboardInterrupt
-        return train(*given)
+        finished.append(trained[-1])
+        return tiny
 
-    monkeypatch.setattr(module, "_train", dies_at_the_fourth)
+    monkeypatch.setattr(module, "train_on", dies)  # what is trained does not matter here: when is what counts
     with pytest.raises(KeyboardInterrupt):
         label_efficiency(model, easy, "class", **arguments)
-    assert len(pd.read_csv(tmp_path / "label_efficiency.csv")) == 3
+    folder = arguments["run_dir"] / "label_efficiency"
+    assert len(list(folder.glob("*.json"))) == dies_at - 1
     table = label_efficiency(model, easy, "class", **arguments)
-    assert len(calls) == 9  # eight rows, of which the one that died was begun twice
+    assert finished == label_grid(**grid)  # each once, in the order of the grid
+    assert list(zip(table["method"], table["n_labels"], table["seed"], strict=True)) == label_grid(**grid)
+    assert not list(folder.glob("*.partial"))
+
+
+def test_rows_made_alone_are_merged(easy, model, study):
+    grid, arguments = study
+    for row in (5, 0, 3):
+        alone = label_efficiency(model, easy, "class", **arguments, row=row)
+        assert tuple(alone.iloc[0][["method", "n_labels", "seed"]]) == label_grid(**grid)[row]
+        assert not (arguments["run_dir"] / "label_efficiency.csv").exists()
+    before = {p: p.stat().st_mtime_ns for p in (arguments["run_dir"] / "label_efficiency").iterdir()}
+    table = label_efficiency(model, easy, "class", **arguments)
     assert len(table) == 8
-    assert not table.duplicated(["method", "n_labels", "seed"]).any()
-    assert len(label_efficiency(model, easy, "class", **arguments)) == 8
-    assert len(calls) == 9
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in before}.items()  # tokens and rows are used again
+    written = pd.read_csv(arguments["run_dir"] / "label_efficiency.csv")
+    assert len(written) == 8
+    assert {"balanced_accuracy", "balanced_accuracy_low", "validation", "learning_rate", "steps"} <= set(written)
+    same = label_efficiency(model, easy, "class", **{**arguments, "run_dir": arguments["run_dir"] / "again"})
+    drop = ["seconds"]
+    pd.testing.assert_frame_equal(table.drop(columns=drop), same.drop(columns=drop))  # order and restarts do not matter
     other = build_model(model.config, seed=1)
-    assert len(label_efficiency(other, easy, "class", **(arguments | {"seeds": [0], "n_labels": [10]}))) == 2
-    assert len(calls) == 11  # rows of other weights do not count
+    label_efficiency(other, easy, "class", **{**arguments, "seeds": [0], "n_labels": [10], "methods": ["linear"]})
+    assert (
+        len(list((arguments["run_dir"] / "label_efficiency").glob("*.json"))) == 9
+    )  # rows of other weights do not count
+    with pytest.raises(ValueError, match="row=8: the study has 8 rows, 0 to 7"):
+        label_efficiency(model, easy, "class", **arguments, row=8)
+
+
+def test_every_method_gets_as_many_trials_and_validation_chooses(easy, model):
+    config = ProbeConfig(epochs=2, min_steps=10, batch_size=32, evaluations=2, precision="fp32", rate_factors=(0.01, 1), length_factors=(1, 3))  # fmt: skip
+    for method in ("attentive", "supervised"):
+        result = train_head(model, easy, "class", method=method, n_labels=40, config=config, split="split")
+        trials = pd.DataFrame(result.settings["trials"])
+        assert len(trials) == 4
+        assert result.settings["validation"] == trials["validation"].max()
+        assert sorted(set(trials["epochs"])) == [2, 6]
+
+
+def test_labels_without_weight_are_not_learnt(easy, model):
+    wrong = easy.column("class").copy()
+    flipped = np.arange(300) % 4 == 0  # every part has some
+    wrong[flipped] = 1 - wrong[flipped]
+    trust = np.where(flipped, 0.0, 1.0)
+    train = easy.column("split") == 0
+    labels = np.where(train, wrong, easy.column("class"))
+    plain, weighted = (
+        train_head(model, easy, labels, method="attentive", config=QUICK, split="split", weights=w)
+        for w in (None, trust)
+    )
+    assert weighted.metrics["accuracy"] > 0.85
+    assert weighted.settings["trials"][0]["validation"] >= plain.settings["trials"][0]["validation"]
+    sure = [r.probability.max(axis=1).mean() for r in (plain, weighted)]
+    assert sure[1] > sure[0] + 0.1  # a quarter of wrong labels makes a head doubt
+    with pytest.raises(ValueError, match="weights of shape"):
+        train_head(model, easy, "class", weights=np.full(300, -1.0), split="split")
+
+
+def test_labels_to_match_by_hand():
+    table = pd.DataFrame(
+        [("supervised", n, s, y) for n, y in ((32, 0.4), (64, 0.5), (128, 0.8)) for s in (0, 1)]
+        + [("linear", n, s, y) for n, y in ((32, 0.7), (64, 0.9), (128, 0.95)) for s in (0, 1)]
+        + [("finetune", n, s, y) for n, y in ((32, 0.85), (64, 0.9), (128, 0.95)) for s in (0, 1)]
+        + [("attentive", n, s, y) for n, y in ((32, 0.1), (64, 0.2), (128, 0.3)) for s in (0, 1)],
+        columns=["method", "n_labels", "seed", "balanced_accuracy"],
+    )
+    found = labels_to_match(table).set_index("method")
+    assert found.loc["linear", "n_labels"] == pytest.approx(32 * 2**0.5)
+    assert found.loc["linear", "times_fewer"] == pytest.approx(4 / 2**0.5)
+    assert found.loc["finetune", ["n_labels", "note"]].tolist() == [32, "at most"]
+    assert np.isnan(found.loc["attentive", "n_labels"])
+    assert found.loc["attentive", "note"] == "not reached"
 
 
 def test_what_cannot_be_studied(easy, model, tmp_path):

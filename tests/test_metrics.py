@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from skylib import photoz_metrics
-from skylib.metrics import bootstrap_intervals, classification_metrics, regression_metrics
+from skylib.bootstrap import binned_metrics, bootstrap_intervals, paired_margin
+from skylib.metrics import classification_metrics, confusion_matrix, regression_metrics, roc_auc
 
 
 def test_redshift_metrics_by_hand():
@@ -43,6 +44,50 @@ def test_bootstrap_interval_of_an_accuracy_is_binomial():
     sigma = np.sqrt(accuracy * (1 - accuracy) / 400)
     assert (high - low) / (2 * 1.96 * sigma) == pytest.approx(1, abs=0.1)
     assert low < accuracy < high
+
+
+def test_confusion_and_roc_by_hand():
+    truth, called = np.array([0, 0, 1, 2]), np.array([0, 2, 1, 1])
+    assert confusion_matrix(called, truth, (0, 1, 2)).tolist() == [[1, 0, 1], [0, 1, 0], [0, 1, 0]]
+    probability = np.array([[0.8, 0.2], [0.4, 0.6], [0.5, 0.5], [0.1, 0.9]])
+    assert roc_auc(probability, np.array([0, 0, 1, 1]), classes=(0, 1)) == 0.75  # three of four pairs in order
+    assert roc_auc(np.full((4, 2), 0.5), np.array([0, 0, 1, 1]), classes=(0, 1)) == 0.5
+
+
+def test_outliers_at_two_limits_and_rms_by_hand():
+    metrics = photoz_metrics(np.array([0.1, 1.0, 2.6, 0.5]), np.array([0.0, 1.0, 3.0, 0.0]))
+    assert metrics["outlier_fraction"] == 0.25
+    assert metrics["outlier_fraction_0.05"] == 0.75
+    assert metrics["rms"] == pytest.approx(np.sqrt((0.01 + 0.01 + 0.25) / 4))
+
+
+def test_bins_by_hand():
+    truth = np.array([0.0, 0.0, 1.0, 1.0, 1.0])
+    predicted = np.array([0.1, 0.3, 1.0, 1.2, 1.4])
+    by = np.array([20.0, 21.0, 22.0, 23.0, np.nan])
+    table = binned_metrics(predicted, truth, by, edges=(20, 22, 23), metric=photoz_metrics, min_count=2)
+    assert table["n"].tolist() == [2, 2]
+    np.testing.assert_allclose(table["bias"], [0.2, 0.05])
+    assert (table["bias_low"] <= table["bias"]).all()
+    assert binned_metrics(predicted, truth, by, edges=(20, 22, 23), metric=photoz_metrics, min_count=3)["n"].tolist() == [2, 2]  # fmt: skip
+    with pytest.raises(ValueError, match="ascend"):
+        binned_metrics(predicted, truth, by, edges=(1, 1), metric=photoz_metrics)
+
+
+def test_paired_margin_cancels_what_is_hard_for_both():
+    """Two that err on the same objects, but for five: the margin is far surer than the two intervals say."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 500)
+    hard = rng.random(500) < 0.3
+    one = np.where(hard, 1 - truth, truth)
+    two = one.copy()
+    easy = np.flatnonzero(~hard)[:15]
+    two[easy] = 1 - two[easy]
+    difference, low, high = paired_margin(one, two, truth, classification_metrics)["accuracy"]
+    assert difference == pytest.approx(0.03)
+    assert 0 < low < difference < high
+    alone = bootstrap_intervals(one, truth, classification_metrics)["accuracy"]
+    assert high - low < 0.5 * (alone[1] - alone[0])
 
 
 def test_what_cannot_be_measured():

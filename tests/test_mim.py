@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -6,6 +8,8 @@ from skylib.augment import random_orientation
 from skylib.masking import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
 from skylib.mim import central_patches
 from skylib.runtime import keyed_generator
+from skylib.target import standardise
+from skylib.vit import attend
 
 SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
 
@@ -59,6 +63,24 @@ def test_orientations_are_the_eight_and_drawn_for_each_sample():
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_eight_images_can_be_learnt_by_heart(objective):
+    draw = keyed_generator(1)
+    place = 8 + 16 * torch.rand(8, 2, 1, 1, generator=draw)
+    distance = (torch.arange(32)[:, None] - place[:, :1]) ** 2 + (torch.arange(32) - place[:, 1:]) ** 2
+    flux = (1 + 5 * torch.rand(8, 5, 1, 1, generator=draw)) * torch.exp(-distance / 50)
+    model = model_for(objective=objective, norm_pix=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    mask = random_token_mask(8, 16, 8, generator=keyed_generator(3))
+    first = model(flux, mask=mask).loss.item()
+    for _ in range(120):
+        loss = model(flux, mask=mask).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.15 * first
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
 @pytest.mark.parametrize("norm_pix", [None, "band", "patch"])
 @pytest.mark.parametrize("loss", ["l1", "mse"])
 def test_training_lowers_the_loss_on_a_few_images(flux, objective, norm_pix, loss):
@@ -97,10 +119,12 @@ def test_weights_count_in_the_loss(flux, objective):
     weight = torch.rand(flux.shape, generator=keyed_generator(5))
     weight[:, 2] = 0
     weight[:, 3, :4] = torch.nan
+    weight[:, 4, :4], weight[:, 4, 4:8] = torch.inf, -1.0
     mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
     out = model(flux, mask=mask, weight=weight)
     (gradient,) = torch.autograd.grad(out.loss, out.prediction, retain_graph=True)
-    patches = patchify(weight, 8).nan_to_num(0) * out.mask.transpose(1, 2)[..., None]
+    known = torch.where(weight.isfinite() & (weight > 0), weight, 0.0)
+    patches = patchify(known, 8) * out.mask.transpose(1, 2)[..., None]
     assert (gradient[patches == 0] == 0).all()
     error = (out.prediction - patchify(torch.asinh(flux), 8)).square()
     torch.testing.assert_close(out.loss, (patches * error).sum() / patches.sum())
@@ -121,6 +145,21 @@ def test_registers_and_attention_pooling_learn_with_the_rest(flux, objective, va
             model.embed(flux, pool="attention")
     else:
         assert model.embed(flux, pool="attention").shape == (6, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_to_attend_agree(dtype):
+    q, k, v = torch.randn(3, 2, 4, 65, 32, generator=keyed_generator(0)).to(dtype)
+    plain = [t.clone().requires_grad_() for t in (q, k, v)]
+    fused = [t.clone().requires_grad_() for t in (q, k, v)]
+    close = {"rtol": 0.03, "atol": 0.03} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    one, two = attend(*plain), torch.nn.functional.scaled_dot_product_attention(*fused)
+    torch.testing.assert_close(one, two, **close)
+    torch.testing.assert_close(attend(q, k, v), two, **close)
+    one.square().sum().backward()
+    two.square().sum().backward()
+    for mine, theirs in zip(plain, fused, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, **close)
 
 
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
@@ -147,7 +186,7 @@ def test_reconstruction_keeps_what_is_visible_and_is_in_counts(flux, norm_pix):
 def test_a_perfect_prediction_reconstructs_the_image(flux, monkeypatch):
     for norm_pix in (None, "band", "patch"):
         model = model_for(norm_pix=norm_pix)
-        target = model._target(model._patches(flux))[0]
+        target = standardise(model._patches(flux), norm_pix)[0]
         monkeypatch.setattr(model, "_predict", lambda *_, t=target: t)
         torch.testing.assert_close(model.reconstruct(flux)[0], flux, rtol=1e-3, atol=1e-4)
 
@@ -213,6 +252,27 @@ def test_the_position_token_is_used_only_when_asked_for(flux):
     assert sighted.embed(flux, ra=ra * torch.nan, dec=dec).isfinite().all()
     with pytest.raises(ValueError, match="ra_dec=True: give ra and dec"):
         sighted.embed(flux)
+
+
+OTHER = {
+    "bands": ("g", "r"), "size": "tiny", "image_size": 16, "patch_size": 4, "objective": "simmim", "mask_ratio": 0.5,
+    "max_mask_ratio": 0.5, "norm_pix": None, "loss": "l1", "stretch": "linear", "ra_dec": True, "registers": 2,
+    "attention_pool": True, "decoder_width": 32, "decoder_depth": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(ModelConfig)])
+def test_every_setting_reaches_the_model(flux, name):
+    def outcome(**values):
+        config = ModelConfig(**(SMALL | values))
+        images = flux[:, : len(config.bands), : config.image_size, : config.image_size]
+        model, place = build_model(config), torch.full((6,), 30.0)
+        loss = model(images, ra=place, dec=place, generator=keyed_generator(0)).loss
+        return loss.item(), sum(p.numel() for p in model.parameters())
+
+    common = {"objective": "simmim"} if name == "max_mask_ratio" else {}
+    assert outcome(**common) == outcome(**common)
+    assert outcome(**common) != outcome(**common, **{name: OTHER[name]})
 
 
 def test_the_seed_fixes_the_weights_and_leaves_the_global_state():

@@ -51,6 +51,28 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
             "balanced_accuracy": [0.3, 0.5, 0.4, 0.6],
         }
     )
+    z_spec = rng.uniform(0, 2, 400)
+    z_phot = z_spec + rng.normal(0, 0.1, 400)
+    sweep = pd.DataFrame(
+        {
+            "layer": [0, 1, 0, 1],
+            "pool": ["mean", "mean", "cls", "cls"],
+            "score": [0.5, 0.6, 0.4, 0.7],
+            "chosen": [False, False, False, True],
+        }
+    )
+    missing = pd.DataFrame(
+        {
+            "dropped": ["", "g", "r"],
+            "n_dropped": [0, 1, 1],
+            "balanced_accuracy": [0.9, 0.7, 0.8],
+            "low": 0.6,
+            "high": 0.95,
+        }
+    )
+    audit = pd.DataFrame(
+        {"nuisance": ["depth", "tile"], "value": [0.4, 0.6], "low": [0.3, 0.5], "high": [0.5, 0.7], "chance": [0, 0.5]}
+    )
     drawn = [
         plotting.show_cutouts(flux[:5], bands, titles=list("abcde")),
         plotting.show_bands(flux[0], bands, sky_sigma=sigma)[0].figure,
@@ -63,7 +85,14 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.plot_map(xy, np.where(classes == 0, np.nan, 1.0 * np.arange(n)), label="z").figure,
         plotting.plot_density(xy).figure,
         plotting.plot_thumbnails(xy, flux, bands, n_side=4).figure,
-        plotting.plot_label_efficiency(table).figure,
+        plotting.plot_label_efficiency(table, reference="a").figure,
+        plotting.plot_redshift(z_phot, z_spec).figure,
+        plotting.plot_redshift_panels(z_phot, z_spec),
+        plotting.plot_residual_by_snr(z_phot, z_spec, rng.uniform(5, 100, 400), band="i").figure,
+        plotting.plot_pit(rng.random(400)).figure,
+        plotting.plot_layer_sweep(sweep, label="accuracy").figure,
+        plotting.plot_missing_bands(missing).figure,
+        plotting.plot_nuisances(audit).figure,
     ]  # fmt: skip
     for number, figure in enumerate(drawn):
         figure.savefig(path := tmp_path / f"{number}.png")

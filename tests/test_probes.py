@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from skylib import Embeddings, catalogue_probe, constant_probe, knn_probe, linear_probe
-from skylib.probes import labelled_parts
+from skylib import Embeddings, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
+from skylib.probes import candidates, choose, labelled_parts, metric_for
 
 
 @pytest.fixture
@@ -52,6 +52,32 @@ def test_test_objects_cannot_reach_the_fit(known):
     )
     assert after.prediction[0] == before.prediction[0]
     assert after.settings["chosen"] == before.settings["chosen"]
+
+
+def test_the_scaler_knows_train_alone(known):
+    """Built into the pipeline: what a fitted probe subtracts is the mean of train, whatever the other parts hold."""
+    values, rows = labelled_parts(known, "class", "split", "classification")
+    shifted = known.vectors.copy()
+    shifted[known.column("split") != 0] += 1e3
+    metric, score = metric_for("classification")
+    best = choose(shifted, values, rows, metric, score, candidates("linear", "classification"))
+    np.testing.assert_allclose(best.model[0].mean_, known.vectors[known.column("split") == 0].mean(axis=0), rtol=1e-5)
+
+
+def test_the_probes_of_the_original_have_its_settings(known):
+    result = original_probe(known, "class", task="classification", split="split")
+    assert result.settings["chosen"] == "C=0.01"
+    assert result.metrics["accuracy"] > 0.7
+    number = original_probe(known, "value", task="regression", split="split")
+    assert number.settings["chosen"] == "alpha=0.0001, l1_ratio=0.9"
+    assert number.metrics["r2"] > 0.999
+
+
+def test_probabilities_give_the_area_under_the_curve(known):
+    result = linear_probe(known, "class", task="classification", split="split")
+    assert result.probability.shape == (300, 3)
+    low, high = result.intervals["roc_auc"]
+    assert 0.9 < low < result.metrics["roc_auc"] <= high
 
 
 def test_unlabelled_objects_are_left_out(known):

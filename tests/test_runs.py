@@ -14,17 +14,11 @@ import pytest
 
 from skylib import runs
 from skylib.__main__ import main
+from skylib.execute import NotebookError, NotebookInterrupted
+from skylib.parameters import Parameter, check_value, notebook_parameters, parse_overrides
+from skylib.provenance import node
 from skylib.report import write_report
-from skylib.runs import (
-    NotebookError,
-    NotebookInterrupted,
-    Parameter,
-    check_value,
-    demo,
-    notebook_parameters,
-    parse_overrides,
-    run_notebook,
-)
+from skylib.runs import demo, run, run_notebook
 
 PARAMETERS = """\
 run_dir: str = "papermill_runs/demo"  # where results go
@@ -39,7 +33,9 @@ bands: tuple[str, ...] = (
 )  # in any order
 size: tuple[int, int] = (64, 64)
 column: str | None = None
-limit: int | None = None
+limit: int | None = (
+    None  # of rows; None: all
+)
 """
 
 
@@ -69,6 +65,7 @@ def test_parameters_are_read_with_types_defaults_and_comments(notebook):
     assert found["learning_rate"] == Parameter("learning_rate", "float", 1.5e-4, "peak, AdamW")
     assert found["tiles"].comment == 'a folder; "#" is no comment here'
     assert found["bands"] == Parameter("bands", "tuple[str, ...]", ("g", "r"), "in any order")
+    assert found["limit"] == Parameter("limit", "int | None", None, "of rows; None: all")
     assert found["steps"].comment == ""
 
 
@@ -290,19 +287,19 @@ def test_a_failing_cell_ends_the_run_with_one_line(tmp_path, capfd):
     path = write_notebook(
         tmp_path / "02.ipynb", "print('before')", "raise KeyError('<no such column>')", "print('after')"
     )
-    run = tmp_path / "run"
-    assert main(["run", str(path), "--run-dir", str(run), "steps=3"]) == 1
+    run_dir = tmp_path / "run"
+    assert main(["run", str(path), "--run-dir", str(run_dir), "steps=3"]) == 1
     err = capfd.readouterr().err
-    line = f"skylib: error: 02.ipynb failed in cell [4]: KeyError: '<no such column>' (executed up to there: {run / '02.ipynb'})"
+    line = f"skylib: error: 02.ipynb failed in cell [4]: KeyError: '<no such column>' (executed up to there: {run_dir / '02.ipynb'})"
     assert err.strip().splitlines()[-1] == line
     assert "Traceback" not in err
-    told = status(run)
+    told = status(run_dir)
     assert (told["state"], told["cell"], told["error"]) == ("failed", 4, "KeyError: '<no such column>'")
     assert told["parameters"]["steps"] == 3
-    outputs = [c.get("outputs") for c in nbformat.read(run / "02.ipynb", as_version=4).cells]
+    outputs = [c.get("outputs") for c in nbformat.read(run_dir / "02.ipynb", as_version=4).cells]
     assert any(o and o[0].get("text") == "before\n" for o in outputs)
     assert not any(o and o[0].get("text") == "after\n" for o in outputs)
-    assert "KeyError: &#x27;&lt;no such column&gt;&#x27;" in write_report(run).read_text()
+    assert "KeyError: &#x27;&lt;no such column&gt;&#x27;" in write_report(run_dir).read_text()
 
 
 @pytest.mark.notebook
@@ -329,10 +326,10 @@ def test_a_terminated_run_is_told_and_leaves_no_kernel(tmp_path):
         tmp_path / "02.ipynb",
         "import os, time\nfrom pathlib import Path\n_ = Path(run_dir, 'pid').write_text(str(os.getpid()))\ntime.sleep(300)",
     )
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "skylib", "run", str(path), "--run-dir", str(run)]
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "skylib", "run", str(path), "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=runs.ROOT)
-    kernel = run / "pid"
+    kernel = run_dir / "pid"
     deadline = time.monotonic() + 120
     while not (kernel.exists() and kernel.read_text()):
         assert process.poll() is None, process.stderr.read()
@@ -340,11 +337,88 @@ def test_a_terminated_run_is_told_and_leaves_no_kernel(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.strip().endswith("skylib: interrupted SIGTERM")
-    assert status(run)["state"] == "interrupted"
+    assert process.returncode == 75
+    assert "02.ipynb stopped in cell [3]: interrupted, since it did not end by itself after SIGTERM" in err
+    assert status(run_dir)["state"] == "interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int(kernel.read_text()), 0)
+
+
+@pytest.mark.notebook
+def test_a_stop_file_ends_any_notebook_between_two_cells(tmp_path, caplog):
+    run_dir = tmp_path / "run"
+    path = write_notebook(
+        tmp_path / "02.ipynb",
+        "import time\nfrom pathlib import Path\nPath(run_dir, 'STOP').touch()\ntime.sleep(3)\nprint('ended')",
+        "print('after')",
+    )
+    with pytest.raises(NotebookInterrupted, match=r"02\.ipynb stopped in cell \[4\]: asked to stop by a STOP file"):
+        run_notebook(path, run_dir)
+    book = nbformat.read(run_dir / "02.ipynb", as_version=4)
+    printed = [output.text for cell in book.cells for output in cell.get("outputs", [])]
+    assert printed == ["ended\n"]
+    assert not (run_dir / "STOP").exists()
+    assert status(run_dir)["state"] == "interrupted"
+    assert main(["run", str(path), "--run-dir", str(tmp_path / "other")]) == 75
+
+
+@pytest.mark.notebook
+def test_what_is_done_is_not_done_again(tmp_path, caplog):
+    """Skipped is a notebook that is done, unless it, its parameters, or what it takes up has changed."""
+    run_dir, copy = tmp_path / "run", tmp_path / "copy.h5"
+    path = write_notebook(tmp_path / "02_evaluate.ipynb", "print(tiles, steps)")
+    caplog.set_level("INFO", logger="skylib")
+    (run_dir / "STOP").parent.mkdir()
+    (run_dir / "STOP").touch()
+    with pytest.raises(NotebookInterrupted, match="stopped before the first cell"):  # no kernel is started
+        run(path, run_dir, {"tiles": "sky"}, skip_done=True)
+
+    def again(task=None, **values):
+        """Run, and return what was printed, or None if it was skipped."""
+        caplog.clear()
+        out = run(path, run_dir, {"tiles": "sky", **values}, skip_done=True, task=task, local={"tiles": copy})
+        assert out == (run_dir / "tasks" / f"02_evaluate.{task}.ipynb" if task else run_dir / path.name)
+        if "not run again" in caplog.text:
+            return None
+        (printed,) = (o.text for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", []))
+        return printed
+
+    assert again(steps=3) == f"{copy} 3\n"  # the copy is read, the original is recorded
+    assert "is run anew: steps was the default, is 3" in caplog.text
+    assert status(run_dir)["parameters"]["tiles"] == "sky"
+    assert again(steps=3) is None
+    opening = nbformat.read(run_dir / path.name, as_version=4).cells[0].source
+    assert opening.startswith("**Where and with what this was run**")
+    for fact in ("| `steps` | `3` |", "| `tiles` | `'sky'` |", "node ", "torch ", "git revision"):
+        assert fact in opening
+    assert (run_dir / "STOP").exists() is False
+    assert again(task="7", steps=3) == f"{copy} 3\n"
+    assert status(run_dir)["task"] is None
+    assert (run_dir / "status" / "02_evaluate.7.json").is_file()
+    assert again(steps=3) == f"{copy} 3\n"  # which may put the tasks' results together
+    assert "02_evaluate.7 was run after it" in caplog.text
+
+
+def test_a_notebook_that_ran_after_those_that_build_on_it_is_seen(tmp_path):
+    path = write_notebook(tmp_path / "02_evaluate.ipynb")
+    (tmp_path / "status").mkdir()
+    (tmp_path / "status" / "01_pretrain.json").write_text('{"ended": "2026-01-01T00:00:09+00:00"}')
+    assert runs._newer(tmp_path, path, {"started": "2026-01-01T00:00:10+00:00"}, None) == ""
+    assert "01_pretrain" in runs._newer(tmp_path, path, {"started": "2026-01-01T00:00:08+00:00"}, None)
+    (tmp_path / "status" / "01_pretrain.json").write_text('{"state": "running"}')
+    assert "01_pretrain" in runs._newer(tmp_path, path, {"started": "2026-01-01T00:00:10+00:00"}, None)
+
+
+def test_a_notebook_is_run_once_at_a_time(tmp_path):
+    path = write_notebook(tmp_path / "02.ipynb")
+    other = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    record = {"state": "running", "host": node(), "pid": other.pid, "job": None}
+    (tmp_path / "run" / "status" / "02.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"02\.ipynb is being run there already, on .* \(process {other.pid}"):
+        run_notebook(path, tmp_path / "run")
+    other.kill()
+    other.wait()
 
 
 @pytest.fixture
@@ -359,12 +433,12 @@ def chain(tmp_path, monkeypatch):
     write_notebook(path, parameters="run_dir: str = ''\nseed: int = 0\ntiles: str = ''\ncatalogue: str = ''")
     done = []
 
-    def run(notebook, run_dir, **values):
+    def note(notebook, run_dir, **values):
         done.append((notebook.stem, values))
         Path(run_dir).mkdir(exist_ok=True)
         return write_notebook(Path(run_dir) / notebook.name)
 
-    monkeypatch.setattr(runs, "run_notebook", run)
+    monkeypatch.setattr(runs, "run_notebook", note)
     return tmp_path / "notebooks", done
 
 
@@ -408,10 +482,10 @@ def test_demo_checks_everything_before_it_begins(chain, tmp_path, arguments, err
 
 def test_demo_reports_what_there_is_when_a_notebook_fails(chain, tmp_path, monkeypatch):
     notebooks, _ = chain
-    run = runs.run_notebook
+    noted = runs.run_notebook
 
     def fail_third(notebook, run_dir, **values):
-        out = run(notebook, run_dir, **values)
+        out = noted(notebook, run_dir, **values)
         if notebook.stem == "02_evaluate":
             raise NotebookError(out, 3, "ValueError: no")
         return out

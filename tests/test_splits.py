@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 
-from skylib import sky_split
+from skylib import sky_split, split_cutouts, write_cutouts
 
 
 @pytest.fixture
@@ -38,21 +38,70 @@ def test_bad_positions_and_fields_too_small(field):
     with pytest.raises(ValueError, match="1 of 4000 positions are not finite"):
         sky_split(np.append(ra[1:], np.nan), dec)
     with pytest.raises(ValueError, match="smaller cells"):
-        sky_split(ra[:50], dec[:50], nside=8)
+        sky_split(ra[:50], dec[:50], cell=8)
     with pytest.raises(ValueError, match="sum to 1"):
         sky_split(ra, dec, fractions=(0.5, 0.2, 0.2))
 
 
+def test_whole_tiles_are_dealt_to_the_parts(field):
+    ra, dec = field
+    tile = np.array([f"{int(r * 10)},{int(d * 10)}" for r, d in zip(ra, dec, strict=True)])
+    split = sky_split(ra, dec, cell=tile)
+    for name in np.unique(tile):
+        assert len(np.unique(split[tile == name])) == 1
+    np.testing.assert_allclose(np.bincount(split) / 4000, [0.6, 0.2, 0.2], atol=0.06)
+    np.testing.assert_array_equal(split, sky_split(ra, dec, cell=tile))
+    three = np.where(ra < 150.2, "a", np.where(ra < 150.3, "b", "c"))
+    assert set(sky_split(ra, dec, cell=three)) == {0, 1, 2}
+    with pytest.raises(ValueError, match="parts of"):
+        sky_split(ra, dec, cell=np.where(ra < 150.2, "a", "b"))
+
+
+def blank(path, ra, dec, **columns):
+    return write_cutouts(path, np.zeros((len(ra), 1, 8, 8)), ra=ra, dec=dec, bands="g", pixel_scale=1.0, **columns)
+
+
+def test_parts_of_a_file_share_no_pixel(field, tmp_path):
+    ra, dec = field[0][:1500], field[1][:1500]
+    cutouts = blank(tmp_path / "c.h5", ra, dec)
+    use = np.arange(1500) % 3 > 0
+    split = split_cutouts(cutouts, use=use)
+    assert (split[~use] == -1).all()
+    assert set(split) == {-1, 0, 1, 2}
+    for part in (0, 1):
+        for one in np.flatnonzero(split == part):
+            later = split > part
+            near = (np.abs(dec[later] - dec[one]) * 3600 < 8) & (np.abs(ra[later] - ra[one]) * np.cos(np.deg2rad(dec[one])) * 3600 < 8)  # fmt: skip
+            assert not near.any()
+
+
+def test_the_split_of_a_file_is_honoured(field, tmp_path, caplog):
+    ra, dec = field[0][:60], field[1][:60]
+    names = np.array(["train", "val", "test"])[np.arange(60) % 3]
+    named = split_cutouts(blank(tmp_path / "named.h5", ra, dec, split=names))
+    np.testing.assert_array_equal(named, np.arange(60) % 3)
+    assert "share pixels" not in caplog.text
+    ra[1] = ra[0]
+    dec[1] = dec[0]  # one of train on top of one of validation
+    np.testing.assert_array_equal(split_cutouts(blank(tmp_path / "n.h5", ra, dec, split=np.arange(60) % 3)), named)
+    assert "1 objects may share pixels" in caplog.text
+    with pytest.raises(ValueError, match=r"column 'split' holds \[7\]"):
+        split_cutouts(blank(tmp_path / "bad.h5", ra, dec, split=np.full(60, 7)))
+
+
 def test_a_probe_cannot_read_a_label_that_only_depends_on_the_place():
     """Embeddings that are the position, labels that are random by cell: chance on test, far above it on training sky."""
-    from sklearn.neighbors import KNeighborsClassifier
+
+    from skylib import Embeddings, knn_probe, linear_probe
+    from skylib.splits import _cells
 
     rng = np.random.default_rng(1)
-    ra, dec = rng.uniform(150, 150.3, 6000), rng.uniform(2, 2.3, 6000)
-    split = sky_split(ra, dec)
-    cell = (ra * 100).astype(int) * 1000 + (dec * 100).astype(int)
-    label = np.random.default_rng(2).integers(0, 2, cell.max() + 1)[cell]
-    x = np.stack([ra, dec], axis=1)
-    model = KNeighborsClassifier(1).fit(x[split == 0], label[split == 0])
-    assert model.score(x[split == 0], label[split == 0]) == 1
-    assert model.score(x[split == 2], label[split == 2]) < 0.85
+    ra, dec = rng.uniform(150, 153, 20_000), rng.uniform(0, 3, 20_000)
+    split = sky_split(ra, dec, cell=1024)
+    label = np.random.default_rng(2).integers(0, 2, 12 * 1024**2)[_cells(ra, dec, 1024)]
+    position = Embeddings(np.stack([ra, dec], axis=1), ra=ra, dec=dec)
+    at_random = knn_probe(position, label, task="classification", split=rng.permutation(split))
+    assert at_random.metrics["balanced_accuracy"] > 0.75  # what a split by objects would have told
+    for probe in (knn_probe, linear_probe):
+        on_the_sky = probe(position, label, task="classification", split=split)
+        assert on_the_sky.metrics["balanced_accuracy"] == pytest.approx(0.5, abs=0.07)

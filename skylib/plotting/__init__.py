@@ -1,5 +1,6 @@
 """Every figure of the project: arrays and axes in, axes out."""
 
+from skylib.plotting.diagnostics import plot_layer_sweep, plot_missing_bands, plot_nuisances
 from skylib.plotting.evaluation import (
     plot_comparison,
     plot_confusion,
@@ -10,20 +11,29 @@ from skylib.plotting.evaluation import (
 )
 from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts
 from skylib.plotting.maps import plot_density, plot_map, plot_thumbnails
+from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
 from skylib.plotting.style import COLOURS, METRIC_LABELS, set_style
 
 __all__ = [
     "COLOURS",
     "METRIC_LABELS",
+    "plot_binned",
     "plot_comparison",
     "plot_confusion",
     "plot_counts",
     "plot_density",
     "plot_label_efficiency",
+    "plot_layer_sweep",
     "plot_map",
+    "plot_missing_bands",
+    "plot_nuisances",
+    "plot_pit",
     "plot_progress",
     "plot_reconstruction",
+    "plot_redshift",
+    "plot_redshift_panels",
     "plot_regression",
+    "plot_residual_by_snr",
     "plot_thumbnails",
     "rgb_image",
     "set_style",

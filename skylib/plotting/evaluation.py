@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from skylib.metrics import confusion_matrix
 from skylib.plotting.style import COLOURS, METRIC_LABELS
 
 
@@ -64,7 +65,7 @@ def plot_comparison(
         )
         ax.annotate(f"{value:.3f}", (value, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     ax.set_yticks(range(len(order)), order)
-    ax.set(xlabel=f"{label} on test, 95 % interval", ylim=(-0.6, len(order) - 0.3))
+    ax.set(xlabel=f"{label} (test, 95 %)", ylim=(-0.6, len(order) - 0.3))
     ax.margins(x=0.12)  # room for the numbers
     ax.grid(axis="x", alpha=0.3)
     return ax
@@ -74,7 +75,7 @@ def plot_confusion(prediction: np.ndarray, truth: np.ndarray, names: Sequence[st
     """Show the confusion matrix; each row (true class) sums to one, with the counts below."""
     ax = ax or plt.subplots(figsize=(3.6, 3.3))[1]
     classes = np.unique(truth)
-    counts = np.array([[((truth == t) & (prediction == p)).sum() for p in classes] for t in classes])
+    counts = confusion_matrix(prediction, truth, classes)
     shares = counts / np.array([[(truth == t).sum()] for t in classes])
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, origin="upper")
     for (t, p), share in np.ndenumerate(shares):
@@ -112,18 +113,39 @@ def plot_regression(
     return ax
 
 
-def plot_label_efficiency(table: pd.DataFrame, *, metric: str = "balanced_accuracy", ax: Axes | None = None) -> Axes:
-    """Show a score against the number of labels: the mean over seeds, and the range from the lowest to the highest."""
+def plot_label_efficiency(
+    table: pd.DataFrame, *, metric: str = "balanced_accuracy", reference: str = "supervised", seed: int = 0,
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Show a score against the number of labels: the mean over seeds, and its 95 % bootstrap interval.
+
+    The dashed line is `reference` with the most labels; a mark stands where another method reaches it.
+    """
+    from skylib.labels import labels_to_match
+
     ax = ax or plt.subplots(figsize=(4.8, 3.4))[1]
-    for method, rows in table.groupby("method", sort=False):
-        by_n = rows.groupby("n_labels")[metric]
-        n, mean = by_n.mean().index.to_numpy(), by_n.mean().to_numpy()
-        (line,) = ax.plot(n, mean, marker="o", ms=4, label=method)
-        ax.fill_between(n, by_n.min(), by_n.max(), color=line.get_color(), alpha=0.15, lw=0)
+    rng = np.random.default_rng(seed)
+    colours: dict[str, str] = {}
+    for method in table["method"].unique():
+        rows = table[table["method"] == method]
+        numbers = sorted(rows["n_labels"].unique().tolist())
+        scores = [rows.loc[rows["n_labels"] == n, metric].to_numpy(float) for n in numbers]
+        draws = [rng.choice(s, (1000, len(s))).mean(axis=1) for s in scores]
+        low, high = np.array([np.percentile(d, [2.5, 97.5]) for d in draws]).T
+        colours[method] = COLOURS[len(colours) % len(COLOURS)]
+        ax.plot(numbers, [s.mean() for s in scores], marker="o", ms=4, label=method, color=colours[method])
+        ax.fill_between(numbers, low, high, color=colours[method], alpha=0.15, lw=0)
     ax.set_xscale("log", base=2)
+    if reference in colours:
+        rows = table[table["method"] == reference]
+        goal = rows.loc[rows["n_labels"] == rows["n_labels"].max(), metric].mean()
+        ax.axhline(goal, color=colours[reference], lw=0.9, ls="--")
+        found = labels_to_match(table, metric=metric, reference=reference, n_resamples=10)
+        for method, n in found.loc[found["note"] == "", ["method", "n_labels"]].to_numpy().tolist():
+            ax.plot(n, goal, marker="D", ms=7, mfc="none", mec=colours[method])
     ticks = sorted(table["n_labels"].unique())
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.set(xlabel="labels", ylabel=f"{METRIC_LABELS.get(metric, metric)} on test")
     ax.minorticks_off()
-    ax.legend()
+    ax.legend(fontsize=8)
     return ax

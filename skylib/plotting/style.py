@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 # Okabe & Ito: told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 METRIC_LABELS = {
-    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "r2": "$R^2$",
+    "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "r2": "$R^2$", "roc_auc": "area under the ROC curve", "rms": "RMS error",
     "sigma_mad": r"$\sigma_\mathrm{MAD}$", "outlier_fraction": "outlier fraction",
 }  # fmt: skip
 

@@ -1,0 +1,207 @@
+"""Training: images a second of whole optimiser steps, beside Hugging Face's ViTMAE and the published recipe as it ran.
+
+Every case makes the same kind of step: forward, backward, clipping where the case has it, AdamW. "model" takes images
+that are in memory already; "from file" reads them from HDF5 through the loader. The share of the peak is the FLOPs that
+the matrix products of a step need, by their shapes, over those of one large bf16 product, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import harness
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, write_cutouts
+from skylib.config import VIT_SIZES
+from skylib.distributed import World
+from skylib.loading import Batch
+from skylib.optimise import Optimiser
+from skylib.runtime import autocast, fast_precision
+from skylib.step import Step
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Case = Callable[[], Any]
+
+
+def settings(batch: int, **values: Any) -> PretrainConfig:
+    common = {"steps": 1000, "warmup_steps": 10, "batch_size": batch, "precision": fast_precision(DEVICE)}
+    return PretrainConfig(**(common | values))
+
+
+def ours(config: ModelConfig, run: PretrainConfig) -> Callable[[Iterator[Batch]], None]:
+    """A step as `pretrain` makes it, on the next batch of those given."""
+    model = build_model(config).to(DEVICE).train()
+    step, optimiser = Step(model, run, World(0, 1, DEVICE)), Optimiser(model, run)
+
+    def advance(batches: Iterator[Batch]) -> None:
+        batch = next(batches)
+        sums = step(batch, model.draw_mask(len(batch.flux), device=DEVICE))
+        optimiser.step(1, sums[1])
+
+    return advance
+
+
+def hugging_face(config: ModelConfig, batches: Iterator[Batch], run: PretrainConfig) -> Case:
+    """The same architecture, objective, precision and optimiser from transformers."""
+    import transformers
+
+    width, depth, heads = VIT_SIZES[config.size]
+    shape = {
+        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
+        "image_size": config.image_size, "patch_size": config.patch_size, "num_channels": len(config.bands),
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa",
+    }  # fmt: skip
+    if config.objective == "mae":
+        decoder = {
+            "decoder_hidden_size": config.decoder_width, "decoder_num_hidden_layers": config.decoder_depth,
+            "decoder_num_attention_heads": config.decoder_width // 32, "mask_ratio": config.mask_ratio,
+            "decoder_intermediate_size": 4 * config.decoder_width, "norm_pix_loss": True,
+        }  # fmt: skip
+        model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**shape, **decoder))
+    else:
+        stride = {"encoder_stride": config.patch_size}
+        model = transformers.ViTForMaskedImageModeling(transformers.ViTConfig(**shape, **stride))
+    model = model.to(DEVICE).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+
+    def case() -> None:
+        flux = next(batches).flux
+        mask = None
+        if config.objective == "simmim":
+            mask = {"bool_masked_pos": torch.rand(len(flux), config.n_patches, device=DEVICE) < 0.45}
+        with autocast(DEVICE, run.precision):
+            loss = model(flux, **(mask or {})).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.clip_grad)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return case
+
+
+def original(config: ModelConfig, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Case:
+    """The published recipe as its code ran: fp32, eager, masks from the loader, the loss fetched each step."""
+    model = build_model(config).to(DEVICE).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+
+    def case() -> float:
+        flux, mask = next(batches)
+        place = torch.zeros(len(flux), device=DEVICE)
+        loss = model(flux.to(DEVICE), mask=mask.to(DEVICE), ra=place, dec=place).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return case
+
+
+class PerItem(torch.utils.data.Dataset):
+    """One cutout at a time, the file opened anew for each, with its mask: as the original's loader did it."""
+
+    def __init__(self, path: Path, config: ModelConfig) -> None:
+        self.path, self.config, self.rng = path, config, np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        with h5py.File(self.path) as file:
+            return len(file["cutouts"])
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        c = self.config
+        with h5py.File(self.path) as file:
+            flux = file["cutouts"][index]
+        mask = np.zeros((len(c.bands), c.n_patches), dtype=bool)
+        n_hidden = int(self.rng.uniform(0, c.max_mask_ratio) * c.n_patches)
+        for band in mask:
+            band[self.rng.permutation(c.n_patches)[:n_hidden]] = True
+        return torch.from_numpy(flux), torch.from_numpy(mask)
+
+
+def per_item(path: Path, config: ModelConfig, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    while True:
+        yield from torch.utils.data.DataLoader(PerItem(path, config), batch, shuffle=True, drop_last=True)
+
+
+def endless(loader: CutoutLoader) -> Iterator[Batch]:
+    while True:
+        yield from loader
+
+
+def same_batch(config: ModelConfig, batch: int) -> Iterator[Batch]:
+    flux = torch.randn(batch, len(config.bands), config.image_size, config.image_size, device=DEVICE)
+    place = torch.zeros(batch, device=DEVICE, dtype=torch.float64)
+    while True:
+        yield Batch(flux, place, place, {})
+
+
+def needs(case: Case) -> dict[str, Any]:
+    """Return the MB that a case takes, and the GFLOP of its matrix products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        memory = harness.peak_memory(case)
+    return {"memory MB": memory, "GFLOP": counter.get_total_flops() / 1e9}
+
+
+def main() -> None:
+    options = harness.parser(__doc__)
+    options.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"], choices=list(VIT_SIZES))
+    options.add_argument("--batch", type=int, default=None, help="images a step; 32 on a CPU, 1024 on CUDA")
+    options.add_argument("--compile", action="store_true", help="compile on a CPU too (a minute a case)")
+    chosen = options.parse_args()
+    sizes = ["nano"] if chosen.quick else chosen.sizes
+    batch = chosen.batch or (4 if chosen.quick else 32 if DEVICE.type == "cpu" else 1024)
+    repeats = 2 if chosen.quick else min(chosen.repeats, 3)
+    peak = harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if chosen.quick else None)
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "cutouts.h5"
+        n = 8 * batch
+        flux = np.random.default_rng(0).normal(size=(n, 5, 64, 64)).astype(np.float32)
+        write_cutouts(file, flux, ra=np.zeros(n), dec=np.zeros(n), bands="grizy")
+        for size in sizes:
+            rows |= compare(size, file, batch, repeats=repeats, compile=chosen.compile or None, peak=peak)
+    rows["matrix product, 2048 x 2048"] = {"GFLOP/s": max(peak, harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE)) / 1e9}  # fmt: skip
+    harness.report("Training", rows, json_file=chosen.json)
+
+
+def compare(
+    size: str, file: Path, batch: int, *, repeats: int, compile: bool | None, peak: float
+) -> dict[str, dict[str, Any]]:
+    """Time all cases of one size, in turns."""
+    run = settings(batch, compile=compile)
+    mae, simmim = (ModelConfig(size=size, objective=objective) for objective in ("mae", "simmim"))
+    recipe = ModelConfig(**{**ModelConfig.original().__dict__, "size": size})
+    loaded = CutoutLoader(CutoutFile(file), batch_size=batch, augment=True, device=DEVICE)
+    cases: dict[str, Case] = {}
+    steps = {config.objective: ours(config, run) for config in (mae, simmim)}
+    for config in (mae, simmim):
+        cases[f"{size} {config.objective}"] = partial(steps[config.objective], same_batch(config, batch))
+        cases[f"{size} {config.objective}, Hugging Face"] = hugging_face(config, same_batch(config, batch), run)
+    cases[f"{size} mae, from file"] = partial(steps["mae"], endless(loaded))
+    cases[f"{size} original model, from file"] = partial(ours(recipe, run), endless(loaded))
+    cases[f"{size} original as it ran, from file"] = original(recipe, per_item(file, recipe, batch))
+    needed = {name: needs(case) for name, case in cases.items()}  # warms up, too
+    seconds = harness.measure(cases, repeats=repeats, warm_up=0)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, times in seconds.items():
+        median = float(np.median(times))
+        work, memory = needed[name]["GFLOP"], needed[name]["memory MB"]
+        rows[name] = {"images/s": batch / median, "GFLOP/image": work / batch, "share of peak": 1e9 * work / median / peak,
+                      "memory MB": memory}  # fmt: skip
+    for objective in ("mae", "simmim"):
+        mine = f"{size} {objective}"
+        rows[mine]["x Hugging Face"] = harness.ratio(seconds, f"{mine}, Hugging Face", mine)
+    for mine in (f"{size} mae, from file", f"{size} original model, from file"):
+        rows[mine]["x original"] = harness.ratio(seconds, f"{size} original as it ran, from file", mine)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""With what and where a run is made, so that a figure can be traced."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "skylib", "torch", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "astropy", "galsim", "umap-learn", "matplotlib",
+    "papermill", "ipykernel",
+)  # fmt: skip
+_SLURM = {
+    "cluster": "SLURM_CLUSTER_NAME", "partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT",
+    "nodes": "SLURM_JOB_NODELIST", "array": "SLURM_ARRAY_JOB_ID", "task": "SLURM_ARRAY_TASK_ID",
+    "restarts": "SLURM_RESTART_COUNT",
+}  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Return with what and where a run is made: versions, git revision, device, node and job, command."""
+    import torch
+
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    slurm = {name: os.environ[variable] for name, variable in _SLURM.items() if os.environ.get(variable)}
+    return {
+        "time": now(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": node(),
+        "device": _device(),
+        "cuda": torch.version.cuda,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "slurm": slurm,
+        "packages": packages,
+        "git": _git_revision(),
+    }
+
+
+def describe(environment: Mapping[str, Any], *, notebook: str, parameters: Mapping[str, Any], restarts: int = 0) -> str:
+    """Return the facts of `environment` as a paragraph and a table in Markdown, to open an executed notebook.
+
+    Parameters
+    ----------
+    environment : mapping
+        As `environment` returns it.
+    notebook : str
+    parameters : mapping
+        The values given to this run.
+    restarts : int
+        How often it was started before.
+    """
+    slurm, git, packages = environment["slurm"], environment["git"], environment["packages"]
+    place = f"node {environment['host']}"
+    if environment["job"]:
+        task = f", task {slurm['task']} of array {slurm['array']}" if "task" in slurm else ""
+        place = f"job {environment['job']}{task}, {place}"
+        if slurm.get("nodes", environment["host"]) != environment["host"]:
+            place += f" (of {slurm['nodes']})"
+    revision = f"`{git['revision']}`" + (", with changes" if git["dirty"] else "") if git else "unknown"
+    cuda = f", CUDA {environment['cuda']}" if environment["cuda"] else ""
+    installed = [f"{name} {number}" for name, number in packages.items() if number != "not installed"]
+    again = f", started again {restarts} time{'s' * (restarts > 1)}" if restarts else ""
+    rows = {
+        "run": f"{notebook}, {environment['time']}{again}",
+        "where": place,
+        "device": f"{environment['device']}, {environment['cpus']} CPU cores{cuda}",
+        "git revision": revision,
+        "versions": f"Python {environment['python']}, {', '.join(installed)}",
+        **{f"`{name}`": f"`{value!r}`" for name, value in parameters.items()},
+    }
+    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+    return "\n".join(["**Where and with what this was run**", "", "| | |", "|---|---|", *lines])
+
+
+def node() -> str:
+    """Return the name of this machine, as Slurm calls it if it started us."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def now() -> str:
+    """Return the time, UTC in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        number = torch.cuda.device_count()
+        return (f"{number} x " if number > 1 else "") + torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """Return the revision of these sources and whether they were changed; None where git does not track them."""
+
+    def git(*command: str) -> str:
+        full = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *command]
+        return subprocess.run(full, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment inside another repository is not ours
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

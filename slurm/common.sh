@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# What the job scripts share; they source it first, with their own arguments: name=value for the notebook's parameters,
+# run_dir=DIR, and options of `python -m skylib run`. Set from outside, where the defaults do not fit:
+#   SKYLIB_PYTHON        a Python that has the packages                (default: .venv of the project)
+#   SKYLIB_MODULES       modules to load first                         (default on the Alliance clusters: python/3.11)
+#   SKYLIB_STAGE=0       read data where it is, though there is a $SLURM_TMPDIR
+#   SKYLIB_MAX_RESTARTS  how often a job that was stopped is queued again            (default 20)
+set -euo pipefail
+asked="" # by Slurm to stop, which can happen at any moment from here on; a trap is run between two commands, or in `wait`
+trap 'asked=USR1' USR1
+trap 'asked=TERM' TERM
+
+project=${SLURM_SUBMIT_DIR:-$PWD}
+run_dir="" python="" overrides=() options=()
+for argument in "$@"; do
+  case $argument in
+    run_dir=*) run_dir=${argument#*=} ;;
+    --*) options+=("$argument") ;;
+    *) overrides+=("$argument") ;; # checked, by name and type, by skylib
+  esac
+done
+
+say() { echo "[$(date +%T)] $*"; }
+die() { say "$*" >&2; exit 2; }
+
+[ -f "$project/slurm/common.sh" ] || die "$project is not the folder of the project: submit from there"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$project${PYTHONPATH:+:$PYTHONPATH}"
+
+on_every_node() {
+  local nodes=${SLURM_JOB_NUM_NODES:-1}
+  if [ "$nodes" -gt 1 ]; then srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 "$@"; else "$@"; fi
+}
+
+# Sets $python.
+find_python() {
+  local modules=${SKYLIB_MODULES-${CC_CLUSTER:+python/3.11}}
+  # shellcheck disable=SC2086 # several modules are several words
+  [ -z "$modules" ] || module load $modules
+  python=${SKYLIB_PYTHON:-$project/.venv/bin/python}
+  if [ ! -x "$python" ] && [ -n "${CC_CLUSTER:-}" ] && [ -n "${SLURM_TMPDIR:-}" ]; then
+    say "making an environment in $SLURM_TMPDIR from the wheels of $CC_CLUSTER"
+    # shellcheck disable=SC2016 # expanded on each node
+    on_every_node bash -euc 'virtualenv --no-download "$SLURM_TMPDIR/env"
+      "$SLURM_TMPDIR/env/bin/pip" install --quiet --no-index --upgrade pip
+      "$SLURM_TMPDIR/env/bin/pip" install --quiet --no-index ${2:+--find-links "$2"} -r "$1/slurm/requirements.txt"' \
+      - "$project" "$(ls -d "$project/wheels" 2>/dev/null || true)"
+    python=$SLURM_TMPDIR/env/bin/python
+  fi
+  [ -x "$python" ] || die "no Python at $python: make the environment first (see slurm/README.md), or set SKYLIB_PYTHON"
+}
+
+# stage NAME [DEFAULT]: let the notebook read a copy, on the node's own disk, of the file or folder that its parameter NAME
+# says, or that is meant where it is not given.
+stage() {
+  local value=${2:-} argument copy
+  for argument in "${overrides[@]}"; do [[ $argument != "$1="* ]] || value=${argument#*=}; done
+  [ -n "${SLURM_TMPDIR:-}" ] && [ "${SKYLIB_STAGE:-1}" != 0 ] && [ -e "$value" ] || return 0
+  copy=$SLURM_TMPDIR/$1/$(basename "$value")
+  say "copying $value to $copy"
+  if on_every_node mkdir -p "$SLURM_TMPDIR/$1" && on_every_node cp -RL "$value" "$copy"; then
+    options+=("--local=$1=$copy")
+  else
+    say "that failed: $value is read where it is"
+  fi
+}
+
+# run_notebook NOTEBOOK [name=value ...]: the end of a job script.
+run_notebook() {
+  local notebook=$1 child code
+  shift
+  [ -n "$run_dir" ] || die "run_dir=DIR is missing: the folder of the run, such as papermill_runs/first"
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || options+=("--task=$SLURM_ARRAY_TASK_ID")
+  [ -n "$python" ] || find_python
+  say "job ${SLURM_JOB_ID:-none} on $(hostname): $notebook in $run_dir, started ${SLURM_RESTART_COUNT:-0} times before"
+  (
+    trap '' USR1 TERM # until Python listens, a signal is not for it; we say it again
+    exec "$python" -m skylib run "$project/notebooks/$notebook.ipynb" --run-dir "$run_dir" --skip-done \
+      "${options[@]}" "${overrides[@]}" "$@"
+  ) &
+  child=$!
+  while kill -0 "$child" 2>/dev/null; do
+    if [ -n "$asked" ]; then
+      kill -s "$asked" "$child" 2>/dev/null || true
+      sleep 1 || true
+    else
+      wait "$child" || true
+    fi
+  done
+  code=0
+  wait "$child" || code=$?
+  [ "$code" != 75 ] || requeue
+  exit "$code"
+}
+
+# Queues this job, or this task of an array, again; it then goes on from what was saved. A job that is no longer running was
+# ended by Slurm: by scancel, and then it stays ended; or by a pre-emption after which Slurm itself queues it again.
+requeue() {
+  local id=${SLURM_JOB_ID:-} state
+  [ -n "$id" ] || return 0
+  [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the job's id alone can mean all tasks
+  state=$(scontrol --oneliner show job "$id" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+  if [ "$state" != RUNNING ]; then
+    say "stopped and saved; ended by Slurm ($state), and not queued again from here"
+  elif [ "${SLURM_RESTART_COUNT:-0}" -ge "${SKYLIB_MAX_RESTARTS:-20}" ]; then
+    say "stopped and saved; not queued again, after ${SLURM_RESTART_COUNT:-0} times (SKYLIB_MAX_RESTARTS)"
+  else
+    say "stopped and saved; queued again"
+    scontrol requeue "$id"
+  fi
+}

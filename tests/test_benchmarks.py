@@ -1,0 +1,30 @@
+"""Every benchmark runs; what it measures here is not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("script", "case", "quantity"),
+    [
+        ("training", "nano mae", "x Hugging Face"),
+        ("embedding", "nano, embed", "x plain loop"),
+        ("scaling", "embed 1000 images", "memory MB"),
+    ],
+)
+def test_a_benchmark_runs_and_writes_what_it_found(tmp_path, script, case, quantity):
+    if script == "training":
+        pytest.importorskip("transformers", reason="needs transformers, of the extra benchmark")
+    command = [sys.executable, str(FOLDER / f"{script}.py"), "--quick", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found[case][quantity] is None or found[case][quantity] > 0
+    assert {"cpu", "threads", "gpu", "torch", "revision", "date"} <= set(found["_where"])
+    assert f"| {case}" in done.stdout

@@ -1,0 +1,29 @@
+import base64
+import json
+import subprocess
+import sys
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+
+CELL = """\
+from skylib import CutoutFile, ModelConfig, PretrainConfig, pretrain
+data = CutoutFile({cutouts!r})
+model = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, mask_ratio=0.5)
+config = PretrainConfig(steps=8, batch_size=32, warmup_steps=1, precision="fp32", log_every=1, validate_every=2)
+result = pretrain(model, config, train=data, validation=data, run_dir={run_dir!r})"""
+
+
+def test_in_a_notebook_the_figures_are_updated_in_place(cutouts, tmp_path):
+    run_dir, book = tmp_path / "run", tmp_path / "book.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    source = CELL.format(cutouts=str(cutouts.path), run_dir=str(run_dir))
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=kernel), book)
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(book)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = json.loads(book.read_text())["cells"][0]["outputs"]
+    shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(shown) == 2  # drawn four times each
+    for image, name in zip(shown, ("progress", "reconstruction"), strict=True):
+        assert base64.b64decode(image) == (run_dir / "figures" / f"{name}.png").read_bytes(), name
