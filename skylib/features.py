@@ -142,7 +142,7 @@ def aperture_magnitudes(
     return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
 
 
-def signal_to_noise(
+def aperture_snr(
     cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float, radius: float = 8.0
 ) -> np.ndarray:
     """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data."""

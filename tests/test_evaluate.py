@@ -5,7 +5,7 @@ import pytest
 
 from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
 from skylib.evaluate import Evaluation
-from skylib.features import aperture_magnitudes, encode, pixel_pca, random_weights, signal_to_noise
+from skylib.features import aperture_magnitudes, aperture_snr, encode, pixel_pca, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_magnitudes_and_noise_measured_on_pixels(field):
     mags = aperture_magnitudes(field, rows=rows, sky_sigma=np.array([0.3, 0.3]))
     colour = np.clip(field.column("z_spec")[:50], 1e-3, None)
     np.testing.assert_allclose(mags[:, 1] - mags[:, 0], -2.5 * np.log10(colour), atol=0.2)
-    snr = signal_to_noise(field, "g", rows=rows, sky_sigma=0.3)
+    snr = aperture_snr(field, "g", rows=rows, sky_sigma=0.3)
     assert (snr > 20).all()
 
 

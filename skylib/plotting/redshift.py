@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -22,7 +24,9 @@ def plot_redshift(
     ax = ax or plt.subplots(figsize=(3.9, 3.6))[1]
     low, high = min(0.0, float(z_spec.min())), float(np.percentile(np.concatenate([z_phot, z_spec]), 99.5)) * 1.05
     line = np.array([low, high])
-    hexes = ax.hexbin(z_spec, z_phot, gridsize=35, extent=(low, high, low, high), mincnt=1, cmap="viridis", bins="log")
+    hexes = ax.hexbin(
+        z_spec, z_phot, gridsize=35, extent=(low, high, low, high), mincnt=1, cmap="viridis", bins=_scale(z_spec)
+    )
     ax.plot(line, line, color="k", lw=1)
     for sign in (-1, 1):
         ax.plot(line, line + sign * outlier_threshold * (1 + line), color="k", lw=0.8, ls="--")
@@ -52,7 +56,7 @@ def plot_redshift_panels(
     axes[0].set_ylabel("objects\na bin")
     dz = normalised_error(z_phot, z_spec)
     reach = max(2 * outlier_threshold, float(np.percentile(np.abs(dz), 98)))
-    hexes = axes[1].hexbin(z_spec, dz, gridsize=(35, 18), extent=(low, high, -reach, reach), mincnt=1, cmap="viridis", bins="log")  # fmt: skip
+    hexes = axes[1].hexbin(z_spec, dz, gridsize=(35, 18), extent=(low, high, -reach, reach), mincnt=1, cmap="viridis", bins=_scale(z_spec))  # fmt: skip
     for y, style in ((0, "-"), (-outlier_threshold, "--"), (outlier_threshold, "--")):
         axes[1].axhline(y, color="k", lw=0.8, ls=style)
     bar = figure.colorbar(hexes, ax=axes[1], label="objects", format="%d", pad=0.01, aspect=12)
@@ -125,3 +129,8 @@ def plot_pit(pit: np.ndarray, *, n_bins: int = 10, ax: Axes | None = None) -> Ax
     ax.set(xlabel="probability below the true redshift (PIT)", ylabel="objects a bin", xlim=(0, 1), ylim=(0, None))
     ax.legend(loc="lower right", fontsize=8)
     return ax
+
+
+def _scale(values: np.ndarray) -> Literal["log"] | None:
+    """Return how the colours of a hexbin grow: with few objects a logarithm has no room for its numbers."""
+    return "log" if len(values) > 5000 else None
