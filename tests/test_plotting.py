@@ -45,10 +45,11 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
     )
     table = pd.DataFrame(
         {
-            "method": ["a", "a", "b", "b"],
-            "n_labels": [8, 16, 8, 16],
-            "seed": 0,
-            "balanced_accuracy": [0.3, 0.5, 0.4, 0.6],
+            "method": ["a", "a", "b", "b"] * 2,
+            "n_labels": [8, 16, 8, 16] * 2,
+            "seed": [0] * 4 + [1] * 4,
+            "balanced_accuracy": [0.3, 0.5, 0.4, 0.6, 0.31, 0.5, 0.42, 0.61],
+            "n": 40,
         }
     )
     z_spec = rng.uniform(0, 2, 400)
@@ -86,13 +87,16 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.plot_density(xy).figure,
         plotting.plot_thumbnails(xy, flux, bands, n_side=4).figure,
         plotting.plot_label_efficiency(table, reference="a").figure,
+        plotting.plot_label_efficiency(table[table["seed"] == 0], reference="a").figure,
         plotting.plot_redshift(z_phot, z_spec).figure,
         plotting.plot_redshift_panels(z_phot, z_spec),
+        plotting.plot_redshift_panels(z_phot, z_spec, by="z_pred"),
         plotting.plot_residual_by_snr(z_phot, z_spec, rng.uniform(5, 100, 400), band="i").figure,
         plotting.plot_pit(rng.random(400)).figure,
         plotting.plot_layer_sweep(sweep, label="accuracy").figure,
         plotting.plot_missing_bands(missing).figure,
         plotting.plot_nuisances(audit).figure,
+        plotting.plot_nuisances(audit[:0]).figure,
     ]  # fmt: skip
     for number, figure in enumerate(drawn):
         figure.savefig(path := tmp_path / f"{number}.png")
