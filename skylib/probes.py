@@ -196,10 +196,13 @@ def labelled_parts(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Return the target of all objects, and the rows of the labelled ones in train, validation and test.
 
+    Numbers come as int64, -1 where unlabelled, if they are classes, and as float64 if they are values: by that the
+    two are told apart later.
+
     Raises
     ------
     ValueError
-        If a part has no labelled object, or lengths differ.
+        If a part has no labelled object, lengths differ, or a class is no whole number.
     """
     check_choice("task", task, get_args(Task))
     name = target if isinstance(target, str) else "target"

@@ -225,12 +225,12 @@ def test_labels_to_match_by_hand():
 def test_intervals_over_seeds_know_how_few_there_are():
     """Two seeds: t = 12.7 of one degree of freedom; one seed: no interval, in either table."""
     table = pd.DataFrame(
-        [(m, n, s, y + 0.02 * s, 300) for m, y in (("supervised", 0.5), ("linear", 0.7)) for n in (8, 16) for s in (0, 1)],
+        [(m, n, s, y + 0.02 * s, 300) for m, y in (("supervised", 0.5), ("linear", 0.55)) for n in (8, 16) for s in (0, 1)],
         columns=["method", "n_labels", "seed", "balanced_accuracy", "n"],
     )  # fmt: skip
     means = seed_means(table).set_index(["method", "n_labels"])
-    assert means.loc[("linear", 8), ["seeds", "balanced_accuracy", "n"]].tolist() == pytest.approx([2, 0.71, 300])
-    assert means["high"] - means["low"] == pytest.approx(2 * 12.706 * 0.01, rel=1e-3)
+    assert means.loc[("linear", 8), ["seeds", "balanced_accuracy", "n"]].tolist() == pytest.approx([2, 0.56, 300])
+    np.testing.assert_allclose(means["high"] - means["low"], 2 * 12.706 * 0.01, rtol=1e-3)
     found = labels_to_match(table).iloc[0]
     assert found["low"] == 0  # two seeds cannot exclude that it never gets there
     assert found["high"] == 2
