@@ -311,7 +311,9 @@ def _groups(network: nn.Module, method: Method, learning_rate: float, config: Pr
     encoder = network.model.encoder
     decay = config.layer_decay if method == "finetune" else 1.0
     depth = len(encoder.blocks)
-    groups = [{"params": [*network.head.parameters(), *encoder.norm.parameters()], "lr": learning_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": [*network.head.parameters(), *encoder.norm.parameters()], "lr": learning_rate}
+    ]
     groups += [
         {"params": list(block.parameters()), "lr": learning_rate * decay ** (depth - i)}
         for i, block in enumerate(encoder.blocks)

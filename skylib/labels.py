@@ -208,7 +208,7 @@ def labels_to_match(
             known = np.nan_to_num(found, nan=0.0)  # not reached: fewer than any factor
             low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
         lines.append({"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high, "note": note})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note"])
 
 
 def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
