@@ -417,7 +417,7 @@ def test_an_interruption_at_the_very_end_loses_nothing(tiles, tmp_path, monkeypa
     ra, dec = tile.sky_at(np.array([40, row]), np.array([40, col]))  # the second without data
     catalogue = Table({"ra": ra, "dec": dec})
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
