@@ -12,7 +12,8 @@ from skylib import (
     train_head,
     write_cutouts,
 )
-from skylib.labelled import fingerprint, nested_subset
+from skylib.checkpoint import fingerprint
+from skylib.labelled import nested_subset
 from skylib.metrics import classification_metrics
 from skylib.probes import on_test
 
