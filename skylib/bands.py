@@ -26,7 +26,7 @@ _CANONICAL = (
 )  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
 _FITS = r"\.fits(?:\.fz|\.gz)?"
-_COADD_NAME = re.compile(rf"(?:.*-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>\d+-\d+,\d+){_FITS}")
+_COADD_NAME = re.compile(rf"(?:calexp-)?(?:[A-Za-z]+-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>\d+-\d+,\d+){_FITS}")
 _CUTOUT_NAME = re.compile(rf"(?P<number>(?:\d+-)?)cutout-(?:HSC-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>.+?){_FITS}")
 
 
@@ -95,6 +95,7 @@ def split_tile_name(path: Path) -> tuple[str, str] | None:
     --------
     >>> split_tile_name(Path("calexp-HSC-I-9813-4,5.fits")), split_tile_name(Path("NB0816-9813-4,5.fits.fz"))
     (('i', '9813-4,5'), ('NB0816', '9813-4,5'))
+    >>> split_tile_name(Path("det-HSC-I-9813-4,5.fits"))  # the detections of the same coadd
     >>> split_tile_name(Path("2-cutout-HSC-I-8279-pdr2_wide.fits"))
     ('i', '2-8279-pdr2_wide')
     """

@@ -122,9 +122,17 @@ def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device 
     """
     path = Path(run_dir_or_checkpoint)
     found = load_last(path) if path.is_dir() else None
-    checkpoint = found[1] if found else load_checkpoint(path / "checkpoints" / "last.pt" if path.is_dir() else path)
+    if found is None:
+        path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+        found = path, load_checkpoint(path)
+    source, checkpoint = found
     model = build_model(model_config_from_dict(checkpoint["model_config"]))
     model.load_state_dict(checkpoint.get("optimiser", {}).get("average", checkpoint["model"]))
+    model.origin = {
+        "checkpoint": str(source),
+        "step": checkpoint["step"],
+        "pretrain": checkpoint.get("pretrain_config"),
+    }
     return model.to(pick_device(device)).eval()
 
 

@@ -131,13 +131,14 @@ def embed(
     model: MaskedImageModel,
     cutouts: CutoutFile,
     *,
+    rows: np.ndarray | None = None,
     pool: str = "mean",
     layer: int = -1,
     batch_size: int = 256,
     precision: str | None = None,
     compile: bool | None = None,
 ) -> Embeddings:
-    """Embed every cutout of a file, in its order.
+    """Embed the cutouts of a file, in its order.
 
     Images are read ahead of the device by a thread, a few batches at a time, so memory does not grow with their number.
 
@@ -147,6 +148,8 @@ def embed(
         Bands are matched by name; a band that the file lacks is taken as missing. Bigger cutouts are cropped at
         their centre.
     cutouts : CutoutFile
+    rows : ndarray of int, optional
+        Only these, in this order.
     pool : {"mean", "cls", "max", "central", "central16", "attention"}
     layer : int
         After which block; the last by default.
@@ -166,13 +169,14 @@ def embed(
         raise ValueError("pool='tokens' gives no single vector an object; use embed_tokens")
     if precision is None:
         precision = fast_precision(model.sky_sigma.device)
-    vectors = _run(model, cutouts, None, pool, layer, batch_size, precision, compile)
+    rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
+    vectors = _run(model, cutouts, rows, pool, layer, batch_size, precision, compile)
     meta = {
         "model": to_dict(model.config), "cutouts": str(cutouts.path), "pool": pool, "layer": layer,
-        "precision": precision,
+        "precision": precision, **model.origin,
     }  # fmt: skip
-    columns = {name: cutouts.column(name) for name in cutouts.columns}
-    return Embeddings(vectors, ra=cutouts.ra, dec=cutouts.dec, columns=columns, meta=meta)
+    columns = {name: cutouts.column(name)[rows] for name in cutouts.columns}
+    return Embeddings(vectors, ra=cutouts.ra[rows], dec=cutouts.dec[rows], columns=columns, meta=meta)
 
 
 def embed_tokens(
@@ -184,12 +188,11 @@ def embed_tokens(
 
 
 def _run(
-    model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray | None, pool: str, layer: int, batch_size: int,
+    model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, pool: str, layer: int, batch_size: int,
     precision: str, compile: bool | None,
 ) -> np.ndarray:  # fmt: skip
     check_choice("precision", precision, get_args(Precision))
     device = model.sky_sigma.device
-    rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
     starts = range(0, len(rows), batch_size)
     if compile is None:
         compile = device.type == "cuda" and len(rows) >= COMPILE_FROM

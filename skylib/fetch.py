@@ -121,6 +121,8 @@ def fetch_hsc_tiles(
     OSError
         If the server cannot be reached or refuses, or a file is not whole.
     """
+    if not patches or not bands:
+        raise ValueError("no patch or no band asked for")
     if rerun not in HSC_RERUNS:
         raise ValueError(f"rerun={rerun!r}: one of {', '.join(map(repr, HSC_RERUNS))}")
     for patch in patches:
@@ -203,6 +205,9 @@ def _continue(url: str, partial: Path, auth: tuple[str, str] | None) -> None:
     with requests.get(url, headers=headers, auth=auth, stream=True, timeout=60) as answer:
         if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{there}"):
             return  # all of it is here
+        if answer.status_code == 416:
+            partial.unlink()
+            raise _Unwell(f"{url}: {there} bytes were here, more than there are; begun anew")
         _raise_for(answer, url)
         if answer.status_code != 206:  # the server begins anew
             there = 0

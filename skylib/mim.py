@@ -8,7 +8,7 @@ References
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,14 @@ class MaskedImageModel(nn.Module):
     ----------
     sky_sigma : Tensor of float32, shape (C,)
         Noise of the sky in counts for the stretch; set from the training data, kept with the weights.
+    origin : dict
+        Where the weights come from, if they were loaded: checkpoint, step and settings of the training.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.origin: dict[str, Any] = {}
         width, depth, heads = VIT_SIZES[config.size]
         pixels = (1, 1, len(config.bands), config.patch_size**2)
         self.encoder = Encoder(
@@ -129,7 +132,9 @@ class MaskedImageModel(nn.Module):
     ) -> MIMOutput:  # fmt: skip
         """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
         patches = self._patches(flux)
-        prediction = self._predict(patches, mask, n_visible or self.config.n_visible, sky_vector(ra, dec))
+        prediction = self._predict(
+            patches, mask, self.config.n_visible if n_visible is None else n_visible, sky_vector(ra, dec)
+        )
         target, _, _ = standardise(patches, self.config.norm_pix)
         use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
         if weight is not None:

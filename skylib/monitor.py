@@ -168,7 +168,9 @@ def draw_reconstruction(run_dir: str | Path, model: MaskedImageModel, flux: Tens
     from skylib import plotting
 
     device = model.sky_sigma.device
-    images, hidden = model.reconstruct(flux.to(device), generator=keyed_generator(seed, device=device))
+    nowhere = torch.full((len(flux),), torch.nan, device=device)  # a model with positions is shown none
+    generator = keyed_generator(seed, device=device)
+    images, hidden = model.reconstruct(flux.to(device), ra=nowhere, dec=nowhere, generator=generator)
     figure = plotting.plot_reconstruction(
         flux.cpu().numpy(), images.cpu().numpy(), hidden.cpu().numpy(), model.config.bands,
         norm_pix=model.config.norm_pix, sky_sigma=model.sky_sigma.cpu().numpy(),

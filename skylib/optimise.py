@@ -113,7 +113,9 @@ class Optimiser:
         if self.average is not None:
             decay = min(self.config.ema, (1 + step) / (10 + step))  # a short memory at first
             averages: list[Tensor] = list(self.average.parameters())
-            torch._foreach_lerp_(averages, self.parameters, 1 - decay)
+            # On a skipped step the share is 0; a tensor, so that nothing waits for the device.
+            share = (1 - decay) * (1 - bad)
+            torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(self.parameters, averages), share))
         return norm
 
     def bad_steps(self) -> tuple[int, int]:
@@ -128,8 +130,14 @@ class Optimiser:
         return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another optimiser stood; an average that it did not keep begins from the weights as they are."""
+        """Go on where another optimiser stood, with the settings of this one.
+
+        An average that it did not keep begins from the weights as they are.
+        """
+        settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.adamw.param_groups]
         self.adamw.load_state_dict(state["adamw"])
+        for group, mine in zip(self.adamw.param_groups, settings, strict=True):
+            group.update(mine)
         self._bad = state["bad"].to(self._bad.device)
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])

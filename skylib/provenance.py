@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,7 @@ PACKAGES = (
     "skylib", "torch", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "astropy", "galsim", "umap-learn", "matplotlib",
     "papermill", "ipykernel",
 )  # fmt: skip
+_END = 64 * 2**20  # bytes
 _SLURM = {
     "cluster": "SLURM_CLUSTER_NAME", "partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT",
     "nodes": "SLURM_JOB_NODELIST", "array": "SLURM_ARRAY_JOB_ID", "task": "SLURM_ARRAY_TASK_ID",
@@ -50,6 +52,41 @@ def environment() -> dict[str, Any]:
         "packages": packages,
         "git": _git_revision(),
     }
+
+
+def data_checksums(values: Iterable[Any]) -> dict[str, dict[str, Any]]:
+    """Return what identifies the files and folders among some values, by path.
+
+    A file has its size and a SHA-256, of its two ends alone if it is larger than a GiB; a folder the number and size of its
+    files, and a SHA-256 of their names, sizes and times.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in (
+        Path(value) for value in values if isinstance(value, str | Path) and str(value) and os.path.exists(value)
+    ):
+        if path.is_file():
+            found[str(path)] = _file_checksum(path)
+        elif path.is_dir() and (path / "status").is_dir():
+            continue  # a run, which keeps account of itself
+        elif path.is_dir():
+            stats = [(file.relative_to(path), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+            listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+            found[str(path)] = {
+                "files": len(stats), "bytes": sum(stat.st_size for _, stat in stats),
+                "sha256_of_listing": hashlib.sha256(listing.encode()).hexdigest(),
+            }  # fmt: skip
+    return found
+
+
+def _file_checksum(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= 2**30:
+            return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        digest = hashlib.sha256(file.read(_END))
+        file.seek(-_END, os.SEEK_END)
+        digest.update(file.read(_END))
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
 
 
 def describe(environment: Mapping[str, Any], *, notebook: str, parameters: Mapping[str, Any], restarts: int = 0) -> str:

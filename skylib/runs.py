@@ -22,7 +22,7 @@ from skylib.parameters import (
     parse_overrides,
     split_override,
 )
-from skylib.provenance import describe, environment, node, now
+from skylib.provenance import data_checksums, describe, environment, node, now
 from skylib.status import Record
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def run(
             (attempts := run_dir / "attempts").mkdir(exist_ok=True)
             os.replace(out, attempts / f"{out.stem}.{before['restarts']}.ipynb")
         record.write({"state": "running", **facts})
-        where = environment()
+        where = environment() | {"data": data_checksums([*values.values(), run_dir / "cutouts.h5"])}
         write_json(run_dir / "environment.json", where)
         given = {name: value for name, value in values.items() if name != "run_dir"}
         opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)

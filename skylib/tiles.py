@@ -127,7 +127,7 @@ def read_wcs(paths: TilePaths) -> tuple[WCS, tuple[int, int]]:
         with fits.open(path) as hdus:
             hdu = _find_hdu(hdus, "IMAGE", path)
             return WCS(hdu.header), hdu.shape
-    except (OSError, KeyError, TypeError, zlib.error) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
         raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
 
 

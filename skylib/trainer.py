@@ -50,13 +50,20 @@ class Trainer:
         self.model_config, self.config, self.run_dir, self.world, self.probes = model_config, config, run_dir, world, probes  # fmt: skip
         if config.batch_size % (config.accumulate * world.size):
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {world.size} processes x accumulate={config.accumulate}")  # fmt: skip
-        self.loader = self._loader(train, shuffle=True).shard(world.rank, world.size)
-        self.validation: CutoutLoader | None = None
+        whole, self.validation = self._loader(train, shuffle=True), None
+        if whole.batch_size != config.batch_size:
+            raise ValueError(f"batch_size={config.batch_size}: the loader of the training data gives batches of {whole.batch_size}")  # fmt: skip
+        self.loader = whole.shard(world.rank, world.size)
         if validation is not None and world.first:
             self.validation = cast(CutoutLoader, self._loader(validation, shuffle=False))
-        if tuple(self.loader.bands) != model_config.bands:
-            found, wanted = " ".join(self.loader.bands), " ".join(model_config.bands)
-            raise ValueError(f"the training data holds bands {found}, the model {wanted}")
+        for kind, loader in (("training", self.loader), ("validation", self.validation)):
+            if loader is None:
+                continue
+            if loader.device.type == world.device.type:  # of several GPUs, this process's own
+                loader.device = world.device
+            if tuple(loader.bands) != model_config.bands:
+                found, wanted = " ".join(loader.bands), " ".join(model_config.bands)
+                raise ValueError(f"the {kind} data holds bands {found}, the model {wanted}")
         self.model = build_model(model_config, seed=config.seed)
         self.step, self.best = 0, float("inf")
         self._running = torch.zeros(2, device=world.device)  # since the last look: summed loss, good steps
@@ -70,7 +77,7 @@ class Trainer:
         self.optimiser = Optimiser(self.model, config)
         if resumed is not None:
             self._restore(resumed[1])
-        elif world.first:
+        if world.first:
             write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
         self._step = Step(self.model, config, world)
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
@@ -98,7 +105,13 @@ class Trainer:
                 shown = self.step
                 self._running.zero_()
             if last or self.step % config.validate_every == 0:
-                self._validate()
+                try:
+                    self._validate()
+                except (
+                    BaseException
+                ):  # a probe or a figure that fails must not cost the steps since the last checkpoint
+                    self._save()
+                    raise
             why = world.agree(stop.why()) if world.size == 1 or look else None
             overdue = look and world.agree(time.monotonic() - saved > 60 * config.checkpoint_minutes)
             if last or why or overdue or self.step % config.checkpoint_every == 0:
@@ -153,7 +166,10 @@ class Trainer:
             line["validation_loss"] = loss
             if loss < self.best:
                 self.best = loss
-                content = {"step": self.step, "model_config": to_dict(self.model_config), "model": self.evaluated.state_dict()}  # fmt: skip
+                content = {
+                    "step": self.step, "model": self.evaluated.state_dict(),
+                    "model_config": to_dict(self.model_config), "pretrain_config": to_dict(self.config),
+                }  # fmt: skip
                 save_checkpoint(self.run_dir / "checkpoints" / "best.pt", content)
         line |= run_probes(self.evaluated, self.probes, precision=self.config.precision)
         self.recorder.write(line)

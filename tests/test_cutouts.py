@@ -391,3 +391,51 @@ def test_what_another_call_left_is_not_continued(tiles, sky, tmp_path):
     assert (tmp_path / "x.h5.partial").exists()
     again = make_cutouts(tiles, sky.catalogue, tmp_path / "x.h5", size=10)
     np.testing.assert_array_equal(again.flux(), make_cutouts(tiles, sky.catalogue, tmp_path / "y.h5", size=10).flux())
+
+
+@pytest.mark.parametrize("band", ["g", "i"])
+def test_a_tile_without_a_header_is_skipped_too(tiles, sky, tmp_path, band):
+    (tmp_path / "empty.fits").touch()
+    bad = [type(tiles[0])(tiles[0].name, tiles[0].paths | {band: tmp_path / "empty.fits"}), tiles[1]]
+    with pytest.raises(OSError, match=r"empty\.fits: cannot be read as a FITS tile"):
+        make_cutouts(bad, sky.catalogue, tmp_path / "x.h5", size=8)
+    part = make_cutouts(bad, sky.catalogue, tmp_path / "x.h5", size=8, on_error="skip")
+    assert set(part.column("tile")) == {tiles[1].name}
+    with h5py.File(part.path) as file:
+        assert file.attrs["skipped_tiles"].tolist() == [tiles[0].name]
+
+
+def test_an_interruption_at_the_very_end_loses_nothing(tiles, tmp_path, monkeypatch):
+    tile = read_tile(tiles[-1])
+    row, col = (int(np.median(v)) for v in np.nonzero(np.isnan(tile.flux).all(axis=0)))
+    ra, dec = tile.sky_at(np.array([40, row]), np.array([40, col]))  # the second without data
+    catalogue = Table({"ra": ra, "dec": dec})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("skylib.cutouts.make.keep_rows", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make_cutouts(tiles[-1:], catalogue, tmp_path / "x.h5", size=4)
+    monkeypatch.setattr("skylib.cutouts.make.read_tile", interrupted)  # nothing is read again
+    made = make_cutouts(tiles[-1:], catalogue, tmp_path / "x.h5", size=4)
+    np.testing.assert_array_equal(made.flux(0)[0], slice_cutout(tile.flux, 40, 40, 4))
+    again = make_cutouts(tiles[-1:], catalogue, tmp_path / "x.h5", size=4)  # is there already
+    np.testing.assert_array_equal(again.flux(), made.flux())
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]
+    with pytest.raises(KeyboardInterrupt):
+        make_cutouts(tiles[-1:], catalogue, tmp_path / "x.h5", size=5)
+
+
+def test_columns_cannot_take_the_names_of_pixels(tiles, sky, tmp_path):
+    table = Table.read(sky.catalogue)["ra", "dec"]
+    table["weight"] = 1.0
+    with pytest.raises(ValueError, match="a column cannot be named weight"):
+        make_cutouts(tiles, table, tmp_path / "x.h5", size=4)
+    assert make_cutouts(tiles, table, tmp_path / "x.h5", size=4, columns=["ra"]).columns == (
+        "col",
+        "file",
+        "row",
+        "tile",
+    )

@@ -116,3 +116,14 @@ def test_real_hsc_pixels_embed(shared_data):
     vectors = embed(build_model(CONFIG), real).vectors
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors.round(4), axis=0)) == len(real)
+
+
+def test_some_rows_are_embedded_as_in_the_whole(cutouts):
+    model = build_model(ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1))
+    whole, some = (
+        embed(model, cutouts, precision="fp32"),
+        embed(model, cutouts, rows=np.array([7, 2]), precision="fp32"),
+    )
+    np.testing.assert_allclose(some.vectors, whole.vectors[[7, 2]], rtol=1e-4, atol=1e-5)
+    assert some.column("object_id").tolist() == whole.column("object_id")[[7, 2]].tolist()
+    assert some.ra.tolist() == whole.ra[[7, 2]].tolist()

@@ -113,6 +113,11 @@ def test_an_interrupted_call_is_continued_by_the_next(zenodo, tmp_path):
     assert int(zenodo.asked[-1][1].strip("bytes=-")) > 2_600_000
 
 
+def test_what_is_longer_than_the_file_is_begun_anew(zenodo, tmp_path):
+    (tmp_path / f"{FILE}.whole.part").write_bytes(bytes(len(CONTENT) + 5))
+    assert get(zenodo, tmp_path)[0].read_bytes() == CONTENT
+
+
 def test_a_wrong_checksum_leaves_no_file(zenodo, tmp_path):
     zenodo.files[f"/records/11117528/files/{FILE}"] = CONTENT[:-1] + b"x"
     with pytest.raises(ValueError, match="hash"):
@@ -173,6 +178,8 @@ def test_what_the_archive_refuses(archive, tmp_path, monkeypatch):
         get(bands=["z"])
     with pytest.raises(ValueError, match="patch '45': must read as in '4,5'"):
         get(patches=["45"])
+    with pytest.raises(ValueError, match="no patch or no band"):
+        get(patches=[])
     with pytest.raises(ValueError, match="rerun='pdr9'"):
         get(rerun="pdr9")
     archive.files = dict.fromkeys(archive.files, b"<html>log in</html>")

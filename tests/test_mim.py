@@ -286,3 +286,10 @@ def test_the_seed_fixes_the_weights_and_leaves_the_global_state():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.encoder.embed.weight, other.encoder.embed.weight)
+
+
+def test_a_mask_that_hides_everything_leaves_nothing_to_see(flux):
+    model = build_model(ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1))
+    mask = torch.ones(len(flux), 16, dtype=torch.bool)
+    one = model(flux, mask=mask).prediction
+    assert torch.equal(one, model(flux.flip(0) * 3, mask=mask).prediction)

@@ -16,7 +16,7 @@ from skylib import runs
 from skylib.__main__ import main
 from skylib.execute import NotebookError, NotebookInterrupted
 from skylib.parameters import Parameter, check_value, notebook_parameters, parse_overrides
-from skylib.provenance import node
+from skylib.provenance import data_checksums, node
 from skylib.report import _clean, write_report
 from skylib.runs import demo, run, run_notebook
 
@@ -239,6 +239,7 @@ def test_a_run_gets_its_parameters_and_keeps_everything(finished):
     assert environment["device"]
     assert environment["cpus"] >= 1
     assert environment["command"]
+    assert environment["data"] == {}
     assert not list(finished.glob("*.partial"))
 
 
@@ -537,3 +538,18 @@ def test_the_command_line_explains_itself(notebook, capsys):
             main(arguments)
         assert end.value.code == code
     assert "skylib 0." in capsys.readouterr().out
+
+
+def test_data_are_identified(tmp_path):
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "a.fits").write_bytes(b"abc")
+    (tmp_path / "catalogue.csv").write_bytes(b"abc")
+    values = ["", "grizy", 3, str(tmp_path / "catalogue.csv"), tmp_path / "tiles", str(tmp_path / "none.h5")]
+    found = data_checksums(values)
+    sha = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", FIPS 180-2
+    assert found[str(tmp_path / "catalogue.csv")] == {"bytes": 3, "sha256": sha}
+    listing = found[str(tmp_path / "tiles")]
+    assert (listing["files"], listing["bytes"]) == (1, 3)
+    assert set(found) == {str(tmp_path / "catalogue.csv"), str(tmp_path / "tiles")}
+    (tmp_path / "tiles" / "a.fits").write_bytes(b"abcd")
+    assert data_checksums(values)[str(tmp_path / "tiles")] != listing

@@ -1,13 +1,25 @@
 """That what a user sets, and what the data carry, reaches the training."""
 
+import json
 import logging
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from skylib import CutoutLoader, Interrupted, PretrainConfig, TileLoader, pretrain, trainer, write_cutouts
+from skylib import (
+    CutoutLoader,
+    Interrupted,
+    PretrainConfig,
+    Probe,
+    TileLoader,
+    embed,
+    load_model,
+    pretrain,
+    trainer,
+    write_cutouts,
+)
 from skylib.checkpoint import load_checkpoint, save_checkpoint
 from skylib.distributed import World
 from skylib.loading import Batch
@@ -166,3 +178,43 @@ def test_changed_settings_are_told(base, cutouts, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         pretrain(MODEL, config(steps=6, learning_rate=2e-3), train=cutouts, run_dir=tmp_path)
     assert "goes on with other settings: steps: 5 -> 6, learning_rate: 0.001 -> 0.002" in caplog.text
+
+
+def test_changed_settings_are_followed(base, cutouts, tmp_path):
+    pretrain(MODEL, config(steps=5), train=cutouts, run_dir=tmp_path)
+    changed = config(steps=6, weight_decay=0.3, betas=(0.5, 0.6))
+    pretrain(MODEL, changed, train=cutouts, run_dir=tmp_path)
+    groups = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["optimiser"]["adamw"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert all(tuple(group["betas"]) == (0.5, 0.6) for group in groups)
+    assert json.loads((tmp_path / "config.json").read_text())["pretrain"]["steps"] == 6
+
+
+def test_a_model_with_positions_is_validated_and_drawn(cutouts, tmp_path):
+    model = replace(MODEL, ra_dec=True, objective="simmim")
+    result = pretrain(model, config(steps=3, validate_every=2), train=cutouts, validation=cutouts, run_dir=tmp_path)
+    assert result.metrics["validation_loss"].notna().sum() == 2
+    assert (tmp_path / "figures" / "reconstruction.png").is_file()
+
+
+def test_a_probe_that_fails_costs_no_step(cutouts, tmp_path):
+    probe = Probe("class", cutouts, "classification", np.zeros(len(cutouts), int))  # nothing to choose on
+    with pytest.raises(ValueError, match="validation"):
+        pretrain(MODEL, config(steps=9, validate_every=4), train=cutouts, probes=[probe], run_dir=tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["step"] == 4
+
+
+def test_loaders_that_do_not_fit_the_settings_are_refused(cutouts, tmp_path):
+    loader = CutoutLoader(cutouts, batch_size=16)
+    with pytest.raises(ValueError, match="batch_size=32: the loader of the training data gives batches of 16"):
+        pretrain(MODEL, config(steps=5), train=loader, run_dir=tmp_path)
+    other = CutoutLoader(cutouts, batch_size=16, shuffle=False, bands=("y", "z", "i", "r", "g"))
+    with pytest.raises(ValueError, match="the validation data holds bands y z i r g, the model g r i z y"):
+        pretrain(MODEL, config(steps=5), train=cutouts, validation=other, run_dir=tmp_path)
+
+
+def test_a_model_knows_where_its_weights_come_from(cutouts, tmp_path):
+    pretrain(MODEL, config(steps=5), train=cutouts, run_dir=tmp_path)
+    meta = embed(load_model(tmp_path), cutouts, rows=np.array([3, 1])).meta
+    assert meta["checkpoint"] == str(tmp_path / "checkpoints" / "last.pt")
+    assert (meta["step"], meta["pretrain"]["learning_rate"]) == (5, 1e-3)

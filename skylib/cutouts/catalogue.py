@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import astropy.units as u
@@ -60,8 +60,9 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
 
 
 def assign_tiles(
-    tiles: Sequence[TilePaths], ra: np.ndarray, dec: np.ndarray, *, size: int, edge: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    tiles: Sequence[TilePaths], ra: np.ndarray, dec: np.ndarray, *, size: int, edge: str,
+    on_unreadable: Callable[[int, OSError], None],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Find the tile in which each object is farthest from the edge.
 
     Parameters
@@ -73,6 +74,8 @@ def assign_tiles(
         Side of the cutouts, pixels.
     edge : {"pad", "drop"}
         Whether cutouts may reach over the edge of a tile.
+    on_unreadable : callable
+        Given the number of a tile whose header cannot be read, and the error; the tile holds nothing if it returns.
 
     Returns
     -------
@@ -87,7 +90,11 @@ def assign_tiles(
     best = np.full(len(ra), -np.inf)
     rows, cols = np.full(len(ra), np.nan), np.full(len(ra), np.nan)
     for t, paths in enumerate(tiles):
-        wcs, (height, width) = read_wcs(paths)
+        try:
+            wcs, (height, width) = read_wcs(paths)
+        except OSError as error:
+            on_unreadable(t, error)
+            continue
         # A gnomonic projection repeats itself on the far side of the sky: only nearby objects can be in the tile.
         (ra0, corner_ra), (dec0, corner_dec) = wcs.all_pix2world([width / 2, 0], [height / 2, 0], 0)
         radius = 1.1 * _separation(corner_ra, corner_dec, ra0, dec0)

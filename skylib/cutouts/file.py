@@ -79,7 +79,8 @@ class CutoutFile:
             self.pixel_scale = float(file.attrs.get("pixel_scale", PIXEL_SCALE))
             self.zero_point = float(file.attrs.get("zero_point", ZERO_POINT))
             self._columns = find_columns(file, self._layout, len(self), self.path)
-            self.has_weight = self._layout.weight is not None and self._layout.weight in file
+            weight = self._layout.weight
+            self.has_weight = weight is not None and weight in file and file[weight].ndim == 4
             self._places = {key: _place(file[key]) for key in self._layout.images if key in file}
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
@@ -123,7 +124,7 @@ class CutoutFile:
         with self._open() as file:
             return tuple(text(n) for n in file[self._columns[name][0]].attrs.get("names", CLASS_NAMES))
 
-    def flux(self, index: Index = slice(None), *, size: int | None = None) -> np.ndarray:
+    def flux(self, index: Index = slice(None), *, size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Return cutouts in the order asked for.
 
         Parameters
@@ -131,6 +132,8 @@ class CutoutFile:
         index : int, slice, or array of int or bool
         size : int, optional
             Only the central `size` x `size` pixels.
+        out : ndarray of float32, shape (n, C, S, S), optional
+            Memory to read into.
 
         Returns
         -------
@@ -144,7 +147,7 @@ class CutoutFile:
         ValueError
             If `size` is larger than the cutouts.
         """
-        flux = self._read(self._layout.flux, index, size)
+        flux = self._read(self._layout.flux, index, size, out)
         if self._layout.good is not None and self._layout.good in self._places:
             flux[~self._read(self._layout.good, index, size)] = np.nan
         return flux
@@ -161,7 +164,7 @@ class CutoutFile:
             raise KeyError(f"{self.path}: holds no inverse variances")
         return self._read(self._layout.weight, index, size)
 
-    def _read(self, key: str, index: Index, size: int | None) -> np.ndarray:
+    def _read(self, key: str, index: Index, size: int | None, out: np.ndarray | None = None) -> np.ndarray:
         data, window = self._source(key), self._window(size)
         if isinstance(index, slice):
             images = data[(index, slice(None), *window)]
@@ -169,6 +172,8 @@ class CutoutFile:
         else:
             rows = self._rows(index)
             if isinstance(data, np.ndarray):
+                if out is not None and size in (None, self.size) and data.dtype == out.dtype and self._in_order():
+                    return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
                 images = data[(slice(None), slice(None), *window)][rows]
             elif not len(rows):
                 images = data[(slice(0, 0), slice(None), *window)]
@@ -177,9 +182,16 @@ class CutoutFile:
                 runs = np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)
                 images = np.concatenate([data[(slice(r[0], r[-1] + 1), slice(None), *window)][r - r[0]] for r in runs])
                 images = images[inverse]
-        if self._planes != list(range(len(self._planes))):
+        if not self._in_order():
             images = images[:, self._planes]
-        return np.asarray(images, dtype=bool if key == self._layout.good else np.float32)
+        images = np.asarray(images, dtype=bool if key == self._layout.good else np.float32)
+        if out is None:
+            return images
+        out[:] = images
+        return out
+
+    def _in_order(self) -> bool:
+        return self._planes == list(range(len(self._planes)))
 
     def _rows(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.atleast_1d(np.asarray(index))

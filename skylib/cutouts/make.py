@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from skylib.bands import ZERO_POINT
 from skylib.cutouts.catalogue import assign_tiles, describe_centre, describe_extent, read_catalogue
 from skylib.cutouts.file import CutoutFile
-from skylib.cutouts.write import create, keep_rows, mapped
+from skylib.cutouts.write import PixelWriter, create, keep_rows
 from skylib.tiles import TilePaths, read_tile, read_wcs
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def make_cutouts(
     """Cut an image out of the tiles around every object of a catalogue.
 
     Each tile is read once, several at a time. A call that was killed goes on with the tiles that are missing when it is
-    made again.
+    made again; one whose file is there already, of the same tiles, objects and settings, returns it.
 
     Parameters
     ----------
@@ -94,7 +94,17 @@ def make_cutouts(
         if tuple(tile.paths) != bands:
             raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {bands}")
     position = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
-    tile_of, rows, cols = assign_tiles(tiles, *position, size=size, edge=edge)
+    unreadable: dict[int, str] = {}
+
+    def skip(t: int, error: OSError | ValueError) -> None:
+        if on_error == "raise":
+            raise error
+        log.warning("tile %s is skipped: %s", tiles[t].name, error)
+        unreadable[t] = str(error)
+
+    tile_of, rows, cols = assign_tiles(tiles, *position, size=size, edge=edge, on_unreadable=skip)
+    if len(unreadable) == len(tiles):
+        raise OSError(f"none of {len(tiles)} tiles can be read; the first: {next(iter(unreadable.values()))}")
     kept = np.flatnonzero(tile_of >= 0)
     if not len(kept):
         raise ValueError(
@@ -119,10 +129,15 @@ def make_cutouts(
     stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for t in used for path in tiles[t].paths.values() if path]  # fmt: skip
     settings = {"files": stats, "bands": bands, "size": size, "bad_planes": list(bad_planes), "variance": variance}
     job = _Job(Path(out), settings, labels)
+    if job.is_finished() and not unreadable:
+        log.info("%s: is there already, made of the same tiles and objects", out)
+        job.remove()
+        return CutoutFile(out)
     if not job.resumes:
+        job.remove()
         create(job.partial, n=len(kept), bands=bands, size=size, columns=labels, attributes=attributes, weight=variance)
         job.begin()
-    targets = [mapped(job.partial, name) for name in (("cutouts", "weight") if variance else ("cutouts",))]
+    writers = [PixelWriter(job.partial, name) for name in (("cutouts", "weight") if variance else ("cutouts",))]
 
     def cut(t: int) -> list[int]:
         """Write the cutouts of a tile; return the numbers of those without data."""
@@ -132,10 +147,13 @@ def make_cutouts(
         corners = [(np.round(v[mine]).astype(int) - size // 2).tolist() for v in (rows, cols)]
         empty = []
         for index, top, left in zip(mine.tolist(), *corners, strict=True):
-            for target, image in zip(targets, images, strict=True):
-                target[index] = slice_window(image, top, left, size)
-            if not (np.isfinite(targets[0][index, :, size // 2, size // 2]).any() or np.isfinite(targets[0][index]).any()):  # fmt: skip
+            windows = [slice_window(image, top, left, size) for image in images]
+            for writer, window in zip(writers, windows, strict=True):
+                writer.write(index, window)
+            if not (np.isfinite(windows[0][:, size // 2, size // 2]).any() or np.isfinite(windows[0]).any()):
                 empty.append(index)
+        for writer in writers:
+            writer.sync()  # before the journal says so
         return empty
 
     todo = [t for t in used if t not in job.done]
@@ -149,22 +167,20 @@ def make_cutouts(
                 try:
                     job.finish(t, future.result())
                 except (OSError, ValueError) as error:
-                    if on_error == "raise":
-                        raise
-                    log.warning("tile %s is skipped: %s", tiles[t].name, error)
-                    job.skipped[t] = str(error)
-        except BaseException:
+                    skip(t, error)
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
-    if len(job.skipped) == len(used):
+            for writer in writers:
+                writer.close()
+    lost = np.isin(tile_of, list(unreadable))
+    if lost.all():
         job.remove()
-        raise OSError(f"none of {len(used)} tiles can be read; the first: {next(iter(job.skipped.values()))}")
-    lost = np.isin(tile_of, list(job.skipped))
+        raise OSError(f"none of {len(used)} tiles can be read; the first: {next(iter(unreadable.values()))}")
     empty = np.isin(np.arange(len(tile_of)), [index for indices in job.done.values() for index in indices])
     for reason, which in (("lie in tiles that were skipped", lost), ("have no pixel of data", empty)):
         if which.any():
             log.warning("%d of %d objects %s and are left out", which.sum(), len(which), reason)
-    return job.complete(~(lost | empty), [tiles[t].name for t in sorted(job.skipped)])
+    return job.complete(~(lost | empty), [tiles[t].name for t in sorted(unreadable)])
 
 
 class _Job:
@@ -180,7 +196,6 @@ class _Job:
             digest.update("\0".join(map(str, array)).encode() if array.dtype.hasobject else array.tobytes())
         self._key = digest.hexdigest()
         self.done: dict[int, list[int]] = {}  # tile: which of its objects have no data
-        self.skipped: dict[int, str] = {}  # tile: why; not in the journal, so that another try is made
         lines = self.journal.read_text().split("\n")[:-1] if self.journal.exists() and self.partial.exists() else []
         self.resumes = bool(lines) and lines[0] == self._key
         if self.resumes:
@@ -189,28 +204,37 @@ class _Job:
     def begin(self) -> None:
         self.journal.write_text(self._key + "\n")
 
+    def is_finished(self) -> bool:
+        """Whether the whole file is there, of the same settings and objects, and without a skipped tile."""
+        try:
+            with h5py.File(self.out, "r") as file:
+                return file.attrs.get("made_of") == self._key and not len(file.attrs["skipped_tiles"])
+        except OSError:
+            return False
+
     def finish(self, tile: int, empty: list[int]) -> None:
         self.done[tile] = empty
         with open(self.journal, "a") as file:
             file.write(json.dumps([tile, empty]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def complete(self, keep: np.ndarray, skipped: Sequence[str]) -> CutoutFile:
         """Leave out the rows not to be kept, give the file its name, and return it."""
-        try:
-            if not keep.any():
-                raise ValueError(f"none of the {len(keep)} objects has a pixel of data")
-            whole = self.partial
-            if not keep.all():
-                whole = self.kept
-                keep_rows(self.partial, whole, np.flatnonzero(keep))
-            with h5py.File(whole, "r+") as file:
-                file.attrs["skipped_tiles"] = np.array(skipped, dtype=h5py.string_dtype())
-                file.attrs["n_left_out"] = int((~keep).sum())
-            with open(whole, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(whole, self.out)
-        finally:
+        if not keep.any():
             self.remove()
+            raise ValueError(f"none of the {len(keep)} objects has a pixel of data")
+        whole = self.partial
+        if not keep.all():
+            whole = self.kept
+            keep_rows(self.partial, whole, np.flatnonzero(keep))
+        with h5py.File(whole, "r+") as file:
+            file.attrs["skipped_tiles"] = np.array(skipped, dtype=h5py.string_dtype())
+            file.attrs["n_left_out"], file.attrs["made_of"] = int((~keep).sum()), self._key
+        with open(whole, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(whole, self.out)
+        self.remove()
         return CutoutFile(self.out)
 
     def remove(self) -> None:

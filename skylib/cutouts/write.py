@@ -90,6 +90,8 @@ def create(
     OSError
         If the file cannot be written.
     """
+    if reserved := {"cutouts", "weight"} & set(columns):
+        raise ValueError(f"{path}: a column cannot be named {', '.join(sorted(reserved))}, which names pixels: rename it, or leave it out")  # fmt: skip
     columns = {name: _as_column(name, values, n) for name, values in columns.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +118,33 @@ def mapped(path: Path, name: str = "cutouts") -> np.ndarray:
     with h5py.File(path, "r") as file:
         offset, shape = file[name].id.get_offset(), file[name].shape
     return np.memmap(path, "<f4", "r+", offset, shape)
+
+
+class PixelWriter:
+    """Writes images one by one into a file from `create`; several threads can.
+
+    Plain writes are several times faster than a mapping, whose new pages the system makes one at a time.
+    """
+
+    def __init__(self, path: Path, name: str = "cutouts") -> None:
+        with h5py.File(path, "r") as file:
+            self._offset, self._shape = file[name].id.get_offset(), file[name].shape[1:]
+        self._bytes = 4 * int(np.prod(self._shape))
+        self._file = os.open(path, os.O_WRONLY)
+
+    def write(self, index: int, image: np.ndarray) -> None:
+        """Write an image (C, S, S) of float32 to its place."""
+        data = np.ascontiguousarray(image, dtype="<f4")
+        if os.pwrite(self._file, data.data, self._offset + index * self._bytes) != self._bytes:
+            raise OSError("the disk is full")
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:

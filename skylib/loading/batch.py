@@ -35,7 +35,10 @@ class Buffers:
         if device.type == "cuda":  # torch keeps pinned memory for itself, until copies from it have ended
             return torch.empty(shape, pin_memory=True)
         size = math.prod(shape)
-        base = self._free.pop() if self._free else np.empty(size, dtype=np.float32)
+        try:  # several threads take from it
+            base = self._free.pop()
+        except IndexError:
+            base = np.empty(size, dtype=np.float32)
         if base.size < size:
             base = np.empty(size, dtype=np.float32)
         view = base[:size].reshape(shape)  # lives as long as the tensor made of it

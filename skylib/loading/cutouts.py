@@ -21,6 +21,7 @@ from skylib.runtime import keyed_generator, pick_device
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
 _BLOCK_BYTES = 4 * 2**20  # read in one piece
 _LEAST_WINDOW_BYTES = 64 * 2**20
+_HOST = torch.device("cpu")
 
 
 class _Window(NamedTuple):
@@ -108,7 +109,7 @@ class CutoutLoader:
         self._typical_weight = self._median_weight() if weight else None
         self._epoch = self._next = 0
         self._kept: _Window | None = None
-        self._buffers = Buffers()
+        self._buffers, self._windows = Buffers(), Buffers()
         self._sky_sigma: Tensor | None = None
 
     def __len__(self) -> int:
@@ -223,7 +224,8 @@ class CutoutLoader:
         by_row = np.argsort(rows, kind="stable")
         slots = np.empty(len(rows), dtype=np.int64)
         slots[by_row] = np.arange(len(rows))
-        flux, weight = np.ascontiguousarray(self.flux(rows[by_row])), None
+        memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
+        flux, weight = self._by_band(self.cutouts.flux(rows[by_row], size=self.size, out=memory), np.nan), None
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
             weight = np.where(np.isfinite(weight) & np.isfinite(flux), weight, np.float32(0))
@@ -249,7 +251,7 @@ class CutoutLoader:
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
-                self._sky_sigma = torch.from_numpy(self.sky_noise())
+                self._sky_sigma = torch.from_numpy(self.sky_noise()).float().to(self.device)
             noise = keyed_generator(self.seed, _NOISE, self._epoch, number, self.rank, device=self.device)
         flux = self._take(images.flux, slots, draws.turns)
         flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from skylib.tiles import TilePaths, read_tile
 
 log = logging.getLogger(__name__)
 
+_UPLOAD = Lock()
 _ORDER, _AUGMENT, _CROP, _NOISE = 0, 1, 2, 3  # what a random draw is for: part of its key
 
 
@@ -116,10 +118,11 @@ class TileLoader:
         self._pool: deque[_Resident] = deque()
         self._served = 0  # how many tiles have entered the pool since the start of the run
         self._reading: Generator[_Resident] | None = None
+        self._stream: torch.cuda.Stream | None = None
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": deque(), "_served": 0, "_reading": None}
+        return {**self.__dict__, "_pool": deque(), "_served": 0, "_reading": None, "_stream": None}
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -152,7 +155,7 @@ class TileLoader:
         """Go on where another stream stood."""
         self._next, self.skipped = state["next"], dict(state.get("skipped", {}))
         sigma = state.get("sky_sigma")
-        self._sky_sigma = None if sigma is None else torch.tensor(sigma)
+        self._sky_sigma = None if sigma is None else torch.tensor(sigma, device=self.device)
         self._forget()
 
     def _sequence(self) -> Iterator[int]:
@@ -218,7 +221,10 @@ class TileLoader:
         host = torch.from_numpy(plane)
         if self.device.type != "cuda":
             return host
-        stream = torch.cuda.Stream(self.device)
+        with _UPLOAD:
+            if self._stream is None:  # one for all tiles: the memory of one is then free for the next
+                self._stream = torch.cuda.Stream(self.device)
+        stream = self._stream
         with torch.cuda.stream(stream):
             there = host.to(self.device, non_blocking=True)
         there.record_stream(torch.cuda.default_stream(self.device))
@@ -265,7 +271,7 @@ class TileLoader:
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
-                self._sky_sigma = torch.from_numpy(self.sky_noise())
+                self._sky_sigma = torch.from_numpy(self.sky_noise()).float().to(self.device)
             noise = keyed_generator(self.seed, _NOISE, number, self.rank, device=self.device)
         flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
         ra, dec = to_device(position, self.device)
