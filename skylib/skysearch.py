@@ -24,6 +24,7 @@ from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel
 from skylib.nearest import Combine, Metric
 from skylib.separation import best_of_each_place
+from skylib.shards import HIT, Shard, best_hits
 from skylib.similarity import SearchIndex, target_vectors
 from skylib.skyscan import WindowScan, read_ahead
 from skylib.stopping import Interrupted, StopRequest
@@ -31,7 +32,6 @@ from skylib.tiles import Tile, TilePaths, read_tile, read_wcs
 
 log = logging.getLogger(__name__)
 
-_HIT = np.dtype([("score", "f4"), ("tile", "i4"), ("row", "i4"), ("col", "i4"), ("snr", "f4"), ("ra", "f8"), ("dec", "f8")])  # fmt: skip
 _REFERENCE_TILES, _REFERENCE_WINDOWS = 16, 4096  # from how many the standardisation is fitted
 
 
@@ -150,7 +150,7 @@ def search_tiles(
     text = json.dumps(settings, sort_keys=True)
     folder = Path(run_dir) / "search" / hashlib.sha256(text.encode()).hexdigest()[:12]
     n_kept = _n_kept(tiles[0], k, min_separation, stride)
-    shards = [_Shard(folder, number, n_kept) for number in (range(n_shards) if shard is None else [shard])]
+    shards = [Shard(folder, number, n_kept) for number in (range(n_shards) if shard is None else [shard])]
     todo = [t for t in range(len(tiles)) if (shard is None or t % n_shards == shard)]
     todo = [t for t in todo if not any(t in one.done for one in shards)]
     if shard is None:
@@ -184,7 +184,7 @@ def search_tiles(
     skipped = {name: why for one in shards for name, why in one.skipped.items()}
     if skipped:
         log.warning("%d of %d tiles could not be read, and are not in the answer: %s", len(skipped), len(tiles), ", ".join(skipped))  # fmt: skip
-    best = _best(np.concatenate([one.hits for one in shards]), n_kept)
+    best = best_hits(np.concatenate([one.hits for one in shards]), n_kept)
     chosen = best_of_each_place(best["ra"], best["dec"], radius=min_separation, n=k)
     if len(chosen) < k and len(best) == n_kept:
         log.warning("only %d of k=%d hits are left of the best %d windows: more than four tiles overlap", len(chosen), k, n_kept)  # fmt: skip
@@ -224,32 +224,6 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
     return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)
 
 
-class _Shard:
-    """What a shard has found so far, and where it stands; on disk after each tile. Skipped tiles are not done."""
-
-    def __init__(self, folder: Path, number: int, n_kept: int) -> None:
-        self._path, self._n_kept = folder / f"shard-{number:04d}.json", n_kept
-        self.hits, self.done, self.skipped = np.empty(0, _HIT), set[int](), dict[str, str]()
-        if self._path.is_file():
-            saved = json.loads(self._path.read_text())
-            self.hits = np.load(folder / saved["hits"])
-            self.done, self.skipped = set(saved["done"]), saved["skipped"]
-
-    def add(self, hits: np.ndarray) -> None:
-        self.hits = _best(np.concatenate([self.hits, hits]), self._n_kept)
-
-    def save(self) -> None:
-        """Write the hits under a new name, then the JSON that points to them: a kill leaves a pair that fits."""
-        hits = self._path.with_name(f"{self._path.stem}-{len(self.done):06d}.npy")
-        with replaced(hits) as partial, open(partial, "wb") as file:
-            np.save(file, self.hits)
-        with replaced(self._path) as partial:
-            partial.write_text(json.dumps({"hits": hits.name, "done": sorted(self.done), "skipped": self.skipped}))
-        for old in self._path.parent.glob(f"{self._path.stem}-*.npy"):
-            if old != hits:
-                old.unlink()
-
-
 def _hits(
     scan: WindowScan,
     tile: Tile,
@@ -263,19 +237,14 @@ def _hits(
     corners = scan.corners(tile)
     parts = []
     for numbers, snr, vectors in scan.batches(tile, corners, snr_range):
-        found = np.empty(len(numbers), _HIT)
+        found = np.empty(len(numbers), HIT)
         found["score"], found["snr"], found["tile"] = index.scores(vectors, wanted, **options), snr, number
         found["row"], found["col"] = (corners[numbers] + scan.size // 2).T
         parts.append(found)
-    hits = np.concatenate(parts) if parts else np.empty(0, _HIT)
+    hits = np.concatenate(parts) if parts else np.empty(0, HIT)
     if len(hits):
         hits["ra"], hits["dec"] = tile.sky_at(hits["row"], hits["col"])
     return hits
-
-
-def _best(hits: np.ndarray, n: int) -> np.ndarray:
-    """Return the n best, in an order that does not depend on how they came together."""
-    return hits[np.lexsort((hits["col"], hits["row"], hits["tile"], hits["score"]))[:n]]
 
 
 def _n_kept(tile: TilePaths, k: int, min_separation: float, stride: int) -> int:
