@@ -12,7 +12,7 @@ source "${SLURM_SUBMIT_DIR:-.}/slurm/common.sh"
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   overrides+=("shard=$SLURM_ARRAY_TASK_ID")
   if [[ " ${overrides[*]}" != *" n_shards="* ]]; then
-    [ "$SLURM_ARRAY_TASK_MIN-$((SLURM_ARRAY_TASK_MAX + 1))" = "0-$SLURM_ARRAY_TASK_COUNT" ] ||
+    [[ ${SLURM_ARRAY_TASK_MIN:-} == 0 && $((SLURM_ARRAY_TASK_MAX + 1)) == "$SLURM_ARRAY_TASK_COUNT" ]] ||
       die "this array is a part of another: say n_shards=N, of how many shards"
     overrides+=("n_shards=$SLURM_ARRAY_TASK_COUNT")
   fi

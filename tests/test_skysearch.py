@@ -221,9 +221,8 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
 @pytest.mark.notebook
 def test_the_notebook_searches_in_shards_and_merges(model, sky, cutouts, tiles, tmp_path):
     """As Slurm runs it: each shard on its own into one run folder, then once with merge=True."""
-    save_checkpoint(
-        tmp_path / "checkpoints" / "last.pt", {"model_config": to_dict(model.config), "model": model.state_dict()}
-    )
+    checkpoint = {"model_config": to_dict(model.config), "model": model.state_dict(), "step": 0}
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", checkpoint)
     notebook = Path(__file__).parents[1] / "notebooks" / "06_search_sky.ipynb"
     given = {"tiles": str(sky.tiles), "cutouts": str(cutouts.path), "targets": [3], "k": 12, "n_shards": 2}
     for part in ({"shard": 0}, {"shard": 1}, {"merge": True}):
