@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-import platform
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from skylib.config import model_config_from_dict
 from skylib.mim import MaskedImageModel, build_model
@@ -21,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def replaced(path: Path, *, writer: str = "") -> Iterator[Path]:
+def replaced(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path to write to, which takes the place of `path` when all is written and on disk.
 
-    `writer` tells processes apart that may write the same file at the same time: the last one wins.
+    With `shared`, processes on any node may write the same file at the same time: each writes under a name of its own,
+    and the last one wins. Without, what a killed process left is overwritten by the next.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}{writer}.partial")
+    partial = path.with_name(f"{path.name}{f'.{uuid.uuid4().hex}' if shared else ''}.partial")
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -135,5 +138,13 @@ def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device 
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON that a kill at any moment leaves either old or new, also where several processes write it."""
-    with replaced(Path(path), writer=f".{platform.node()}-{os.getpid()}") as partial:
+    with replaced(Path(path), shared=True) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a short name for all that a model holds, weights and buffers: the same values, the same name."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +14,7 @@ from astropy.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from skylib.checkpoint import replaced
 from skylib.config import Precision, check_choice, to_dict
 from skylib.cutouts import CutoutFile
 from skylib.loading import CutoutLoader
@@ -89,22 +89,16 @@ class Embeddings:
 
     def save(self, path: str | Path) -> None:
         """Write HDF5; the file takes its name only when it is complete."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with h5py.File(partial, "w") as file:
+            with replaced(Path(path), shared=True) as partial, h5py.File(partial, "w") as file:
                 file["vectors"], file["ra"], file["dec"] = self.vectors, self.ra, self.dec
                 file.attrs["meta"] = json.dumps(self.meta)
                 for name, values in self.columns.items():
                     text = values.dtype.kind in "OSU"
                     group = file.require_group("columns")
                     group.create_dataset(name, data=values.astype(object) if text else values, dtype=h5py.string_dtype() if text else None)  # fmt: skip
-            os.replace(partial, path)
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Embeddings:

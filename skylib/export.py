@@ -36,6 +36,7 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
         If a file cannot be written.
     """
     table = table.copy()
+    table.meta.clear()  # FITS has no place for it
     for name in ("ra", "dec"):
         table[name].unit = "deg"
     paths = []

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from skylib.checkpoint import fingerprint
 from skylib.config import to_dict
 from skylib.cutouts import CutoutFile
 from skylib.embed import embed_tokens
@@ -134,11 +135,3 @@ def nested_subset(labels: np.ndarray, n: int, *, task: str, seed: int) -> np.nda
         members = order[labels[order] == c]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.argsort(place, kind="stable")[:n]
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a short name for the weights: the same weights, the same name."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()[:12]

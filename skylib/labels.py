@@ -18,10 +18,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from skylib.bootstrap import mean_interval, seed_error
+from skylib.checkpoint import fingerprint
 from skylib.config import Method, ProbeConfig, check_choice, to_dict
 from skylib.cutouts import CutoutFile
 from skylib.heads import train_on
-from skylib.labelled import LabelledSet, fingerprint
+from skylib.labelled import LabelledSet
 from skylib.mim import MaskedImageModel
 from skylib.probes import Task, metric_for
 from skylib.splits import TRAIN

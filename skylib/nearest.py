@@ -231,6 +231,8 @@ def distances(
 
     It is computed in float64, each row on its own; options as in `nearest`.
     """
+    check_choice("metric", metric, get_args(Metric))
+    check_choice("combine", combine, get_args(Combine))
     scale = 1.0 if weight is None else (weight if metric == "mae" else weight.sqrt())
     x, queries = x.double() * scale, queries.double() * scale
     parts = x.split(max(1, 2**20 // (len(queries) * x[0].numel())))

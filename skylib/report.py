@@ -258,7 +258,8 @@ class _Cleaner(HTMLParser):
         if name == "src":
             return value.startswith("data:image/")
         if name == "href":
-            return not re.match(r"\s*(javascript|data|vbscript):", value, re.IGNORECASE)
+            seen = re.sub(r"[\x00-\x20\x7f]", "", value)  # as a browser reads it: "java\nscript:" is a script
+            return bool(re.match(r"(https?:|mailto:|#)|[\w./-]+$", seen, re.IGNORECASE))
         if name == "style":
             return bool(re.fullmatch(r"\s*text-align:\s*\w+;?\s*", value))
         return name in self.ATTRIBUTES

@@ -10,6 +10,7 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
+from skylib.augment import turn
 from skylib.config import check_choice
 from skylib.embed import Embeddings
 from skylib.filters import Where, matching_rows
@@ -285,8 +286,9 @@ def ranked_table(embeddings: Embeddings, rows: np.ndarray, score: np.ndarray, **
 
 
 def target_vectors(
-    model: MaskedImageModel, flux: np.ndarray, *, augment: bool = False, pool: str = "mean", layer: int = -1
-) -> np.ndarray:
+    model: MaskedImageModel, flux: np.ndarray, *, augment: bool = False, pool: str = "mean", layer: int = -1,
+    ra: np.ndarray | None = None, dec: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
     """Embed images of targets, if wanted in all eight turns and mirrors, for a search that does not care for them.
 
     Parameters
@@ -298,19 +300,28 @@ def target_vectors(
         All eight orientations of each image.
     pool, layer
         As in `embed`.
+    ra, dec : ndarray of float, shape (t,), optional
+        Degrees; used only by a model with ``ra_dec=True``, for which they are unknown otherwise.
 
     Returns
     -------
     ndarray of float32, shape (t, D), or (8 t, D) with `augment`
     """
-    images = torch.from_numpy(np.asarray(flux, dtype=np.float32)).to(model.sky_sigma.device)
+    device = model.sky_sigma.device
+    images = torch.from_numpy(np.asarray(flux, dtype=np.float32)).to(device)
+    unknown = np.full(len(images), np.nan)
+    place = [torch.from_numpy(np.asarray(unknown if v is None else v, dtype=np.float64)).to(device) for v in (ra, dec)]
     if augment:
-        flipped = [images, images.flip(-1), images.flip(-2), images.flip(-1, -2)]
-        images = torch.stack([*flipped, *(x.transpose(-1, -2) for x in flipped)], dim=1).flatten(0, 1)
+        turns = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).T  # all eight, (3, 8)
+        turns = turns.repeat(1, len(images))
+        images, *place = (x.repeat_interleave(8, dim=0) for x in (images, *place))
+        images = turn(images, turns)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            return torch.cat([model.embed(x, pool=pool, layer=layer).float().cpu() for x in images.split(256)]).numpy()
+            parts = zip(*(x.split(256) for x in (images, *place)), strict=True)
+            vectors = [model.embed(x, pool=pool, ra=a, dec=d, layer=layer).float().cpu() for x, a, d in parts]
+            return torch.cat(vectors).numpy()
     finally:
         model.train(was_training)

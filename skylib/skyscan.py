@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skylib.bands import measure_sky_noise
+from skylib.filters import open_range
 from skylib.mim import MaskedImageModel
 from skylib.runtime import autocast
 from skylib.snr import signal_to_noise
@@ -74,7 +75,7 @@ class WindowScan:
         image = torch.stack([image[tile.bands.index(b)] if b in tile.bands else empty for b in bands])
         noise = dict(zip(tile.bands, measure_sky_noise(tile.flux), strict=True))
         sigma = torch.tensor([float(noise.get(band, np.nan)) for band in bands], device=device).nan_to_num(1.0)
-        low, high = (np.inf * sign if end is None else end for end, sign in zip(snr_range or (None, None), (-1, 1), strict=True))  # fmt: skip
+        low, high = open_range(snr_range or (None, None))
         within = torch.arange(self.size, device=device)
         was_training = self.model.training
         self.model.eval()
@@ -88,11 +89,21 @@ class WindowScan:
                 if snr_range is not None:
                     chosen &= (snr >= low) & (snr <= high)
                 if bool(chosen.any()):
+                    numbers = start + np.flatnonzero(chosen.cpu().numpy())
+                    places = self._places(tile, corners[numbers])
                     with torch.inference_mode(), autocast(device, self._precision):
-                        vectors = self.model.embed(flux[chosen], pool=self._pool, layer=self._layer).float()
-                    yield start + np.flatnonzero(chosen.cpu().numpy()), snr[chosen].cpu().numpy(), vectors
+                        vectors = self.model.embed(flux[chosen], pool=self._pool, layer=self._layer, **places).float()
+                    yield numbers, snr[chosen].cpu().numpy(), vectors
         finally:
             self.model.train(was_training)
+
+    def _places(self, tile: Tile, corners: np.ndarray) -> dict[str, Tensor]:
+        """Return ra and dec of the windows' centre pixels, for a model that takes them."""
+        if not self.model.config.ra_dec:
+            return {}
+        place = tile.sky_at(*(corners + self.size // 2).T)
+        device = self.model.sky_sigma.device
+        return {name: torch.from_numpy(values).to(device) for name, values in zip(("ra", "dec"), place, strict=True)}
 
 
 def read_ahead(tiles: Sequence[TilePaths], bad_planes: tuple[str, ...], on_error: str) -> Iterator[Tile | Exception]:

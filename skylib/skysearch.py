@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-import torch
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from skylib.checkpoint import replaced
-from skylib.config import check_choice, to_dict
+from skylib.checkpoint import fingerprint, replaced
+from skylib.config import Precision, check_choice, to_dict
 from skylib.cutouts import CutoutFile, slice_cutout, write_cutouts
 from skylib.embed import Embeddings
 from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel
+from skylib.nearest import Combine, Metric
 from skylib.separation import best_of_each_place
+from skylib.shards import HIT, Shard, best_hits
 from skylib.similarity import SearchIndex, target_vectors
 from skylib.skyscan import WindowScan, read_ahead
 from skylib.stopping import Interrupted, StopRequest
@@ -28,7 +32,6 @@ from skylib.tiles import Tile, TilePaths, read_tile, read_wcs
 
 log = logging.getLogger(__name__)
 
-_HIT = np.dtype([("score", "f4"), ("tile", "i4"), ("row", "i4"), ("col", "i4"), ("snr", "f4"), ("ra", "f8"), ("dec", "f8")])  # fmt: skip
 _REFERENCE_TILES, _REFERENCE_WINDOWS = 16, 4096  # from how many the standardisation is fitted
 
 
@@ -62,14 +65,15 @@ def search_tiles(
     Each tile is covered by overlapping windows of the model's image size. They are embedded and scored, and the best
     ones of all tiles are kept; of those closer together on the sky than `min_separation`, in one tile or several, the
     best counts. A search that was stopped, or killed, goes on at the tile where it stood when it is started again with
-    the same arguments.
+    the same model, targets, tiles and arguments; tiles whose files have changed make another search.
 
     Parameters
     ----------
     model : MaskedImageModel
         Bands are matched by name; a band that the tiles lack is taken as missing.
     targets : ndarray of float32 (t, C, S, S), ndarray of float (t, D), or CutoutFile
-        Images in the model's bands and size, vectors of the same `pool` and `layer`, or a file of images.
+        Images in the model's bands and size, vectors of the same `pool` and `layer`, or a file of images. A model that
+        takes positions gets those of the windows, and of targets in a file; those of other images count as unknown.
     tiles : sequence of TilePaths
         From `find_tiles`; the same, in any order, for all shards.
     k : int
@@ -100,22 +104,26 @@ def search_tiles(
         Search only each n-th tile, beginning with this one. With ``shard=None`` nothing is searched: the shards, all
         done with the same arguments, are joined to the answer that a single run would have given.
     on_error : {"raise", "skip"}
-        ``skip``: unreadable tiles are logged and listed in ``search/…/shard-….json``.
+        ``skip``: unreadable tiles are logged, and tried again at the next start.
 
     Returns
     -------
     Table
         Columns rank, score, ra, dec, tile, row, col (of the window's centre pixel), snr; of this shard alone, where
-        there are several.
+        there are several. ``meta["skipped"]`` says of each tile that could not be read why.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, or with ``shard=None`` a tile has not been searched yet.
+        If an argument is unknown or out of range, or with ``shard=None`` a tile has not been searched yet.
     Interrupted
         If a signal or a file ``STOP`` in the run folder asked to stop; all is saved.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("metric", metric, get_args(Metric))
+    check_choice("combine", combine, get_args(Combine))
+    check_choice("weights", weights, ("inverse_variance", None))
+    check_choice("precision", precision, get_args(Precision))
     part = 0 if shard is None else shard
     if not tiles or k < 1 or not 0 <= overlap < 1 or not 0 <= part < n_shards or min_separation < 0:
         raise ValueError(
@@ -129,29 +137,31 @@ def search_tiles(
     scan = WindowScan(
         model, stride=stride, pool=pool, layer=layer, min_data=min_data, batch_size=batch_size, precision=precision
     )
-    given = _target_array(model, targets)
+    given, places = _target_array(model, targets)
     options: dict[str, Any] = {"metric": metric, "weights": weights, "combine": combine}
     settings = {
         **options, "k": k, "min_separation": min_separation, "stride": stride, "min_data": min_data, "pool": pool,
         "layer": layer, "snr_range": snr_range and list(snr_range), "bad_planes": list(bad_planes), "n_shards": n_shards,
-        "tiles": [tile.name for tile in tiles], "targets": _digest(given), "augment_targets": augment_targets,
-        "model": to_dict(model.config), "weights_of_model": _digest(*(p.detach() for p in model.encoder.parameters())),
+        "tiles": [_files(tile) for tile in tiles], "targets": _digest(given, *places.values()),
+        "augment_targets": augment_targets, "precision": precision,
+        "model": to_dict(model.config), "weights_of_model": fingerprint(model),
         "reference": None if reference is None else _digest(reference.vectors),
     }  # fmt: skip
     text = json.dumps(settings, sort_keys=True)
     folder = Path(run_dir) / "search" / hashlib.sha256(text.encode()).hexdigest()[:12]
     n_kept = _n_kept(tiles[0], k, min_separation, stride)
-    shards = [_Shard(folder, number, n_kept) for number in (range(n_shards) if shard is None else [shard])]
+    shards = [Shard(folder, number, n_kept) for number in (range(n_shards) if shard is None else [shard])]
     todo = [t for t in range(len(tiles)) if (shard is None or t % n_shards == shard)]
     todo = [t for t in todo if not any(t in one.done for one in shards)]
-    if todo and shard is None:
-        raise ValueError(f"{folder}: {len(todo)} of {len(tiles)} tiles not searched yet, first {tiles[todo[0]].name}")
-    if todo:
-        with replaced(folder / "settings.json") as partial:
+    if shard is None:
+        if todo := [t for t in todo if not any(tiles[t].name in one.skipped for one in shards)]:
+            raise ValueError(f"{folder}: {len(todo)} of {len(tiles)} tiles not searched yet, first {tiles[todo[0]].name}")  # fmt: skip
+    elif todo:
+        with replaced(folder / "settings.json", shared=True) as partial:
             partial.write_text(text)
         wanted = given
         if given.ndim == 4:
-            wanted = target_vectors(model, given, augment=augment_targets, pool=pool, layer=layer)
+            wanted = target_vectors(model, given, augment=augment_targets, pool=pool, layer=layer, **places)
         elif augment_targets:
             raise ValueError("augment_targets=True needs images of the targets, not vectors")
         index = SearchIndex(
@@ -162,22 +172,26 @@ def search_tiles(
             for t, tile in zip(todo, tqdm(reading, total=len(todo), desc="search", unit="tile"), strict=True):
                 if isinstance(tile, Tile):
                     shards[0].add(_hits(scan, tile, t, index, wanted, snr_range, options))
+                    shards[0].done.add(t)
+                    shards[0].skipped.pop(tiles[t].name, None)
                 else:
                     log.warning("tile %s is skipped: %s", tiles[t].name, tile)
                     shards[0].skipped[tiles[t].name] = str(tile)
-                shards[0].done.add(t)
                 shards[0].save()
                 if t != todo[-1] and (why := stop.why()) is not None:
                     stop.done()
                     raise Interrupted(f"stopped by {why} after {len(shards[0].done)} tiles; start again to go on")
-    best = _best(np.concatenate([one.hits for one in shards]), n_kept)
+    skipped = {name: why for one in shards for name, why in one.skipped.items()}
+    if skipped:
+        log.warning("%d of %d tiles could not be read, and are not in the answer: %s", len(skipped), len(tiles), ", ".join(skipped))  # fmt: skip
+    best = best_hits(np.concatenate([one.hits for one in shards]), n_kept)
     chosen = best_of_each_place(best["ra"], best["dec"], radius=min_separation, n=k)
     if len(chosen) < k and len(best) == n_kept:
         log.warning("only %d of k=%d hits are left of the best %d windows: more than four tiles overlap", len(chosen), k, n_kept)  # fmt: skip
     best = best[chosen]
     names = np.array([tiles[t].name for t in best["tile"]], dtype=str)
     columns = {name: best[name] for name in ("score", "ra", "dec", "tile", "row", "col", "snr")}
-    return Table({"rank": np.arange(len(best)), **columns, "tile": names})
+    return Table({"rank": np.arange(len(best)), **columns, "tile": names}, meta={"skipped": skipped})
 
 
 def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, size: int = 64) -> CutoutFile:
@@ -210,32 +224,6 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
     return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)
 
 
-class _Shard:
-    """What a shard has found so far, and where it stands; on disk after each tile."""
-
-    def __init__(self, folder: Path, number: int, n_kept: int) -> None:
-        self._path, self._n_kept = folder / f"shard-{number:04d}.json", n_kept
-        self.hits, self.done, self.skipped = np.empty(0, _HIT), set[int](), dict[str, str]()
-        if self._path.is_file():
-            saved = json.loads(self._path.read_text())
-            self.hits = np.load(folder / saved["hits"])
-            self.done, self.skipped = set(saved["done"]), saved["skipped"]
-
-    def add(self, hits: np.ndarray) -> None:
-        self.hits = _best(np.concatenate([self.hits, hits]), self._n_kept)
-
-    def save(self) -> None:
-        """Write the hits under a new name, then the JSON that points to them: a kill leaves a pair that fits."""
-        hits = self._path.with_name(f"{self._path.stem}-{len(self.done):06d}.npy")
-        with replaced(hits) as partial, open(partial, "wb") as file:
-            np.save(file, self.hits)
-        with replaced(self._path) as partial:
-            partial.write_text(json.dumps({"hits": hits.name, "done": sorted(self.done), "skipped": self.skipped}))
-        for old in self._path.parent.glob(f"{self._path.stem}-*.npy"):
-            if old != hits:
-                old.unlink()
-
-
 def _hits(
     scan: WindowScan,
     tile: Tile,
@@ -249,19 +237,14 @@ def _hits(
     corners = scan.corners(tile)
     parts = []
     for numbers, snr, vectors in scan.batches(tile, corners, snr_range):
-        found = np.empty(len(numbers), _HIT)
+        found = np.empty(len(numbers), HIT)
         found["score"], found["snr"], found["tile"] = index.scores(vectors, wanted, **options), snr, number
         found["row"], found["col"] = (corners[numbers] + scan.size // 2).T
         parts.append(found)
-    hits = np.concatenate(parts) if parts else np.empty(0, _HIT)
+    hits = np.concatenate(parts) if parts else np.empty(0, HIT)
     if len(hits):
         hits["ra"], hits["dec"] = tile.sky_at(hits["row"], hits["col"])
     return hits
-
-
-def _best(hits: np.ndarray, n: int) -> np.ndarray:
-    """Return the n best, in an order that does not depend on how they came together."""
-    return hits[np.lexsort((hits["col"], hits["row"], hits["tile"], hits["score"]))[:n]]
 
 
 def _n_kept(tile: TilePaths, k: int, min_separation: float, stride: int) -> int:
@@ -291,26 +274,45 @@ def _reference(
     if not parts:
         raise ValueError(f"none of {len(chosen)} tiles has a window with data: there is nothing to search")
     vectors = np.concatenate(parts)
-    reference = Embeddings(vectors, ra=np.zeros(len(vectors)), dec=np.zeros(len(vectors)))
-    reference.save(path)
-    return reference
+    mine = folder / f"reference.{uuid.uuid4().hex}.h5"
+    try:
+        Embeddings(vectors, ra=np.zeros(len(vectors)), dec=np.zeros(len(vectors))).save(mine)
+        with suppress(FileExistsError):  # another shard was faster: all use the same
+            os.link(mine, path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return Embeddings.load(path)
 
 
-def _target_array(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> np.ndarray:
-    """Return images in the model's bands and size (t, C, S, S), or vectors (t, D)."""
+def _files(tile: TilePaths) -> list[Any]:
+    """Return what tells a tile from another of the same name, or from itself before it changed."""
+    about: dict[str, Any] = {}
+    for band, path in tile.paths.items():
+        there = path.stat() if path is not None and path.exists() else None
+        about[band] = [path.name, there.st_size, there.st_mtime_ns] if path is not None and there is not None else None
+    return [tile.name, about]
+
+
+def _target_array(
+    model: MaskedImageModel, targets: np.ndarray | CutoutFile
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return images in the model's bands and size (t, C, S, S), or vectors (t, D); and ra and dec, where they matter."""
+    places: dict[str, np.ndarray] = {}
     if isinstance(targets, CutoutFile):
         c = model.config
+        if c.ra_dec:
+            places = {"ra": targets.ra, "dec": targets.dec}
         loader = CutoutLoader(targets, batch_size=1, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
         targets = loader.flux(np.arange(len(targets)))
     targets = np.asarray(targets, dtype=np.float32)
     if targets.ndim not in (2, 4) or not len(targets):
         raise ValueError(f"targets of shape {targets.shape}: must be images (t, C, S, S), or vectors (t, D)")
-    return targets
+    return targets, places
 
 
-def _digest(*values: np.ndarray | torch.Tensor) -> str:
+def _digest(*values: np.ndarray) -> str:
     """Return a name for numbers: the same for the same ones."""
     digest = hashlib.sha256()
     for value in values:
-        digest.update(np.asarray(value.float().cpu() if isinstance(value, torch.Tensor) else value).tobytes())
+        digest.update(value.tobytes())
     return digest.hexdigest()[:16]

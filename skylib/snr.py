@@ -14,8 +14,10 @@ def signal_to_noise(
     """Return the signal-to-noise ratio of the brightest spot near the centre of each image.
 
     The flux in a square of `box` pixels over its noise, band by band; the sum over the bands that have data there,
-    over the square root of their number, so that pure noise has variance 1. The largest of those values with the
-    middle of the square up to `reach` pixels from the centre counts.
+    over the square root of their number, so that at a given place pure noise has mean 0 and variance 1. The largest of
+    those values with the middle of the square up to `reach` pixels from the centre counts. As the largest of many it
+    is biased upwards: pure noise has mean 0 and scatter 1 with ``reach=0`` only, 1.9 and 0.6 with ``reach=4`` (one in
+    a hundred above 3.5), 2.7 and 0.5 with ``reach=10`` (3.9). For a source that stands out the bias is small.
 
     Parameters
     ----------

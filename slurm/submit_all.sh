@@ -45,6 +45,6 @@ submit similarity "$evaluate" similarity
 submit label_efficiency "$pretrain" label_efficiency "--array=0-$((rows - 1))"
 submit label_efficiency_merge "$job" label_efficiency
 if [ -n "${SHARDS:-}" ]; then
-  submit search_sky "$evaluate" search_sky "--array=0-$((SHARDS - 1))"
+  submit search_sky "$evaluate" search_sky "--array=0-$((SHARDS - 1))" "n_shards=$SHARDS"
   submit search_sky_merge "$job" search_sky "n_shards=$SHARDS" merge=True
 fi

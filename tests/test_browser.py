@@ -24,7 +24,7 @@ from astropy.table import Table
 from nbformat.v4 import new_code_cell, new_notebook
 
 from skylib import Embeddings, SimilarityBrowser
-from skylib.browse.state import BrowserState, Question
+from skylib.browse.state import BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
 from skylib.export import ds9_regions, sky_links, write_objects
 
@@ -99,9 +99,48 @@ def test_nothing_but_a_mark_changes_a_mark(cutouts, embeddings, tmp_path):
     assert again.state.question == browser.state.question
     assert again.state.history == browser.state.history
     with pytest.raises(ValueError, match=r"browser\.json: marks of 240 objects, not of these 10"):
-        BrowserState.load(tmp_path / "browser.json", n_objects=10)
+        BrowserState.load(tmp_path / "browser.json", like=BrowserState(10, "x"))
     with pytest.raises(ValueError, match="10 embeddings for 240 cutouts"):
         SimilarityBrowser(embeddings[:10], cutouts)
+
+
+def test_a_slow_drawing_does_not_undo_a_click(cutouts, embeddings, monkeypatch):
+    browser = SimilarityBrowser(embeddings, cutouts, query=3)
+    row = rows_of(browser)[1]
+    send(browser, "yes", row)
+    begun, gate, thumbnails = threading.Event(), threading.Event(), browser._pictures.thumbnails
+
+    def slowly(*args):
+        begun.set()
+        assert gate.wait(20)
+        return thumbnails(*args)
+
+    monkeypatch.setattr(browser._pictures, "thumbnails", slowly)
+    browser._on_button("next")
+    assert begun.wait(20)
+    browser._order.value = "marks"
+    browser._on_event({"event": "no", "row": 7})
+    gate.set()
+    assert browser.wait()
+    assert browser._order.value == browser.state.question.order == "marks"
+    assert len(browser.state.history) == 1
+    assert browser._grid.marks == {row: "yes", 7: "no"}
+
+
+def test_marks_belong_to_a_catalogue_and_two_browsers_share_them(cutouts, embeddings, tmp_path):
+    one, other = (SimilarityBrowser(embeddings, cutouts, run_dir=tmp_path) for _ in range(2))
+    for browser, event, row in ((one, "yes", 1), (one, "yes", 2), (other, "no", 3), (one, "yes", 2), (other, "yes", 4)):
+        send(browser, event, row)
+    assert other.state.marks == other._grid.marks == {1: "yes", 3: "no", 4: "yes"}
+    send(one, "no", 4)  # where both have marked one, the later counts
+    saved = BrowserState.load(tmp_path / "browser.json", like=one.state)
+    assert saved.marks == {1: "yes", 3: "no", 4: "no"}
+    backwards = embeddings[::-1]
+    with pytest.raises(ValueError, match=r"browser\.json: marks of another catalogue"):
+        SimilarityBrowser(backwards, cutouts, run_dir=tmp_path)
+    backwards.columns.pop("object_id")
+    with pytest.raises(ValueError, match=r"browser\.json: marks of another catalogue"):
+        BrowserState(len(backwards), objects_name(backwards)).save(tmp_path / "browser.json")
 
 
 def test_orders_filters_map_and_pictures(cutouts, embeddings):

@@ -18,8 +18,9 @@ from skylib import (
     train_head,
     write_cutouts,
 )
+from skylib.checkpoint import fingerprint
 from skylib.heads import EncoderWithHead, Head, _groups
-from skylib.labelled import LabelledSet, fingerprint, nested_subset
+from skylib.labelled import LabelledSet, nested_subset
 from skylib.labels import seed_means
 from skylib.metrics import classification_metrics
 from skylib.probes import on_test

@@ -17,7 +17,7 @@ from skylib.__main__ import main
 from skylib.execute import NotebookError, NotebookInterrupted
 from skylib.parameters import Parameter, check_value, notebook_parameters, parse_overrides
 from skylib.provenance import data_checksums, node
-from skylib.report import write_report
+from skylib.report import _clean, write_report
 from skylib.runs import demo, run, run_notebook
 
 PARAMETERS = """\
@@ -276,6 +276,13 @@ def test_the_report_stands_alone(finished):
     assert "\n98\n" not in text  # long listings stay in the notebook
     assert ("a", {"href": "01_pretrain.ipynb"}) in tags
     assert ("a", {"href": "https://example.org/"}) in tags  # a link to follow is no file to load
+
+
+def test_links_lead_to_pages_and_nowhere_else():
+    for address in ("https://example.org/?q=1", "mailto:a@b.org", "#top", "../figures/map_1.png", "01_pretrain.ipynb"):
+        assert _clean(f'<a href="{address}">x</a>') == f'<a href="{address}">x</a>'
+    for address in ("javascript:alert(1)", "java&#10;script:alert(1)", " JavaScript:alert(1)", "data:text/html,x"):
+        assert _clean(f'<a href="{address}">x</a>') == "<a>x</a>"
 
 
 def test_a_report_needs_a_run(tmp_path):

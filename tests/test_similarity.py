@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import Embeddings, ModelConfig, build_model, search
+from skylib import Embeddings, ModelConfig, build_model, embed, search
 from skylib.anomaly import rank_anomalies
 from skylib.feedback import feedback_scores
 from skylib.filters import matching_rows, parse_filter
@@ -132,7 +132,7 @@ def test_filters_and_positions_limit_the_answer(embeddings):
     assert ((mag >= 21) & (mag <= 23.5) & (found["class"] != 1) & (found["tile"] == "a")).all()
     assert len(found) == matching_rows(embeddings, parse_filter("mag_i 21..23.5; class = 0, 2; tile = a")).sum() > 10
     twins = Embeddings(embeddings.vectors, ra=150 + np.arange(300) // 2 * 0.01, dec=np.zeros(300))
-    assert 7 not in search(twins, 6, k=300, exclude_radius=0)["index"][:0]
+    assert 7 in search(twins, 6, k=300, exclude_radius=0)["index"]
     assert set(range(300)) - set(search(twins, 6, k=300, exclude_radius=1.0)["index"].tolist()) == {6, 7}
     with pytest.raises(KeyError, match="no column 'snr'"):
         search(embeddings, 0, where={"snr": (5, None)})
@@ -140,6 +140,20 @@ def test_filters_and_positions_limit_the_answer(embeddings):
         search(embeddings, 0, where={"tile": ("a", "b")})
     with pytest.raises(ValueError, match="must be 'column low..high'"):
         parse_filter("brighter than 20")
+    with pytest.raises(ValueError, match="must be 'column low..high'"):
+        parse_filter("class = ,")
+
+
+def test_filters_take_names_with_commas_and_refuse_another_kind(embeddings):
+    names = np.array(["9813-4,5", "9813-4,6", "7"] * 100)
+    embeddings.columns["tile"] = names
+    for text, wanted in (("tile = '9813-4,5'", names == "9813-4,5"), ('tile="9813-4,6" , "7"', names != "9813-4,5")):
+        assert matching_rows(embeddings, parse_filter(f"{text}; mag_i ..30")).tolist() == wanted.tolist()
+    assert parse_filter("kind = 'a; b..c'; class = 1, 2") == {"kind": "a; b..c", "class": [1, 2]}
+    with pytest.raises(ValueError, match="filter tile=5: the column holds text; put in quotes"):
+        matching_rows(embeddings, parse_filter("tile = 9813-4,5"))
+    with pytest.raises(ValueError, match="filter class='galaxy': the column holds numbers"):
+        matching_rows(embeddings, parse_filter("class = galaxy"))
 
 
 def test_separation_on_the_sky_holds_at_the_pole_and_across_zero():
@@ -192,6 +206,10 @@ def test_what_cannot_be_searched(embeddings):
         search(embeddings, 0, metric="l2")
     with pytest.raises(ValueError, match="row numbers must be 0 to 299"):
         search(embeddings, [300])
+    index = SearchIndex(embeddings)
+    for wrong in ({"metric": "euclid"}, {"combine": "median"}):
+        with pytest.raises(ValueError, match="euclid|median"):
+            index.scores(index.vectors[:3], [0], **wrong)
     with pytest.raises(ValueError, match=r"vectors must be \(t, 12\)"):
         search(embeddings, np.zeros(5))
     with pytest.raises(ValueError, match="no targets"):
@@ -217,6 +235,16 @@ def test_turned_targets_find_what_is_turned(cutouts):
     assert plain["score"][plain["index"] == 34][0] > 1e-3
 
 
+def test_a_model_that_takes_positions_gets_those_of_its_targets(cutouts):
+    config = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, ra_dec=True)
+    model = build_model(config)
+    flux = cutouts.flux(slice(0, 3))
+    known = target_vectors(model, flux, ra=cutouts.ra[:3], dec=cutouts.dec[:3], augment=True)
+    wanted = embed(model, cutouts, precision="fp32").vectors[:3]
+    np.testing.assert_allclose(known[::8], wanted, atol=1e-5)
+    assert np.abs(target_vectors(model, flux) - wanted).max() > 1e-3
+
+
 def test_odd_objects_come_first():
     rng = np.random.default_rng(6)
     vectors = rng.normal(size=(400, 8))
@@ -235,7 +263,10 @@ def test_odd_objects_come_first():
 
 
 def test_each_round_of_yes_and_no_finds_more():
-    """A simulated user says what each of the ten best is; the kind differs from the rest in a direction to be learnt."""
+    """A simulated user says what each of ten more is; the kind differs from the rest in a direction to be learnt.
+
+    All that was looked at counts, beside as many of the ranking without any marks.
+    """
     rng = np.random.default_rng(7)
     n, kind = 3000, 40
     vectors = rng.normal(size=(n, 32))
@@ -243,17 +274,19 @@ def test_each_round_of_yes_and_no_finds_more():
     index = SearchIndex(Embeddings(vectors, ra=np.zeros(n), dec=np.zeros(n)))
     found = []
     for start in range(4):
-        yes, no, recall = [3 * start, 3 * start + 1, 3 * start + 2], [], []
-        given = set(yes)
-        for _ in range(4):
-            order = [row for row in np.argsort(-feedback_scores(index, yes, no)).tolist() if row not in given]
-            recall.append(np.mean([row < kind for row in order[:100]]) * 100 / (kind - 3))
+        given = [3 * start, 3 * start + 1, 3 * start + 2]
+        yes, no, seen, more = given, [], [], []
+        plain = [row for row in np.argsort(-feedback_scores(index, yes)).tolist() if row not in given]
+        for _ in range(6):
+            order = np.argsort(-feedback_scores(index, yes, no)).tolist()
             new = [row for row in order if row not in yes and row not in no][:10]
             yes, no = yes + [r for r in new if r < kind], no + [r for r in new if r >= kind]
-        found.append(recall)
+            seen += new
+            more.append(sum(r < kind for r in seen) - sum(r < kind for r in plain[: len(seen)]))
+        found.append(more)
     mean = np.mean(found, axis=0)
-    assert (np.diff(mean) > 0).all(), mean
-    assert mean[-1] > mean[0] + 0.1
+    assert mean[0] == 0  # nothing was said yet
+    assert mean[-1] > 3, mean
     with pytest.raises(ValueError, match=r"objects \[1\] are marked both"):
         feedback_scores(index, [0, 1], [1])
 
@@ -278,4 +311,4 @@ def test_embeddings_survive_a_file_and_become_a_table(embeddings, tmp_path):
 def test_a_gpu_gives_the_same_answer(embeddings, metric):
     one, other = (SearchIndex(embeddings, device=d).search([5, 17], k=50, metric=metric) for d in ("cpu", "cuda"))
     assert one["index"].tolist() == other["index"].tolist()
-    np.testing.assert_array_equal(one["score"], other["score"])
+    np.testing.assert_array_max_ulp(one["score"], other["score"], maxulp=1)  # sums in another order, then rounded

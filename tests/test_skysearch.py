@@ -1,5 +1,7 @@
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,13 @@ import pytest
 import torch
 from astropy.table import Table
 
-from skylib import CutoutFile, ModelConfig, build_model, find_tiles, read_tile, run_notebook, search_tiles
+from skylib import CutoutFile, Embeddings, ModelConfig, build_model, find_tiles, read_tile, run_notebook, search_tiles
 from skylib.bands import measure_sky_noise
 from skylib.checkpoint import save_checkpoint
 from skylib.config import to_dict
+from skylib.export import write_objects
 from skylib.separation import near_any
-from skylib.skyscan import window_corners
+from skylib.skyscan import WindowScan, window_corners
 from skylib.skysearch import hit_cutouts
 from skylib.snr import signal_to_noise
 from skylib.stopping import Interrupted
@@ -48,8 +51,6 @@ def same(one, other):
 
 def test_the_sky_search_equals_brute_force(model, targets, tiles, single, tmp_path):
     """All windows embedded and scored one by one, then thinned by hand."""
-    from skylib.embed import Embeddings
-
     reference = Embeddings(np.random.default_rng(0).normal(size=(50, model.config.width)), ra=np.zeros(50), dec=np.zeros(50))  # fmt: skip
     mean, scale = reference.vectors.mean(0, dtype=np.float64), reference.vectors.std(0, dtype=np.float64)
     found = search_tiles(model, targets, tiles, run_dir=tmp_path, reference=reference, **QUESTION)
@@ -97,6 +98,75 @@ def test_shards_merge_to_the_answer_of_one_run(model, targets, tiles, single, tm
         part = search_tiles(model, targets, tiles[::-1], run_dir=tmp_path, shard=shard, n_shards=2, **QUESTION)
         assert set(part["tile"]) == {tiles[shard].name}
     same(single, search_tiles(model, targets, tiles, run_dir=tmp_path, shard=None, n_shards=2, **QUESTION))
+
+
+def test_changed_tiles_bands_precision_or_model_make_another_search(model, targets, sky, single, tmp_path):
+    folder = tmp_path / "tiles"
+    shutil.copytree(sky.tiles, folder)
+
+    def names(tiles, model=model, **changed):
+        search_tiles(model, targets, tiles, run_dir=tmp_path, k=3, min_separation=3, snr_range=(30.0, None), **changed)
+        return {path.name for path in (tmp_path / "search").iterdir()}
+
+    tiles = find_tiles(folder, bands="grizy", min_bands=4)[:1]
+    one = names(tiles)
+    assert names(tiles) == one
+    assert len(names(find_tiles(folder, bands="gri")[:1])) == 2
+    assert len(names(tiles, precision="bf16")) == 3
+    noisy = copy.deepcopy(model)
+    noisy.set_sky_noise(torch.full_like(model.sky_sigma, 2.0))
+    assert len(names(tiles, noisy)) == 4
+    os.utime(next(path for path in tiles[0].paths.values() if path is not None), ns=(1, 1))
+    assert len(names(tiles)) == 5
+
+
+def test_shards_that_start_together_use_the_same_reference(sky, tmp_path):
+    """Both have made one, slightly different as on two devices, before either has kept it."""
+    code = f"""
+        import sys, time, numpy as np
+        from pathlib import Path
+        from skylib import ModelConfig, build_model, find_tiles, skysearch
+        mine, other = map(Path, sys.argv[1:])
+        save = skysearch.Embeddings.save
+        def together(reference, path):
+            mine.touch()
+            while not other.exists():
+                time.sleep(0.01)
+            reference.vectors += mine.name == "one"
+            save(reference, path)
+        skysearch.Embeddings.save = together
+        model = build_model(ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1))
+        tiles = find_tiles({str(sky.tiles)!r}, bands="grizy", min_bands=4)
+        scan = skysearch.WindowScan(model, stride=64)
+        reference = skysearch._reference(scan, tiles, (), "raise", Path("search"))
+        np.save(f"{{mine}}.npy", reference.vectors)
+    """
+    (tmp_path / "run.py").write_text(textwrap.dedent(code))
+    started = [
+        subprocess.Popen([sys.executable, "run.py", *names], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for names in (("one", "two"), ("two", "one"))
+    ]
+    for process in started:
+        _, told = process.communicate(timeout=120)
+        assert process.returncode == 0, told
+    kept = Embeddings.load(tmp_path / "search" / "reference.h5").vectors
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), kept)
+    assert [path.name for path in (tmp_path / "search").iterdir()] == ["reference.h5"]
+
+
+def test_windows_have_their_own_positions(sky, cutouts, tiles, tmp_path):
+    config = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, ra_dec=True)
+    model = build_model(config).eval()
+    tile = read_tile(tiles[0])
+    ((_, _, vectors),) = WindowScan(model, stride=38).batches(tile, np.array([[38, 57]]))
+    ra, dec = (torch.tensor([float(value)]) for value in tile.sky_at(54.0, 73.0))
+    flux = torch.from_numpy(tile.flux[None, :, 38:70, 57:89])
+    with torch.inference_mode():
+        torch.testing.assert_close(vectors, model.embed(flux, ra=ra, dec=dec), atol=1e-4, rtol=1e-4)
+    asked = {"k": 3, "min_separation": 3, "snr_range": (30.0, None), "run_dir": tmp_path}
+    assert len(search_tiles(model, cutouts, tiles[:1], **asked)) == 3
+    assert len(search_tiles(model, cutouts.flux([3]), tiles[:1], **asked)) == 3
 
 
 def test_another_question_does_not_disturb_a_search(model, targets, tiles, single, tmp_path):
@@ -151,9 +221,8 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
 @pytest.mark.notebook
 def test_the_notebook_searches_in_shards_and_merges(model, sky, cutouts, tiles, tmp_path):
     """As Slurm runs it: each shard on its own into one run folder, then once with merge=True."""
-    save_checkpoint(
-        tmp_path / "checkpoints" / "last.pt", {"model_config": to_dict(model.config), "model": model.state_dict()}
-    )
+    checkpoint = {"model_config": to_dict(model.config), "model": model.state_dict(), "step": 0}
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", checkpoint)
     notebook = Path(__file__).parents[1] / "notebooks" / "06_search_sky.ipynb"
     given = {"tiles": str(sky.tiles), "cutouts": str(cutouts.path), "targets": [3], "k": 12, "n_shards": 2}
     for part in ({"shard": 0}, {"shard": 1}, {"merge": True}):
@@ -190,9 +259,7 @@ def test_a_target_is_found_where_it_was_cut(model, tiles, tmp_path):
     assert found["score"][0] < 1e-6
 
 
-def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path):
-    import shutil
-
+def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path, caplog):
     folder = tmp_path / "tiles"
     shutil.copytree(sky.tiles, folder)
     broken = next(folder.glob("calexp-HSC-R-9813-1,0.fits"))
@@ -203,10 +270,22 @@ def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path):
     found = search_tiles(model, targets, bad, run_dir=tmp_path / "skip", on_error="skip", **QUESTION)
     assert set(found["tile"]) == {"9813-0,0"}
     (state,) = (tmp_path / "skip").glob("search/*/shard-0000.json")
-    assert "R-9813-1,0" in json.loads(state.read_text())["skipped"]["9813-1,0"]
+    assert json.loads(state.read_text())["done"] == [0]
+    assert "R-9813-1,0" in found.meta["skipped"]["9813-1,0"]
+    merged = search_tiles(model, targets, bad, run_dir=tmp_path / "skip", on_error="skip", shard=None, **QUESTION)
+    same(found, merged)
+    assert merged.meta == found.meta
+    assert "1 of 2 tiles could not be read, and are not in the answer: 9813-1,0" in caplog.text
+    with pytest.raises(OSError, match="R-9813-1,0"):  # tried again
+        search_tiles(model, targets, bad, run_dir=tmp_path / "skip", **QUESTION)
+    assert len(write_objects(merged, tmp_path / "hits")) == 4
     for wrong in ({"overlap": 1.0}, {"k": 0}, {"shard": 3, "n_shards": 2}, {"min_separation": -1.0}):
         with pytest.raises(ValueError, match=r"needs tiles, k >= 1"):
             search_tiles(model, targets, tiles, run_dir=tmp_path / "wrong", **QUESTION | wrong)
+    for wrong in ({"metric": "euclid"}, {"combine": "median"}, {"weights": "variance"}, {"precision": "fp16"}):
+        with pytest.raises(ValueError, match="one of"):
+            search_tiles(model, targets, tiles, run_dir=tmp_path / "wrong", **QUESTION | wrong)
+    assert not (tmp_path / "wrong").exists()
     with pytest.raises(ValueError, match="augment_targets=True needs images"):
         search_tiles(model, np.zeros((1, model.config.width)), tiles, run_dir=tmp_path / "w", augment_targets=True, **QUESTION)  # fmt: skip
     with pytest.raises(ValueError, match="smaller than a window"):
@@ -219,6 +298,7 @@ def test_signal_to_noise_of_pure_noise_and_of_a_source():
     one_place = signal_to_noise(noise, np.array([0.1, 0.5]), reach=0)
     assert abs(one_place.mean()) < 0.1
     assert abs(one_place.std() - 1) < 0.05
+    assert signal_to_noise(noise, np.array([0.1, 0.5])).mean() > 1.5  # the largest of many places is biased
     noise[:, 1] = np.nan  # a missing band
     assert abs(signal_to_noise(noise, np.array([0.1, 0.5]), reach=0).std() - 1) < 0.05
     assert signal_to_noise(np.full((1, 2, 16, 16), np.nan), np.ones(2)).isnan().all()

@@ -49,6 +49,24 @@ def test_jobs_are_warned_requeued_and_keep_their_log(script):
         assert option in text
 
 
+@pytest.mark.parametrize(
+    ("tasks", "given", "told"),
+    [
+        ((0, 7, 8), (), "shard=3 n_shards=8"),
+        ((3, 5, 2), ("n_shards=8",), "n_shards=8 shard=3"),
+        ((3, 5, 2), (), "say n_shards=N"),
+    ],
+)
+def test_failed_shards_can_be_submitted_again(tasks, given, told, tmp_path):
+    names = ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+    array = {"SLURM_ARRAY_TASK_ID": "3", **dict(zip(names, map(str, tasks), strict=True))}
+    environ = {**os.environ, **array, "SKYLIB_PYTHON": shutil.which("echo")}  # says what it would have run
+    command = ["bash", "slurm/search_sky.sh", f"run_dir={tmp_path}", *given]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert told in done.stdout + done.stderr
+    assert (done.returncode == 0) == told.startswith(("shard", "n_shards"))
+
+
 def test_a_job_needs_nothing_that_the_project_does_not():
     names = {line for line in (ROOT / "slurm" / "requirements.txt").read_text().splitlines() if line[0] != "#"}
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

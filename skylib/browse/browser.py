@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from skylib.anomaly import rank_anomalies
 from skylib.browse.grid import ThumbnailGrid
 from skylib.browse.pictures import Look, Pictures
 from skylib.browse.skymap import MapPanel
-from skylib.browse.state import ORDERS, BrowserState, Question
+from skylib.browse.state import ORDERS, BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
 from skylib.cutouts import CutoutFile
 from skylib.embed import Embeddings
@@ -80,9 +81,10 @@ class SimilarityBrowser(widgets.VBox):
         self._odd = None if odd is None else np.asarray(odd["index"])
         self._pictures = Pictures(cutouts)
         self._folder = None if run_dir is None else Path(run_dir)
-        self.state = BrowserState(len(embeddings), Question("alike", targets))
+        self.state = BrowserState(len(embeddings), objects_name(embeddings), Question("alike", targets))
         if self._folder is not None and (self._folder / STATE).is_file():
-            self.state = BrowserState.load(self._folder / STATE, n_objects=len(embeddings))
+            self.state = BrowserState.load(self._folder / STATE, like=self.state)
+        self._showing = threading.RLock()  # what is shown belongs to what was asked: both change under it only
         self._focus = (self.state.question.targets or (0,))[0]
         self._page, self._began = 0, 0.0
         self.response_ms: list[float] = []  # from a request to the grid redrawn in the browser window
@@ -175,10 +177,14 @@ class SimilarityBrowser(widgets.VBox):
     def _refresh(self) -> None:
         """Draw the grid anew, beside the notebook's own work."""
         self._began = time.perf_counter()
-        if self._folder is not None:
-            self.save(self._folder / STATE)
+        self._keep()
         self._say("looking …" if self._index else "making the embeddings ready …")
         self._worker.submit("grid", self._draw)
+
+    def _keep(self) -> None:
+        if self._folder is not None:
+            with self._showing:
+                self.save(self._folder / STATE)
 
     def _draw(self) -> None:
         question, k = self.state.question, self._controls["k"].value
@@ -192,14 +198,17 @@ class SimilarityBrowser(widgets.VBox):
             {"row": row, "caption": caption, "src": source}
             for row, caption, source in zip(rows, captions, sources, strict=True)
         ]
-        self._grid.marks = dict(self.state.marks)
-        self._grid.show(items, list(question.targets))
-        self._error.value = ""
-        self._say(f"{first + 1} to {first + len(rows) - len(shown)} of {n}" if rows else "no such object")
-        order = question.order if question.order != "map" else None
-        with self._order.hold_trait_notifications():
-            if self._order.value != order:
-                self._order.value = order
+        with self._showing:
+            if question != self.state.question:
+                return  # something else was asked meanwhile, and is drawn next
+            self._grid.show(items, list(question.targets))
+            self._grid.marks = dict(self.state.marks)
+            self._error.value = ""
+            self._say(f"{first + 1} to {first + len(rows) - len(shown)} of {n}" if rows else "no such object")
+            order = question.order if question.order != "map" else None
+            with self._order.hold_trait_notifications():
+                if self._order.value != order:
+                    self._order.value = order
 
     def _answer(self, question: Question, k: int) -> tuple[list[int], list[str], int]:
         """Return the rows to show, best first, a caption each, and how many there are in all."""
@@ -298,15 +307,16 @@ class SimilarityBrowser(widgets.VBox):
             self._look_at(row)
 
     def _ask(self, question: Question) -> None:
-        self.state.ask(question)
-        self._page = 0
+        with self._showing:
+            self.state.ask(question)
+            self._page = 0
         self._refresh()
 
     def _mark(self, row: int, mark: str) -> None:
-        self.state.mark(row, mark)
-        self._grid.marks = dict(self.state.marks)
-        if self._folder is not None:
-            self.save(self._folder / STATE)
+        with self._showing:
+            self.state.mark(row, mark)
+            self._keep()
+            self._grid.marks = dict(self.state.marks)
         self._say(self._told)
 
     def _on_order(self, change: dict[str, Any]) -> None:
@@ -327,8 +337,10 @@ class SimilarityBrowser(widgets.VBox):
 
     def _on_button(self, name: str) -> None:
         if name == "back":
-            if self.state.back():
-                self._page = 0
+            with self._showing:
+                went = self.state.back()
+                self._page = 0 if went else self._page
+            if went:
                 self._refresh()
         elif name == "export":
             self._worker.submit("export", self._export)
