@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ from skylib.probes import (
     metric_for,
     on_test,
 )
-from skylib.splits import TEST, UNUSED, sky_folds
+from skylib.splits import TEST, TRAIN, UNUSED, VALIDATION, sky_folds
+
+log = logging.getLogger(__name__)
 
 
 def position_leakage(
@@ -153,7 +156,8 @@ def nuisance_audit(
     ----------
     embeddings : Embeddings
     nuisances : mapping of str to ndarray, shape (n,)
-        Numbers are regressed (R2), text is classified (balanced accuracy). Those without any spread are left out.
+        Numbers are regressed (R2), text is classified (balanced accuracy). Text that train does not have counts as
+        unknown, and those without any spread in one of the parts are left out: the tile, where parts are whole tiles.
     split : str or ndarray
         As in `linear_probe`.
 
@@ -164,20 +168,25 @@ def nuisance_audit(
         interval lies above chance.
     """
     lines = []
+    parts = embeddings.column(split) if isinstance(split, str) else np.asarray(split)
     for name, values in nuisances.items():
         text = values.dtype.kind in "USO"
-        target = np.unique(values, return_inverse=True)[1] if text else np.asarray(values, dtype=np.float64)
-        known = target[np.isfinite(target)]
-        if not len(known) or np.ptp(known) == 0:
+        target = np.asarray(values, dtype=np.float64) if not text else np.unique(values, return_inverse=True)[1]
+        known = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
+        if any(len(np.unique(target[known & (parts == part)])) < 2 for part in (TRAIN, VALIDATION, TEST)):
+            log.info("%s is left out: it has no spread in one of the parts", name)
             continue
         task: Task = "classification" if text else "regression"
-        result = linear_probe(embeddings, target, task=task, split=split, seed=seed)
+        column = f"nuisance {name}"  # errors name it
+        known_as = Embeddings(embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec,
+                              columns={column: np.where(known, target, -1 if text else np.nan)})  # fmt: skip
+        result = linear_probe(known_as, column, task=task, split=parts, seed=seed)
         measure = metric_for(task)[1]
         low, high = result.intervals[measure]
         chance = 1 / len(np.unique(result.truth)) if text else 0.0
         lines.append({"nuisance": name, "measure": measure, "value": result.metrics[measure], "low": low, "high": high,
                       "chance": chance, "n": int(result.metrics["n"]), "found": low > chance})  # fmt: skip
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["nuisance", "measure", "value", "low", "high", "chance", "n", "found"])
 
 
 def find_label_errors(

@@ -39,9 +39,10 @@ FLOORS: dict[Task, str] = {"classification": "majority class", "regression": "me
 MAGNITUDES = ("catalogue magnitudes", "aperture magnitudes")  # of the file's columns, or else measured on its pixels
 
 TABLE_METRICS = (
-    "accuracy", "balanced_accuracy", "roc_auc", "r2", "rms", "bias", "sigma_mad", "outlier_fraction",
+    "accuracy", "balanced_accuracy", "roc_auc", "r2", "rms", "bias", "bias_median", "sigma_mad", "outlier_fraction",
     "outlier_fraction_0.05",
 )  # fmt: skip
+OF_A_CLASS = ("completeness_", "purity_")  # measures that each class has, and stand in the table too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,8 @@ class Evaluation:
     results : dict of str to ProbeResult
     sweep : DataFrame
         Score and loss on validation by ``encoder``, ``layer`` and ``pool``; ``chosen`` marks the best of each encoder.
+    class_names : sequence of str
+        Of classes 0, 1, …, for the table; numbers by default.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class Evaluation:
     task: Task
     results: dict[str, ProbeResult]
     sweep: pd.DataFrame = field(default_factory=pd.DataFrame)
+    class_names: Sequence[str] = ()
     _margins: dict[tuple[str, str], tuple[float, float, float]] = field(default_factory=dict, repr=False)  # kept
 
     def __post_init__(self) -> None:
@@ -87,11 +91,14 @@ class Evaluation:
     def table(self) -> pd.DataFrame:
         """Return every measure of every method on test, as text with its 95 % interval, and n.
 
-        The last column says by how much the pretrained network beats each of the others, on the same objects.
+        What is not defined is left empty, such as the purity of a class to which a method puts nothing. The last
+        column says by how much the pretrained network beats each of the others, on the same objects.
         """
         rows = []
         for name, result in self.results.items():
-            row: dict[str, Any] = {m: result.describe(m) for m in TABLE_METRICS if m in result.metrics}
+            told = [m for m in TABLE_METRICS if m in result.metrics]
+            told += [m for kind in OF_A_CLASS for m in result.metrics if m.startswith(kind)]
+            row: dict[str, Any] = {self._named(m): result.describe(m) for m in told if np.isfinite(result.metrics[m])}
             row["n"] = int(result.metrics["n"])
             if name != BEST:
                 value, low, high = self.margin(name)
@@ -99,6 +106,12 @@ class Evaluation:
             rows.append(row)
         index = pd.MultiIndex.from_tuples([(self.target, name) for name in self.results], names=["target", "method"])
         return pd.DataFrame(rows, index=index).fillna("")
+
+    def _named(self, measure: str) -> str:
+        """Return a measure with the name of its class in the place of the number."""
+        kind, _, c = measure.rpartition("_")
+        known = f"{kind}_" in OF_A_CLASS and c.isdecimal() and int(c) < len(self.class_names)
+        return f"{kind}_{self.class_names[int(c)]}" if known else measure
 
     def scores(self) -> dict[str, tuple[float, tuple[float, float]]]:
         """Return the main score of every method and its interval, for `plotting.plot_comparison`."""
@@ -214,8 +227,10 @@ def evaluate(
     mags, label = _magnitudes(model, cutouts, used, magnitudes)
     results[label] = catalogue_probe(as_embeddings(pca, mags), name, magnitudes=list(mags), **how)
     results[FLOORS[task]] = constant_probe(as_embeddings(pca), name, **how)
+    named = task == "classification" and isinstance(target, str) and cutouts.column(target).dtype.kind in "iu"
     return Evaluation(
         target=name, task=task, sweep=pd.concat(sweeps, ignore_index=True),
+        class_names=cutouts.class_names(name) if named else (),
         results={label: _in_file(result, used) for label, result in results.items()},
     )  # fmt: skip
 

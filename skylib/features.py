@@ -136,8 +136,9 @@ def aperture_magnitudes(
     They are arcsinh magnitudes (Lupton et al. 1999, AJ 118, 1406), softened at the noise of the aperture, so that
     faint and negative fluxes have a value; NaN where a band has no data.
     """
-    flux, n_pixels = _aperture_flux(cutouts, rows, radius)
-    soft = np.asarray(sky_sigma) * np.sqrt(n_pixels)
+    inside = _aperture(cutouts.size, radius)
+    flux, _ = _aperture_flux(cutouts, rows, inside)
+    soft = np.asarray(sky_sigma) * np.sqrt(inside.sum())
     factor = 2.5 / np.log(10)
     return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
 
@@ -145,22 +146,29 @@ def aperture_magnitudes(
 def aperture_snr(
     cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float, radius: float = 8.0
 ) -> np.ndarray:
-    """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data."""
+    """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data.
+
+    Pixels without data bring neither flux nor noise.
+    """
     check_choice("band", band, cutouts.bands)
-    flux, n_pixels = _aperture_flux(cutouts, rows, radius)
-    return flux[:, cutouts.bands.index(band)] / (sky_sigma * np.sqrt(n_pixels))
+    flux, n_pixels = (one[:, cutouts.bands.index(band)] for one in _aperture_flux(cutouts, rows, _aperture(cutouts.size, radius)))  # fmt: skip
+    return flux / (sky_sigma * np.sqrt(np.maximum(n_pixels, 1)))
 
 
-def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, radius: float) -> tuple[np.ndarray, int]:
-    """Sum the pixels (n, C) within `radius` pixels of the centre, NaN where there are none; and say how many these are."""
-    y, x = np.indices((cutouts.size, cutouts.size)) - cutouts.size // 2
-    inside = x**2 + y**2 <= radius**2
-    parts = []
+def _aperture(size: int, radius: float) -> np.ndarray:
+    """Return which pixels (S, S) lie within `radius` pixels of the centre."""
+    y, x = np.indices((size, size)) - size // 2
+    return x**2 + y**2 <= radius**2
+
+
+def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the pixels (n, C) inside, NaN where none has data; and count those that have, (n, C)."""
+    flux, n_known = [], []
     for start in range(0, len(rows), 1024):
         pixels = cutouts.flux(rows[start : start + 1024])[:, :, inside]
-        empty = ~np.isfinite(pixels).any(axis=-1)
-        parts.append(np.where(empty, np.nan, np.nansum(pixels, axis=-1)))
-    return np.concatenate(parts), int(inside.sum())
+        n_known.append(np.isfinite(pixels).sum(axis=-1))
+        flux.append(np.where(n_known[-1] > 0, np.nansum(pixels, axis=-1), np.nan))
+    return np.concatenate(flux), np.concatenate(n_known)
 
 
 def _batches(model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:

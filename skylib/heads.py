@@ -311,10 +311,13 @@ def _groups(network: nn.Module, method: Method, learning_rate: float, config: Pr
     encoder = network.model.encoder
     decay = config.layer_decay if method == "finetune" else 1.0
     depth = len(encoder.blocks)
-    groups = [{"params": [*network.head.parameters(), *encoder.norm.parameters()], "lr": learning_rate}]
+    groups: list[dict[str, Any]] = [
+        {"params": [*network.head.parameters(), *encoder.norm.parameters()], "lr": learning_rate}
+    ]
     groups += [
         {"params": list(block.parameters()), "lr": learning_rate * decay ** (depth - i)}
         for i, block in enumerate(encoder.blocks)
     ]
-    first = [encoder.cls, network.model.no_data, *encoder.embed.parameters()]
+    later = {id(p) for group in groups for p in group["params"]}  # all else of the encoder comes before its blocks
+    first = [network.model.no_data, *(p for p in encoder.parameters() if id(p) not in later)]
     return [*groups, {"params": first, "lr": learning_rate * decay ** (depth + 1)}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skylib.checkpoint import fingerprint
+from skylib.config import to_dict
 from skylib.cutouts import CutoutFile
 from skylib.embed import embed_tokens
 from skylib.features import moved
@@ -51,11 +53,12 @@ class LabelledSet:
         self._moments: tuple[Tensor, Tensor] | None = None
 
     def key(self) -> str:
-        """Return a short name for labels, parts and weights of the network: the same study, the same name."""
-        digest = hashlib.sha256(fingerprint(self.model).encode())
+        """Return a short name for images, network, labels and parts: the same study, the same name."""
+        digest = hashlib.sha256(self._inputs())
+        labels = self.values.astype(float if self.values.dtype.kind in "biuf" else str)
         for part in (TRAIN, VALIDATION, TEST):
             rows = self.rows[part]
-            digest.update(rows.tobytes() + np.asarray(self.values[rows], float).tobytes() + self.weights[rows].tobytes())  # fmt: skip
+            digest.update(rows.tobytes() + labels[rows].tobytes() + self.weights[rows].tobytes())
         return digest.hexdigest()[:12]
 
     def flux(self, rows: np.ndarray) -> Tensor:
@@ -85,11 +88,19 @@ class LabelledSet:
             self._moments = mean.float(), scale.float()
         return self._moments
 
+    def _inputs(self) -> bytes:
+        """Return what tokens follow from, but for the rows: weights and settings of the network, and the file's state.
+
+        The file is known by its size and time, not by its place: a copy that keeps its time is the same file.
+        """
+        file = self.cutouts.path.stat()
+        state = [fingerprint(self.model), to_dict(self.model.config), file.st_size, file.st_mtime_ns]
+        return json.dumps(state, sort_keys=True).encode()
+
     def _cached_tokens(self) -> np.ndarray:
         if self.cache is None:
             return embed_tokens(self.model, self.cutouts, rows=self.used).astype(np.float16)
-        of_these = hashlib.sha256(self.used.tobytes() + str(self.cutouts.path.resolve()).encode()).hexdigest()[:8]
-        path = self.cache / f"tokens-{fingerprint(self.model)}-{of_these}.npy"
+        path = self.cache / f"tokens-{hashlib.sha256(self._inputs() + self.used.tobytes()).hexdigest()[:16]}.npy"
         if not path.is_file():
             tokens = embed_tokens(self.model, self.cutouts, rows=self.used).astype(np.float16)
             path.parent.mkdir(parents=True, exist_ok=True)

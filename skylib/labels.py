@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from skylib.bootstrap import mean_interval, seed_error
 from skylib.checkpoint import fingerprint
 from skylib.config import Method, ProbeConfig, check_choice, to_dict
 from skylib.cutouts import CutoutFile
@@ -66,6 +67,7 @@ def label_efficiency(
 
     A row that is done is a small file in ``label_efficiency/`` of the run folder, whole or not there. A call does
     what is missing, so it goes on after a kill; and many may work in one folder at once, each on a row of its own.
+    Rows count for the same labels, parts, settings, network and file of cutouts alone, known by its size and time.
 
     Parameters
     ----------
@@ -122,6 +124,36 @@ def label_efficiency(
     return table
 
 
+def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level: float = 0.95) -> pd.DataFrame:
+    """Return the mean over seeds of a score on test, by method and number of labels, and its interval.
+
+    The interval is that of `bootstrap.mean_interval`: how far the mean moves with subsets of labels, fresh weights and
+    order. All seeds are judged on the same test objects, so the error that comes from these is not in it; that is
+    told by ``…_low`` and ``…_high`` of each row of `label_efficiency`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `label_efficiency`, one target.
+
+    Returns
+    -------
+    DataFrame
+        ``method``, ``n_labels``, ``seeds`` (how many), the mean, ``low``, ``high`` (NaN with one seed), and ``n``, the
+        number of test objects.
+    """
+    lines = []
+    for method in table["method"].unique():
+        mine = table[table["method"] == method]
+        for n_labels in sorted(mine["n_labels"].unique().tolist()):
+            rows = mine[mine["n_labels"] == n_labels]
+            scores = rows[metric].to_numpy(dtype=np.float64)
+            low, high = mean_interval(scores, level=level)
+            lines.append({"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean(),
+                          "low": low, "high": high, "n": int(rows["n"].iloc[0])})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
 def labels_to_match(
     table: pd.DataFrame,
     *,
@@ -134,7 +166,7 @@ def labels_to_match(
     """Find with how many labels each method equals `reference` trained on everything.
 
     The mean over seeds is read between the numbers of labels along a straight line in log2, at the first crossing;
-    the interval comes from drawing seeds with replacement.
+    the interval comes from drawing each mean by Student's t, as `seed_means` has it, and holds what that does alone.
 
     Parameters
     ----------
@@ -144,8 +176,9 @@ def labels_to_match(
     Returns
     -------
     DataFrame
-        A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``,
-        and ``note``: ``""``, ``"at most"`` (even the fewest labels tried do), or ``"not reached"``.
+        A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
+        (NaN where a mean is of one seed), and ``note``: ``""``, ``"at most"`` (even the fewest labels tried do), or
+        ``"not reached"``.
 
     Examples
     --------
@@ -168,14 +201,21 @@ def labels_to_match(
         if method == reference:
             continue
         n, note = _crossing({k: v.mean() for k, v in curve.items()}, curves[reference][most].mean())
-        draws = []
-        for _ in range(n_resamples):
-            goal = rng.choice(curves[reference][most], len(curves[reference][most])).mean()
-            draws.append(most / _crossing({k: rng.choice(v, len(v)).mean() for k, v in curve.items()}, goal)[0])
-        known = np.nan_to_num(draws, nan=0.0)  # not reached: fewer than any factor
-        low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
+        low = high = float("nan")
+        if min(map(len, (curves[reference][most], *curve.values()))) > 1:
+            goals = _drawn_means(curves[reference][most], n_resamples, rng)
+            drawn = {k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()}
+            found = [most / _crossing({k: v[i] for k, v in drawn.items()}, goal)[0] for i, goal in enumerate(goals)]
+            known = np.nan_to_num(found, nan=0.0)  # not reached: fewer than any factor
+            low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
         lines.append({"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high, "note": note})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note"])
+
+
+def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw what the mean of a few runs may be, (n,)."""
+    error, freedom = seed_error(values)
+    return values.mean() + error * rng.standard_t(freedom, n)
 
 
 def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:

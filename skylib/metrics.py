@@ -76,7 +76,7 @@ def classification_metrics(
     complete = [float((prediction[truth == c] == c).mean()) for c in np.unique(truth)]
     metrics = {"accuracy": float((prediction == truth).mean()), "balanced_accuracy": float(np.mean(complete))}
     for c in np.unique(truth):
-        label = (names or {}).get(int(c), str(c))
+        label = (names or {}).get(c, str(c))
         right = float(((prediction == c) & (truth == c)).sum())
         metrics[f"completeness_{label}"] = right / float((truth == c).sum())
         called = float((prediction == c).sum())

@@ -85,7 +85,7 @@ def nearest(
     while len(todo):
         n_candidates = min(n_candidates, n)
         asked = exact[todo] if combine is None else exact
-        with _full_precision():
+        with full_precision():
             bound, found = _candidates(
                 vectors, asked.float(), n_candidates, metric, weight, combine, keep, squares, block, slack
             )
@@ -130,8 +130,8 @@ def pool(distance: Tensor, combine: str, dim: int) -> Tensor:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep matrix products in true float32, whatever a training loop set: the bounds rest on it."""
+def full_precision() -> Iterator[None]:
+    """Keep matrix products in true float32, whatever a training loop set: bounds and ranks rest on it."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

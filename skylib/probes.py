@@ -83,7 +83,7 @@ def linear_probe(
     ----------
     embeddings : Embeddings
     target : str or ndarray, shape (n,)
-        A column, or the values. Negative classes and values that are not finite count as unlabelled.
+        A column, or the values. Negative classes and numbers that are not finite count as unlabelled; text is a class.
     task : {"classification", "regression"}
     split : str or ndarray of int, shape (n,)
         0 train, 1 validation, 2 test; others are left out. The scaler and the model are fitted on train, the
@@ -196,10 +196,13 @@ def labelled_parts(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """Return the target of all objects, and the rows of the labelled ones in train, validation and test.
 
+    Numbers come as int64, -1 where unlabelled, if they are classes, and as float64 if they are values: by that the
+    two are told apart later.
+
     Raises
     ------
     ValueError
-        If a part has no labelled object, or lengths differ.
+        If a part has no labelled object, lengths differ, or a class is no whole number.
     """
     check_choice("task", task, get_args(Task))
     name = target if isinstance(target, str) else "target"
@@ -208,9 +211,17 @@ def labelled_parts(
     parts = np.asarray(column(split) if isinstance(split, str) else split)
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
-    known = values >= 0 if task == "classification" and values.dtype.kind in "iu" else values == values
-    if task == "regression":
-        known &= np.isfinite(values)
+    numbers = values.dtype.kind in "biuf"
+    known = np.isfinite(values) if numbers else values == values
+    if task == "classification" and numbers:
+        known &= values >= 0
+        if (values[known] % 1 != 0).any():
+            raise ValueError(
+                f"{name} holds {values[known][values[known] % 1 != 0][0]}: classes are whole numbers or text"
+            )
+        values = np.where(known, values, -1).astype(np.int64)
+    elif task == "regression":
+        values = values.astype(np.float64)
     rows = {part: np.flatnonzero((parts == part) & known) for part in (TRAIN, VALIDATION, TEST)}
     for part, label in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
         if not len(rows[part]):

@@ -20,8 +20,9 @@ from skylib.checkpoint import replaced
 from skylib.embed import Embeddings
 from skylib.probes import labelled_parts
 from skylib.runtime import seeded_init
-from skylib.splits import TEST, TRAIN, VALIDATION
+from skylib.splits import TEST, TRAIN, VALIDATION, sky_halves
 
+_CALIBRATION = 3  # the half of validation that chooses nothing
 WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # chosen among on validation
 
 
@@ -79,8 +80,7 @@ class RedshiftPDF:
             grid = np.union1d(self.edges, [z])
             values = np.interp(grid, self.edges, c)
             below, above = grid[1:] <= z, grid[1:] > z
-            scores.append(_square_integral(grid, values, below) + _square_integral(grid, values - 1, above)
-                          + max(0.0, z - self.edges[-1]) + max(0.0, self.edges[0] - z))  # fmt: skip
+            scores.append(_square_integral(grid, values, below) + _square_integral(grid, values - 1, above))
         return np.array(scores)
 
     def metrics(self, *, seed: int = 0) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
@@ -162,9 +162,10 @@ def redshift_pdf(
     """Predict p(z) by a linear mixture-density head on frozen embeddings [1]_.
 
     The head gives weights, means and widths of Gaussians in ln(1 + z). It is fitted on train by maximum likelihood; its
-    weight decay and the number of steps are chosen on validation. Then the cumulative distribution is mapped by that of
-    the probability integral transforms on validation (conformal calibration of a whole distribution [2]_), so that
-    intervals cover what they say, as long as test is like validation.
+    weight decay and the number of steps are chosen on one half of validation. Then the cumulative distribution is
+    mapped by that of the probability integral transforms on the other half, which no choice has seen (conformal
+    calibration of a whole distribution [2]_), so that intervals cover what they say, as long as test is like
+    validation. Without calibration, all of validation chooses.
 
     Parameters
     ----------
@@ -182,7 +183,13 @@ def redshift_pdf(
     Returns
     -------
     RedshiftPDF
-        Of the test objects.
+        Of the test objects. Its settings hold ``n_train``, ``n_validation`` (that chose) and ``n_calibration``, and
+        ``halves``, by what validation was halved (see `skylib.splits.sky_halves`).
+
+    Raises
+    ------
+    ValueError
+        If a redshift is -1 or lower, or there are fewer than two validation objects to calibrate with.
 
     References
     ----------
@@ -191,9 +198,19 @@ def redshift_pdf(
        arXiv:1807.00263.
     """
     z, rows = labelled_parts(embeddings, target, split, "regression")
-    train, validation = rows[TRAIN], rows[VALIDATION]
-    if z[np.concatenate(list(rows.values()))].min() <= -1:
-        raise ValueError(f"redshifts down to {z[train].min():.3f}: must lie above -1")
+    lowest = z[np.concatenate(list(rows.values()))].min()
+    if lowest <= -1:
+        raise ValueError(f"redshifts down to {lowest:.3f}: must lie above -1")
+    halves = "none"
+    if calibrate:
+        validation = rows[VALIDATION]
+        if len(validation) < 2:
+            raise ValueError(
+                f"{len(validation)} validation object: must be two at least, to choose with and to calibrate with"
+            )
+        half, halves = sky_halves(embeddings.ra[validation], embeddings.dec[validation], seed=seed)
+        rows = {**rows, VALIDATION: validation[half == 0], _CALIBRATION: validation[half == 1]}
+    train = rows[TRAIN]
     scaler = StandardScaler().fit(embeddings.vectors[train])
     x = {part: torch.from_numpy(scaler.transform(embeddings.vectors[mine])).float() for part, mine in rows.items()}
     y = {part: torch.from_numpy(np.log1p(z[mine])).float() for part, mine in rows.items()}
@@ -202,12 +219,14 @@ def redshift_pdf(
     head, loss = heads[best]
     low, high = min(0.0, float(z[train].min())), float(z[train].max())
     edges = np.linspace(low, high + 0.25 * (high - low), n_bins + 1)
-    settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train),
-                "n_calibration": len(validation) if calibrate else 0}  # fmt: skip
+    settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train), "halves": halves,
+                "n_validation": len(rows[VALIDATION]), "n_calibration": len(rows.get(_CALIBRATION, ()))}  # fmt: skip
     raw = {
-        part: _as_histogram(head, x[part], edges, z[rows[part]], rows[part], settings) for part in (VALIDATION, TEST)
+        part: _as_histogram(head, x[part], edges, z[mine], mine, settings)
+        for part, mine in rows.items()
+        if part in (TEST, _CALIBRATION)
     }
-    return conformal(raw[TEST], raw[VALIDATION].pit()) if calibrate else raw[TEST]
+    return conformal(raw[TEST], raw[_CALIBRATION].pit()) if calibrate else raw[TEST]
 
 
 def conformal(pdf: RedshiftPDF, pit: np.ndarray) -> RedshiftPDF:

@@ -157,6 +157,23 @@ def sky_folds(ra: np.ndarray, dec: np.ndarray, *, n_folds: int = 5, seed: int = 
     return np.random.default_rng(seed).permutation(len(cells))[inverse] % n_folds
 
 
+def sky_halves(ra: np.ndarray, dec: np.ndarray, *, seed: int = 0, cell: int = 8192) -> tuple[np.ndarray, str]:
+    """Draw two halves, by whole HEALPix cells where there are two, or else object by object.
+
+    Returns
+    -------
+    half : ndarray of int64, shape (n,)
+        0 or 1.
+    by : {"sky cells", "objects"}
+        Objects, if a position is not finite, or all lie in one cell.
+    """
+    if np.isfinite(ra).all() and np.isfinite(dec).all():
+        half = sky_folds(ra, dec, n_folds=2, seed=seed, cell=cell)
+        if len(np.unique(half)) == 2:
+            return half, "sky cells"
+    return np.random.default_rng(seed).permutation(len(ra)) % 2, "objects"
+
+
 def _draw(ra: np.ndarray, dec: np.ndarray, fractions: Sequence[float], seed: int, nside: int) -> np.ndarray:
     """Draw the part of each HEALPix cell from its number."""
     unique, inverse = np.unique(_cells(ra, dec, nside), return_inverse=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from skylib.checkpoint import replaced
 from skylib.embed import Embeddings
-from skylib.nearest import nearest
+from skylib.nearest import full_precision, nearest
 from skylib.runtime import pick_device
 
 QUERIES = 1024  # for how many objects neighbours are sought at a time
@@ -207,7 +207,8 @@ def trustworthiness(
         shown, _ = neighbour_graph(plane, plane[part], k=k + 1)
         # The object itself is no neighbour; where others lie at the very same place, it may not be the first.
         others = [[row for row in found if row != i][:k] for found, i in zip(shown, part.tolist(), strict=True)]
-        distance = torch.addmm(squares, x[part], x.T, alpha=-2)
+        with full_precision():
+            distance = torch.addmm(squares, x[part], x.T, alpha=-2)
         distance[torch.arange(len(part)), part] = -torch.inf  # itself has rank 0
         order = distance.sort(dim=1).values
         rank = torch.searchsorted(order, distance.gather(1, torch.tensor(others, device=place)))

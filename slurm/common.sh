@@ -50,14 +50,14 @@ find_python() {
 }
 
 # stage NAME [DEFAULT]: let the notebook read a copy, on the node's own disk, of the file or folder that its parameter NAME
-# says, or that is meant where it is not given.
+# says, or that is meant where it is not given. The copy keeps its time, by which a study knows its file again.
 stage() {
   local value=${2:-} argument copy
   for argument in "${overrides[@]}"; do [[ $argument != "$1="* ]] || value=${argument#*=}; done
   [ -n "${SLURM_TMPDIR:-}" ] && [ "${SKYLIB_STAGE:-1}" != 0 ] && [ -e "$value" ] || return 0
   copy=$SLURM_TMPDIR/$1/$(basename "$value")
   say "copying $value to $copy"
-  if on_every_node mkdir -p "$SLURM_TMPDIR/$1" && on_every_node cp -RL "$value" "$copy"; then
+  if on_every_node mkdir -p "$SLURM_TMPDIR/$1" && on_every_node cp -RLp "$value" "$copy"; then
     options+=("--local=$1=$copy")
   else
     say "that failed: $value is read where it is"

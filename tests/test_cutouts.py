@@ -27,6 +27,12 @@ def small(tmp_path):
     return flux, write_cutouts(tmp_path / "small.h5", flux, ra=np.arange(4.0), dec=np.zeros(4), bands="ig", **labels)
 
 
+def test_integers_that_no_one_named_stay_numbers(small, tmp_path):
+    flux, _ = small
+    kinds = {"kind": np.array([0, 2, -1, 1])}
+    assert write_cutouts(tmp_path / "k.h5", flux, ra=np.arange(4.0), dec=np.zeros(4), bands="gi", **kinds).class_names("kind") == ("0", "1", "2")  # fmt: skip
+
+
 def test_write_and_read_back_in_wavelength_order(small):
     flux, file = small
     assert file.bands == ("g", "i")  # written as i, g
@@ -411,7 +417,7 @@ def test_an_interruption_at_the_very_end_loses_nothing(tiles, tmp_path, monkeypa
     ra, dec = tile.sky_at(np.array([40, row]), np.array([40, col]))  # the second without data
     catalogue = Table({"ra": ra, "dec": dec})
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -72,6 +72,23 @@ def test_a_planted_depth_gradient_is_found(data, model):
     assert "constant" not in audit.index
 
 
+def test_nuisances_of_a_split_by_tile(data):
+    """Tiles that are whole parts, and what is the same all over a part, can be neither fitted nor judged."""
+    rng, split = np.random.default_rng(0), data.column("split")
+    known = Embeddings(rng.normal(size=(400, 4)), ra=data.ra, dec=data.dec)
+    shared = rng.choice(["one", "two"], 400)
+    nuisances = {
+        "tile": np.array(["a", "b", "c"])[split],
+        "tiles": np.char.add(np.array(["a", "b", "c"])[split], shared),
+        "seeing": np.where(split == 2, 0.6, rng.normal(size=400)),
+        "camera": np.where(rng.random(400) < 0.1, np.char.add("only in ", split.astype(str)), shared),
+    }
+    audit = nuisance_audit(known, nuisances, split=split)
+    assert audit["nuisance"].tolist() == ["camera"]
+    assert audit["chance"].item() == 0.5  # "only in 2" is not among them
+    assert list(nuisance_audit(known, {}, split=split)) == list(audit)
+
+
 def test_conditions_of_a_simulated_field(cutouts):
     everyone = np.arange(len(cutouts))
     conditions = observing_conditions(cutouts, rows=everyone)

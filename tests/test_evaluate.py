@@ -6,6 +6,8 @@ import pytest
 from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
 from skylib.evaluate import Evaluation
 from skylib.features import aperture_magnitudes, aperture_snr, encode, pixel_pca, random_weights
+from skylib.metrics import classification_metrics
+from skylib.probes import metric_for, on_test
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,27 @@ def test_a_table_without_a_baseline_cannot_be_made(evaluated, name):
         Evaluation(target="z_spec", task="regression", results=fewer)
 
 
+def test_the_table_tells_of_each_class():
+    """Completeness and purity by the names of classes, empty where nothing was called so; the median bias too."""
+    truth = np.repeat([0, 1], 20)
+    called = {name: np.where(np.arange(40) % 10 == 0, 1 - truth, truth) for name in ("pretrained, linear", "random weights, linear", "pixel PCA, linear", "catalogue magnitudes")}  # fmt: skip
+    results = {
+        name: on_test(one, truth, np.arange(40), classification_metrics)
+        for name, one in {**called, "majority class": 0 * truth}.items()
+    }
+    result = Evaluation(target="class", task="classification", results=results, class_names=("galaxy", "qso"))
+    table = result.table().loc["class"]
+    assert table.loc["pretrained, linear", "completeness_galaxy"].startswith("0.900 [")
+    assert table.loc["majority class", "completeness_qso"] == "0.000 [0.000, 0.000]"
+    assert table.loc["majority class", "purity_qso"] == ""
+    assert "purity_1" not in table
+    values = truth + np.linspace(0, 1, 40)
+    moved = on_test(values + 0.1, values, np.arange(40), metric_for("regression", "z")[0])
+    names = [*list(results)[:-1], "mean"]
+    z = Evaluation(target="z", task="regression", results=dict.fromkeys(names, moved)).table()
+    assert z["bias_median"].str.match(r"0\.\d{3} \[").all()
+
+
 def test_layers_and_poolings_in_one_call(field, model, evaluated):
     split, _ = evaluated
     sweep = layer_sweep(model, field, "class", task="classification", split=split, pools=["mean", "central", "cls"])
@@ -98,6 +121,17 @@ def test_magnitudes_and_noise_measured_on_pixels(field):
     np.testing.assert_allclose(mags[:, 1] - mags[:, 0], -2.5 * np.log10(colour), atol=0.2)
     snr = aperture_snr(field, "g", rows=rows, sky_sigma=0.3)
     assert (snr > 20).all()
+
+
+def test_a_hole_in_the_aperture_brings_no_noise(tmp_path):
+    """Half of the pixels of a flat image are gone: half of the flux, over the noise of half of the pixels."""
+    flux = np.ones((3, 2, 16, 16))
+    flux[1, 0, :, ::2] = np.nan
+    flux[2, 0] = np.nan
+    data = write_cutouts(tmp_path / "holes.h5", flux, bands="gr", ra=np.zeros(3), dec=np.zeros(3))
+    inside = ((np.indices((16, 16)) - 8) ** 2).sum(axis=0) <= 16
+    snr = aperture_snr(data, "g", rows=np.arange(3), sky_sigma=0.5, radius=4.0)
+    np.testing.assert_allclose(snr, [2 * inside.sum() ** 0.5, 2 * inside[:, 1::2].sum() ** 0.5, np.nan])
 
 
 def test_components_are_fitted_on_train(field, model):

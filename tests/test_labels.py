@@ -1,8 +1,14 @@
+import dataclasses
+import os
+import shutil
+
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
 from skylib import (
+    CutoutFile,
     ModelConfig,
     ProbeConfig,
     build_model,
@@ -13,7 +19,9 @@ from skylib import (
     write_cutouts,
 )
 from skylib.checkpoint import fingerprint
-from skylib.labelled import nested_subset
+from skylib.heads import EncoderWithHead, Head, _groups
+from skylib.labelled import LabelledSet, nested_subset
+from skylib.labels import seed_means
 from skylib.metrics import classification_metrics
 from skylib.probes import on_test
 
@@ -108,6 +116,31 @@ def test_a_kill_at_any_row_repeats_nothing_and_loses_nothing(easy, model, study,
     assert not list(folder.glob("*.partial"))
 
 
+def test_a_study_knows_its_images_and_its_network(easy, model, tmp_path):
+    """Other images at the same path, or another reading of them, are another study; a copy that kept its time is not."""
+
+    def study(network=model):
+        labelled = LabelledSet(network, CutoutFile(path), "class", task="classification", split="split", cache=tmp_path)
+        return labelled.key(), labelled.tokens(labelled.used[:4]).numpy()
+
+    path = shutil.copy2(easy.path, tmp_path / "copy.h5")
+    key, tokens = study()
+    (tmp_path / "elsewhere").mkdir()
+    path = shutil.copy2(easy.path, tmp_path / "elsewhere" / "copy.h5")
+    assert study()[0] == key
+    assert len(list(tmp_path.glob("tokens-*.npy"))) == 1
+    linear = build_model(dataclasses.replace(model.config, stretch="linear"))
+    linear.load_state_dict(model.state_dict())
+    assert study(linear)[0] != key
+    assert not np.array_equal(study(linear)[1], tokens)
+    remade = shutil.copy2(easy.path, tmp_path / "remade.h5")
+    with h5py.File(remade, "r+") as file:
+        file["cutouts"][:] = file["cutouts"][:][::-1]
+    os.replace(remade, path)
+    assert study()[0] != key
+    assert not np.array_equal(study()[1], tokens)
+
+
 def test_rows_made_alone_are_merged(easy, model, study):
     grid, arguments = study
     for row in (5, 0, 3):
@@ -143,6 +176,18 @@ def test_every_method_gets_as_many_trials_and_validation_chooses(easy, model):
         assert sorted(set(trials["epochs"])) == [2, 6]
 
 
+def test_nothing_of_an_encoder_stays_untrained(model):
+    """Registers and the position on the sky too, and each parameter once: in the group before the blocks."""
+    whole = build_model(dataclasses.replace(model.config, registers=2, ra_dec=True))
+    network = EncoderWithHead(whole, Head(whole.config.width, 2, attentive=True))
+    groups = _groups(network, "finetune", 1.0, QUICK)
+    trained = [id(p) for group in groups for p in group["params"]]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == {id(p) for p in (*whole.encoder.parameters(), whole.no_data, *network.head.parameters())}
+    first = min(groups, key=lambda group: group["lr"])
+    assert {id(whole.encoder.registers), id(whole.encoder.sky.weight)} <= {id(p) for p in first["params"]}
+
+
 def test_labels_without_weight_are_not_learnt(easy, model):
     wrong = easy.column("class").copy()
     flipped = np.arange(300) % 4 == 0  # every part has some
@@ -176,6 +221,23 @@ def test_labels_to_match_by_hand():
     assert found.loc["finetune", ["n_labels", "note"]].tolist() == [32, "at most"]
     assert np.isnan(found.loc["attentive", "n_labels"])
     assert found.loc["attentive", "note"] == "not reached"
+
+
+def test_intervals_over_seeds_know_how_few_there_are():
+    """Two seeds: t = 12.7 of one degree of freedom; one seed: no interval, in either table."""
+    table = pd.DataFrame(
+        [(m, n, s, y + 0.02 * s, 300) for m, y in (("supervised", 0.5), ("linear", 0.55)) for n in (8, 16) for s in (0, 1)],
+        columns=["method", "n_labels", "seed", "balanced_accuracy", "n"],
+    )  # fmt: skip
+    means = seed_means(table).set_index(["method", "n_labels"])
+    assert means.loc[("linear", 8), ["seeds", "balanced_accuracy", "n"]].tolist() == pytest.approx([2, 0.56, 300])
+    np.testing.assert_allclose(means["high"] - means["low"], 2 * 12.706 * 0.01, rtol=1e-3)
+    found = labels_to_match(table).iloc[0]
+    assert found["low"] == 0  # two seeds cannot exclude that it never gets there
+    assert found["high"] == 2
+    alone = table[table["seed"] == 0]
+    assert seed_means(alone)[["low", "high"]].isna().all(axis=None)
+    assert labels_to_match(alone)[["low", "high"]].isna().all(axis=None)
 
 
 def test_what_cannot_be_studied(easy, model, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from skylib import photoz_metrics
-from skylib.bootstrap import binned_metrics, bootstrap_intervals, paired_margin
+from skylib.bootstrap import binned_metrics, bootstrap_intervals, mean_interval, paired_margin
 from skylib.metrics import classification_metrics, confusion_matrix, regression_metrics, roc_auc
 
 
@@ -32,6 +32,8 @@ def test_completeness_and_purity_by_hand():
     assert metrics["completeness_star"] == 0
     assert np.isnan(metrics["purity_star"])
     assert metrics["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    text = classification_metrics(np.array(["star", "star"]), np.array(["star", "qso"]))
+    assert text["purity_star"] == 0.5
 
 
 def test_bootstrap_interval_of_an_accuracy_is_binomial():
@@ -44,6 +46,30 @@ def test_bootstrap_interval_of_an_accuracy_is_binomial():
     sigma = np.sqrt(accuracy * (1 - accuracy) / 400)
     assert (high - low) / (2 * 1.96 * sigma) == pytest.approx(1, abs=0.1)
     assert low < accuracy < high
+
+
+def test_every_draw_has_every_class():
+    """Two classes that are always right and one object of a third that is not: no draw can do better than 2 / 3."""
+    truth = np.repeat([0, 1, 2], [50, 50, 1])
+    called = np.where(truth == 2, 0, truth)
+    assert bootstrap_intervals(called, truth, classification_metrics)["balanced_accuracy"] == pytest.approx(
+        (2 / 3, 2 / 3)
+    )
+    assert paired_margin(called, truth, truth, classification_metrics)["balanced_accuracy"] == pytest.approx(
+        (-1 / 3,) * 3
+    )
+    score = np.stack([truth == 0, truth == 1, truth != 2], axis=1)
+    area = bootstrap_intervals(score, truth, lambda p, t: {"area": roc_auc(p, t, classes=(0, 1, 2))})["area"]
+    assert area == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_the_interval_of_a_few_runs_holds_the_mean_as_often_as_it_says():
+    """Of normal runs, 95 % of intervals hold the true mean, were there only two; one run has no interval."""
+    rng = np.random.default_rng(0)
+    for n in (2, 5):
+        ends = np.array([mean_interval(runs) for runs in rng.normal(size=(2000, n))])
+        assert ((ends[:, 0] < 0) & (ends[:, 1] > 0)).mean() == pytest.approx(0.95, abs=0.015)
+    assert np.isnan(mean_interval(np.array([0.7]))).all()
 
 
 def test_confusion_and_roc_by_hand():

@@ -45,10 +45,11 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
     )
     table = pd.DataFrame(
         {
-            "method": ["a", "a", "b", "b"],
-            "n_labels": [8, 16, 8, 16],
-            "seed": 0,
-            "balanced_accuracy": [0.3, 0.5, 0.4, 0.6],
+            "method": ["a", "a", "b", "b"] * 2,
+            "n_labels": [8, 16, 8, 16] * 2,
+            "seed": [0] * 4 + [1] * 4,
+            "balanced_accuracy": [0.3, 0.5, 0.4, 0.6, 0.31, 0.5, 0.42, 0.61],
+            "n": 40,
         }
     )
     z_spec = rng.uniform(0, 2, 400)
@@ -98,3 +99,21 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         figure.savefig(path := tmp_path / f"{number}.png")
         assert plt.imread(path)[..., :3].std() > 0.02
     assert "true mean and scale" in drawn[4].get_suptitle()
+
+
+def test_panels_by_predicted_redshift_hold_what_was_predicted_there():
+    z_spec = np.repeat([0.25, 0.75], 50)
+    figures = [plotting.plot_redshift_panels(z_spec[::-1], z_spec, by=by, n_bins=2) for by in ("z_spec", "z_pred")]
+    bias = [figure.axes[2].lines[0].get_ydata(orig=False) for figure in figures]
+    np.testing.assert_allclose(bias[0], [0.5 / 1.25, -0.5 / 1.75])
+    np.testing.assert_allclose(bias[1], bias[0][::-1])
+    with pytest.raises(ValueError, match="by='z'"):
+        plotting.plot_redshift_panels(z_spec, z_spec, by="z")
+
+
+def test_little_to_show_is_shown():
+    """One seed has no interval; where no nuisance could be judged, there is none."""
+    one = pd.DataFrame({"method": "a", "n_labels": [8, 16], "seed": 0, "balanced_accuracy": [0.3, 0.5], "n": 40})
+    assert not plotting.plot_label_efficiency(one, reference="a").collections
+    nothing = pd.DataFrame({name: [] for name in ("nuisance", "value", "low", "high", "chance")})
+    assert not plotting.plot_nuisances(nothing).get_yticks().size

@@ -235,7 +235,7 @@ def test_another_model_is_refused_with_the_difference(whole_run, cutouts):
     with pytest.raises(ValueError, match=r"another model \(patch_size: 8 -> 4\)"):
         pretrain(other, config(), train=cutouts, run_dir=whole_run.run_dir)
     with pytest.raises(ValueError, match="training data holds bands g r i z y, the model g r"):
-        loader = CutoutLoader(cutouts, batch_size=8)
+        loader = CutoutLoader(cutouts, batch_size=32)
         pretrain(
             ModelConfig(bands=("g", "r"), size="nano", image_size=32), config(), train=loader, run_dir=whole_run.run_dir
         )
@@ -249,7 +249,7 @@ def test_a_gradient_that_stays_bad_stops_the_run(cutouts, tmp_path, monkeypatch,
 
 
 def test_training_on_tiles_in_half_precision(tiles, tmp_path):
-    loader = TileLoader(tiles, batch_size=16, size=32)
+    loader = TileLoader(tiles, batch_size=32, size=32)
     result = pretrain(MODEL, config(steps=6, precision="bf16"), train=loader, run_dir=tmp_path)
     assert result.metrics["loss"].notna().all()
     assert result.step == 6

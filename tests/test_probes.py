@@ -85,6 +85,22 @@ def test_unlabelled_objects_are_left_out(known):
     labels[::2], values[::5] = -1, np.nan
     assert linear_probe(known, labels, task="classification", split="split").metrics["n"] == 150
     assert linear_probe(known, values, task="regression", split="split").metrics["n"] == 240
+    floats = np.where(labels < 0, np.resize([-1.0, -1.0, np.nan, np.nan], 900), labels)
+    assert labelled_parts(known, floats, "split", "classification")[1][2].tolist() == np.flatnonzero((labels >= 0) & (np.arange(900) % 3 == 2)).tolist()  # fmt: skip
+    result = linear_probe(known, floats, task="classification", split="split")
+    assert "completeness_2" in result.metrics
+    np.testing.assert_array_equal(result.truth, labels[result.rows])
+
+
+def test_classes_may_be_text(known):
+    names = np.array(["galaxy", "qso", "star"])
+    numbers, text = (
+        linear_probe(known, labels, task="classification", split="split")
+        for labels in (known.column("class"), names[known.column("class")])
+    )
+    np.testing.assert_array_equal(text.prediction, names[numbers.prediction])
+    assert text.metrics["purity_qso"] == numbers.metrics["purity_1"]
+    assert text.intervals["roc_auc"] == numbers.intervals["roc_auc"]
 
 
 def test_what_cannot_be_probed(known):
@@ -96,5 +112,7 @@ def test_what_cannot_be_probed(known):
         linear_probe(known, "class", task="classify", split="split")
     with pytest.raises(ValueError, match="no classes to tell apart"):
         linear_probe(known, np.zeros(900, int), task="classification", split="split")
+    with pytest.raises(ValueError, match=r"target holds 0\.5: classes are whole numbers"):
+        linear_probe(known, np.full(900, 0.5), task="classification", split="split")
     with pytest.raises(ValueError, match=r"shape \(5,\)"):
         labelled_parts(known, np.zeros(5), "split", "regression")

@@ -1,14 +1,29 @@
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
+from astropy_healpix import HEALPix
 
 from skylib import sky_split, split_cutouts, write_cutouts
+from skylib.splits import sky_halves
 
 
 @pytest.fixture
 def field():
     rng = np.random.default_rng(0)
     return rng.uniform(150, 150.5, 4000), rng.uniform(2, 2.5, 4000)
+
+
+def test_halves_are_whole_cells_where_they_can(field):
+    half, by = sky_halves(*field, cell=1024)
+    assert by == "sky cells"
+    assert 0.4 < half.mean() < 0.6
+    cells = HEALPix(nside=1024, order="nested").lonlat_to_healpix(field[0] * u.deg, field[1] * u.deg)
+    assert all(len(set(half[cells == cell])) == 1 for cell in np.unique(cells))
+    for ra in (np.full(5, 150.0), np.full(5, np.nan)):  # one cell, or none
+        half, by = sky_halves(ra, np.zeros(5))
+        assert by == "objects"
+        assert sorted(np.bincount(half)) == [2, 3]
 
 
 def test_parts_are_whole_cells_in_the_fractions_asked_for(field):

@@ -23,7 +23,7 @@ def test_names_of_the_archive_and_of_others(tmp_path):
     ):
         (tmp_path / name).touch()
         assert split_tile_name(tmp_path / name)[1] == "9813-4,5"
-    for name in ("catalogue.fits", "det-G-9813-4,5.fits", "forced_src-HSC-I-9813-4,5.fits"):
+    for name in ("catalogue.fits", "det-HSC-G-9813-4,5.fits", "forced_src-HSC-I-9813-4,5.fits"):
         (tmp_path / name).touch()  # what lies beside coadds in the archive
     (tile,) = find_tiles(tmp_path, bands=["NB0816", "i", "g", "y"], min_bands=3)
     assert list(tile.paths) == ["g", "i", "y", "NB0816"]

@@ -124,7 +124,7 @@ def test_the_weight_of_a_pixel_reaches_the_loss(base, cutouts, tmp_path):
 
 def test_the_variance_of_tiles_reaches_the_loss(tiles, tmp_path):
     def losses(variance):
-        loader = TileLoader(tiles, batch_size=16, size=32, variance=variance)
+        loader = TileLoader(tiles, batch_size=32, size=32, variance=variance)
         return pretrain(MODEL, config(steps=4), train=loader, run_dir=tmp_path / str(variance)).metrics["loss"]
 
     weighted, plain = losses(True), losses(False)

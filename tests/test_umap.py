@@ -59,6 +59,27 @@ def test_the_neighbour_graph_is_exact():
     assert (distance[:, 0] == 0).all()
 
 
+def test_trustworthiness_does_not_depend_on_the_precision_of_a_training_loop(kinds, monkeypatch):
+    """Products of a GPU would be rounded to TF32; a CPU may not do so: what is asked of it is seen here."""
+    import torch
+
+    asked, addmm = [], torch.addmm
+
+    def watched(*args, **kwargs):
+        asked.append(torch.get_float32_matmul_precision())
+        return addmm(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        trustworthiness(kinds[1], kinds[1].vectors[:, :2], n_neighbors=7, sample=10)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(asked) == {"highest"}
+
+
 def test_trustworthiness_equals_its_definition(kinds):
     embeddings = kinds[1]
     x = (embeddings.vectors - embeddings.vectors.mean(axis=0)) / embeddings.vectors.std(axis=0)

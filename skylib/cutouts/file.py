@@ -119,10 +119,18 @@ class CutoutFile:
         return np.array([text(v) for v in values], dtype=str) if values.dtype.kind in "OS" else values
 
     def class_names(self, name: str = "class") -> tuple[str, ...]:
-        """Return what the integers of a class column stand for."""
-        self.column(name)
+        """Return what the integers of a class column stand for: as the file says, or else the numbers.
+
+        Galaxy, qso and star are what those of ``class`` mean where the file does not say.
+        """
+        values = self.column(name)
         with self._open() as file:
-            return tuple(text(n) for n in file[self._columns[name][0]].attrs.get("names", CLASS_NAMES))
+            names = file[self._columns[name][0]].attrs.get("names", CLASS_NAMES if name == "class" else None)
+        return tuple(
+            map(str, range(int(np.max(values, initial=-1, where=values >= 0)) + 1))
+            if names is None
+            else map(text, names)
+        )
 
     def flux(self, index: Index = slice(None), *, size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """Return cutouts in the order asked for.

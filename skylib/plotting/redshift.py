@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from skylib.bootstrap import binned_metrics
+from skylib.config import check_choice
 from skylib.metrics import normalised_error, photoz_metrics
 from skylib.plotting.style import COLOURS
 
@@ -41,22 +42,26 @@ def plot_redshift(
 
 
 def plot_redshift_panels(
-    z_phot: np.ndarray, z_spec: np.ndarray, *, n_bins: int = 8, outlier_threshold: float = 0.15, min_count: int = 10
-) -> Figure:
-    """Show counts, residuals, bias, scatter and outliers by spectroscopic redshift, one below the other.
+    z_phot: np.ndarray, z_spec: np.ndarray, *, by: Literal["z_spec", "z_pred"] = "z_spec", n_bins: int = 8,
+    outlier_threshold: float = 0.15, min_count: int = 10,
+) -> Figure:  # fmt: skip
+    """Show counts, residuals, bias, scatter and outliers by redshift, one below the other.
 
-    Bins with fewer than `min_count` objects have no measure; bars are 95 % bootstrap intervals.
+    By the spectroscopic one, as errors are understood, or by the predicted one, as samples are selected. Bins with
+    fewer than `min_count` objects have no measure; bars are 95 % bootstrap intervals.
     """
-    low, high = min(0.0, float(z_spec.min())), float(np.percentile(z_spec, 99.8))
+    check_choice("by", by, ("z_spec", "z_pred"))
+    x = z_spec if by == "z_spec" else z_phot
+    low, high = min(0.0, float(x.min())), float(np.percentile(x, 99.8))
     edges = np.linspace(low, high, n_bins + 1)
-    table = binned_metrics(z_phot, z_spec, z_spec, edges=edges, min_count=min_count,
+    table = binned_metrics(z_phot, z_spec, x, edges=edges, min_count=min_count,
                            metric=lambda p, t: photoz_metrics(p, t, outlier_threshold=outlier_threshold))  # fmt: skip
     figure, axes = plt.subplots(5, 1, figsize=(4.2, 8.2), sharex=True, height_ratios=(1, 1.8, 1, 1, 1))
-    axes[0].hist(z_spec, np.linspace(low, high, 4 * n_bins + 1).tolist(), color=COLOURS[0])
+    axes[0].hist(x, np.linspace(low, high, 4 * n_bins + 1).tolist(), color=COLOURS[0])
     axes[0].set_ylabel("objects\na bin")
     dz = normalised_error(z_phot, z_spec)
     reach = max(2 * outlier_threshold, float(np.percentile(np.abs(dz), 98)))
-    hexes = axes[1].hexbin(z_spec, dz, gridsize=(35, 18), extent=(low, high, -reach, reach), mincnt=1, cmap="viridis", bins=_scale(z_spec))  # fmt: skip
+    hexes = axes[1].hexbin(x, dz, gridsize=(35, 18), extent=(low, high, -reach, reach), mincnt=1, cmap="viridis", bins=_scale(z_spec))  # fmt: skip
     for y, style in ((0, "-"), (-outlier_threshold, "--"), (outlier_threshold, "--")):
         axes[1].axhline(y, color="k", lw=0.8, ls=style)
     bar = figure.colorbar(hexes, ax=axes[1], label="objects", format="%d", pad=0.01, aspect=12)
@@ -71,7 +76,7 @@ def plot_redshift_panels(
         plot_binned(table, name, ax=ax)
         ax.set(ylabel=label, xlabel="")
     axes[2].axhline(0, color="k", lw=0.8)
-    axes[-1].set(xlabel=r"$z_\mathrm{spec}$", xlim=(low, high))
+    axes[-1].set(xlabel=r"$z_\mathrm{spec}$" if by == "z_spec" else r"$z_\mathrm{phot}$", xlim=(low, high))
     figure.align_ylabels(axes)
     return figure
 
