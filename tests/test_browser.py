@@ -356,7 +356,7 @@ def test_a_session_in_jupyterlab(folder):
             page.mouse.move(x + r * math.cos(i * math.tau / 40), y + r * math.sin(i * math.tau / 40))
             page.wait_for_timeout(15)
         page.mouse.up()
-        expect(status).to_contain_text("chosen on the map", timeout=20_000)
+        expect(status).to_contain_text(re.compile(r"chosen on the map: 1 to \d+ of \d+;"), timeout=20_000)
         chosen = int(re.search(r"of (\d+);", status.inner_text())[1])
         assert 5 < chosen < 200
         page.screenshot(path=SHOTS / "lab_lasso.png")
