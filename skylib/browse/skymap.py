@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -26,7 +27,8 @@ class MapPanel(widgets.VBox):
     def __init__(self, xy: np.ndarray, colour: np.ndarray | None, on_lasso: Callable[[list[int]], None]) -> None:
         self._rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
         self._place = {int(row): i for i, row in enumerate(self._rows)}
-        self._on_lasso, self._shown = on_lasso, set[int]()
+        self._on_lasso, self._shown = on_lasso, frozenset[int]()
+        self._marks: deque[frozenset[int]] = deque(maxlen=50)  # told back by the page one after the other, perhaps late
         frame = pd.DataFrame({"x": xy[self._rows, 0], "y": xy[self._rows, 1]})
         more = {}
         if colour is not None:
@@ -41,11 +43,12 @@ class MapPanel(widgets.VBox):
     def mark(self, row: int | None) -> None:
         """Show where an object lies."""
         places = [self._place[row]] if row in self._place else []
-        self._shown = set(places)
+        self._shown = frozenset(places)
+        self._marks.append(self._shown)
         self.scatter.selection(places)
 
     def _on_selection(self, change: dict) -> None:
         chosen = [int(i) for i in np.asarray(change["new"] if change["new"] is not None else [], dtype=int)]
-        if chosen and set(chosen) != self._shown:  # not our own mark, told back
-            self._shown = set(chosen)
+        if chosen and frozenset(chosen) not in {self._shown, *self._marks}:
+            self._shown = frozenset(chosen)
             self._on_lasso([int(self._rows[i]) for i in sorted(chosen)])
