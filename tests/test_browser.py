@@ -364,6 +364,8 @@ def test_a_session_in_jupyterlab(folder):
         expect(status).to_contain_text(re.compile(r"chosen on the map: 1 to \d+ of \d+;"), timeout=20_000)
         chosen = int(re.search(r"of (\d+);", status.inner_text())[1])
         assert 5 < chosen < 200
+        page.wait_for_timeout(500)  # the lasso ended at its beginning: no click on the point there counts
+        assert f"of {chosen};" in status.inner_text()
         page.screenshot(path=SHOTS / "lab_lasso.png")
 
         # export: the files hold what was marked, and the state is on disk

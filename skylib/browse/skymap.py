@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -9,6 +10,8 @@ import ipywidgets as widgets
 import jscatter
 import numpy as np
 import pandas as pd
+
+_CLICK = 1.0  # s
 
 
 class MapPanel(widgets.VBox):
@@ -27,7 +30,7 @@ class MapPanel(widgets.VBox):
     def __init__(self, xy: np.ndarray, colour: np.ndarray | None, on_lasso: Callable[[list[int]], None]) -> None:
         self._rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
         self._place = {int(row): i for i, row in enumerate(self._rows)}
-        self._on_lasso, self._shown = on_lasso, frozenset[int]()
+        self._on_lasso, self._shown, self._lassoed = on_lasso, frozenset[int](), -_CLICK
         self._marks: deque[frozenset[int]] = deque(maxlen=50)  # told back by the page one after the other, perhaps late
         frame = pd.DataFrame({"x": xy[self._rows, 0], "y": xy[self._rows, 1]})
         more = {}
@@ -49,6 +52,8 @@ class MapPanel(widgets.VBox):
 
     def _on_selection(self, change: dict) -> None:
         chosen = [int(i) for i in np.asarray(change["new"] if change["new"] is not None else [], dtype=int)]
-        if chosen and frozenset(chosen) not in {self._shown, *self._marks}:
-            self._shown = frozenset(chosen)
+        # Where a lasso ends at its beginning, the plot takes that for a click on the point there, too.
+        ends_lasso = len(chosen) == 1 and time.monotonic() - self._lassoed < _CLICK
+        if chosen and not ends_lasso and frozenset(chosen) not in {self._shown, *self._marks}:
+            self._shown, self._lassoed = frozenset(chosen), time.monotonic()
             self._on_lasso([int(self._rows[i]) for i in sorted(chosen)])
