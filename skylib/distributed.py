@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +146,7 @@ def launch(
         workers = subprocess.Popen(
             [*_torchrun(processes), "-m", "skylib.distributed", str(task)],
             stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ, start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         try:
             while workers.poll() is None:
@@ -182,6 +185,14 @@ def _torchrun(processes: int) -> list[str]:
     port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
     meet = f"{_first_node(os.environ['SLURM_JOB_NODELIST'])}:{port}"
     return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}"]
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent dies, such as a kernel that was killed.
+
+    Else the workers would train on, beside those of the next call.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _first_node(nodes: str) -> str:

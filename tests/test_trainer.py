@@ -2,7 +2,12 @@
 
 import json
 import logging
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +223,31 @@ def test_a_model_knows_where_its_weights_come_from(cutouts, tmp_path):
     meta = embed(load_model(tmp_path), cutouts, rows=np.array([3, 1])).meta
     assert meta["checkpoint"] == str(tmp_path / "checkpoints" / "last.pt")
     assert (meta["step"], meta["pretrain"]["learning_rate"]) == (5, 1e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    code = "import sys; from skylib.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=1)"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
+
+    def workers():
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if str(tmp_path / "run" / "workers.pickle") in path.read_text():
+                    found.append(path)
+        return found
+
+    def wait_for(condition):
+        for _ in range(600):
+            if condition():
+                return
+            time.sleep(0.1)
+        pytest.fail("not within a minute")
+
+    try:
+        wait_for(lambda: len(workers()) >= 2)  # torchrun and its worker
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not workers())
