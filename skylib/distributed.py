@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import pickle
@@ -222,5 +223,18 @@ def _work(task: Path) -> None:
         raise
 
 
+def _leave() -> None:
+    """End this process once its work is done and told.
+
+    Not by the interpreter's own end: threads of process groups that are still referred to are then torn down in any
+    order, which now and again aborts a process that has done all it should.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 if __name__ == "__main__":
     _work(Path(sys.argv[1]))
+    _leave()
