@@ -35,7 +35,7 @@ class MIMOutput(NamedTuple):
     """What a masked image model returns in training."""
 
     loss: Tensor  # scalar, over hidden pixels that have data
-    prediction: Tensor  # (B, N, C, P), in units of the target: stretched, and standardised with norm_pix
+    prediction: Tensor  # (B, N, C, P), stretched, and standardised with norm_pix; 0 where `mae` has nothing to predict
     mask: Tensor  # bool (B, C, N), True where hidden
     n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
 
@@ -241,13 +241,15 @@ class MaskedImageModel(nn.Module):
         return mask, count_visible(mask) if c.objective == "mae" else c.n_patches
 
     def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
-        """Return the prediction for all patches, (B, N, C, P)."""
+        """Return the prediction, (B, N, C, P): of all patches, or of `mae` for the hidden ones, with 0 in the others."""
         filled, sky, n_prefix = self._fill(patches), self._sky(sky), self.encoder.n_prefix
         if self.config.objective == "mae":
             order = mask[:, 0].to(torch.uint8).argsort(dim=1, stable=True)  # visible patches first
             encoded = self.encoder(filled, keep=order[:, :n_visible], sky=sky)
             summary = encoded[:, :n_prefix] if self.attention_pool is None else self.attention_pool(encoded)[:, None]
-            prediction = self.decoder(summary, encoded[:, n_prefix:], order)
+            hidden = self.decoder(summary, encoded[:, n_prefix:], order)
+            places = order[:, n_visible:, None].expand_as(hidden)
+            prediction = hidden.new_zeros(*order.shape, hidden.shape[2]).scatter(1, places, hidden)
         else:
             hidden = self.hidden.expand_as(patches.pixels).flatten(2)
             shown = torch.where(mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2), hidden, filled)

@@ -14,6 +14,14 @@ from torch import Tensor, nn
 PLAIN_TOKENS = 512  # up to so many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
 
 
+class GeluLinear(nn.Linear):
+    """A linear layer and the GELU after it: one thing, so that they can be computed as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D')."""
+        return F.gelu(super().forward(x))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then a two-layer perceptron four times as wide."""
 
@@ -24,15 +32,27 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = GeluLinear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to tokens (B, N, D)."""
-        b, n, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, d))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+    def forward(self, x: Tensor, *, last: int | None = None) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D), or to only the `last` of them, (B, last, D), at their share of the cost."""
+        normed = self.norm1(x)
+        if last is None:
+            q, k, v = split_heads(self.qkv(normed), self.heads, parts=3)
+        else:
+            _, n, d = x.shape
+            x, asked = x[:, n - last :], normed[:, n - last :]
+            weight, bias = self.qkv.weight, self.qkv.bias
+            (q,) = split_heads(F.linear(asked, weight[:d], bias[:d]), self.heads, parts=1)
+            k, v = split_heads(F.linear(normed, weight[d:], bias[d:]), self.heads, parts=2)
+        x = x + self.proj(attend(q, k, v).transpose(1, 2).reshape(x.shape))
+        return x + self.fc2(self.fc1(self.norm2(x)))
+
+
+def split_heads(x: Tensor, heads: int, *, parts: int) -> tuple[Tensor, ...]:
+    """Cut tokens (B, N, parts * D) into as many tensors (B, heads, N, D / heads), such as queries, keys and values."""
+    return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,7 +163,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
-        """Decode all patches.
+        """Decode the hidden patches; what nobody asks for, the visible ones, is left out where it no longer counts.
 
         Parameters
         ----------
@@ -155,16 +175,19 @@ class Decoder(nn.Module):
 
         Returns
         -------
-        Tensor, shape (B, N, patch_dim)
+        Tensor, shape (B, N - K, patch_dim)
+            The patches ``order[:, K:]``.
         """
         n_hidden = order.shape[1] - visible.shape[1]
         prefix, visible = self.embed(prefix), self.embed(visible)
-        x = torch.cat([visible, self.mask_token.to(visible.dtype).expand(len(visible), n_hidden, -1)], dim=1)
-        x = x.gather(1, order.argsort(dim=1)[..., None].expand(-1, -1, x.shape[-1]))  # back to their places
-        x = torch.cat([prefix, x + self.positions], dim=1)
-        for block in self.blocks:
+        hidden = self.mask_token.to(visible.dtype).expand(len(visible), n_hidden, -1)
+        positions = self.positions.expand(len(order), -1, -1)
+        positions = positions.gather(1, order[..., None].expand(-1, -1, positions.shape[-1]))
+        x = torch.cat([prefix, torch.cat([visible, hidden], dim=1) + positions], dim=1)
+        *blocks, final = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.head(self.norm(x[:, prefix.shape[1] :]))
+        return self.head(self.norm(final(x, last=n_hidden)))
 
 
 class AttentionPool(nn.Module):
@@ -177,18 +200,18 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc1 = GeluLinear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
         initialise(self)
         nn.init.normal_(self.query, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, D) to vectors (B, D)."""
-        b, n, d = x.shape
-        k, v = self.kv(x).view(b, n, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        b, _, d = x.shape
+        k, v = split_heads(self.kv(x), self.heads, parts=2)
         q = self.query.to(k.dtype).expand(b, -1, -1).view(b, 1, self.heads, d // self.heads).transpose(1, 2)
         pooled = self.proj(attend(q, k, v).transpose(1, 2).reshape(b, d))
-        return pooled + self.fc2(F.gelu(self.fc1(self.norm(pooled))))
+        return pooled + self.fc2(self.fc1(self.norm(pooled)))
 
 
 def sincos_positions(n_patches: int, width: int) -> Tensor:

@@ -162,6 +162,47 @@ def test_both_ways_to_attend_agree(dtype):
         torch.testing.assert_close(mine.grad, theirs.grad, **close)
 
 
+@pytest.mark.parametrize("values", [{}, {"attention_pool": True, "registers": 2}])
+def test_a_decoder_that_leaves_out_what_is_visible_decodes_the_rest_alike(flux, values):
+    model = model_for(decoder_depth=3, **values)
+    mask = random_token_mask(6, 16, 10, generator=keyed_generator(3))
+    out = model(flux, mask=mask)
+    out.loss.backward()
+    lean = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    # All tokens, at their places, through all of the decoder, as in the paper.
+    decoder, n_prefix = model.decoder, model.encoder.n_prefix
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    encoded = model.encoder(model._fill(model._patches(flux)), keep=order[:, :10])
+    summary = model.attention_pool(encoded)[:, None] if values else encoded[:, :n_prefix]
+    x = decoder.mask_token.expand(6, 16, -1).clone()
+    for i in range(6):
+        x[i, order[i, :10]] = decoder.embed(encoded[i, n_prefix:])
+    x = torch.cat([decoder.embed(summary), x + decoder.positions], dim=1)
+    for block in decoder.blocks:
+        x = block(x)
+    prediction = decoder.head(decoder.norm(x[:, summary.shape[1] :])).view_as(out.prediction)
+    torch.testing.assert_close(out.prediction[mask], prediction[mask], rtol=1e-4, atol=1e-5)
+    assert (out.prediction[~mask] == 0).all()
+
+    target = standardise(model._patches(flux), model.config.norm_pix)[0]
+    loss = (prediction - target)[mask].square().mean()
+    torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(
+            lean[name], p.grad, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_a_mask_that_hides_nothing_leaves_nothing_to_learn(flux, objective):
+    out = model_for(objective=objective)(flux, mask=torch.zeros(6, 16, dtype=torch.bool))
+    assert out.loss == 0
+    assert out.n_pixels == 0
+
+
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
 def test_what_is_hidden_does_not_reach_the_prediction(flux, objective):
     model = model_for(objective=objective, norm_pix=None)
