@@ -19,7 +19,8 @@ from skylib.config import Precision, check_choice, to_dict
 from skylib.cutouts import CutoutFile
 from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel
-from skylib.runtime import ahead, autocast, fast_precision
+from skylib.packed import packed
+from skylib.runtime import ahead, autocast, fast_precision, kept_memory
 
 COMPILE_FROM = 500_000  # images, from which on compilation takes less time than it saves
 
@@ -196,12 +197,12 @@ def _run(
     starts = range(0, len(rows), batch_size)
     if compile is None:
         compile = device.type == "cuda" and len(rows) >= COMPILE_FROM
-    encode = torch.compile(model.embed, dynamic=False) if compile else model.embed
     out: np.ndarray | None = None
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), autocast(device, precision), kept_memory():
+            encode = torch.compile(model.embed, dynamic=False) if compile else packed(model, precision=precision).embed
             batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
             bar = tqdm(batches, total=len(starts), desc="embed", unit="batch", leave=False, disable=len(starts) < 20)
             waiting: tuple[int, Tensor] | None = None  # on the device: fetched when the next batch is under way

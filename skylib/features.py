@@ -16,7 +16,8 @@ from skylib.config import check_choice
 from skylib.cutouts import CutoutFile
 from skylib.loading import Batch, CutoutLoader
 from skylib.mim import MaskedImageModel, build_model, central_patches
-from skylib.runtime import autocast
+from skylib.packed import packed
+from skylib.runtime import autocast, kept_memory
 
 # (layer, pool): vectors (n, D)
 Features = dict[tuple[int, str], np.ndarray]
@@ -75,11 +76,17 @@ def encode(
     was_training, n_prefix = model.training, model.encoder.n_prefix
     model.eval()
     try:
-        with torch.inference_mode(), autocast(model.sky_sigma.device, precision), _watched(model) as seen:
+        quick = packed(model, precision=precision)
+        with (
+            torch.inference_mode(),
+            autocast(model.sky_sigma.device, precision),
+            kept_memory(),
+            _watched(quick) as seen,
+        ):
             for batch in _batches(model, cutouts, rows, batch_size):
                 batch.flux[:, dropped] = torch.nan
                 seen.clear()
-                last = model.features(batch.flux, ra=batch.ra, dec=batch.dec)
+                last = quick.features(batch.flux, ra=batch.ra, dec=batch.dec)
                 for layer in layers:
                     x = last if layer % depth == depth - 1 else seen[layer % depth]
                     for pool in pools:

@@ -21,7 +21,7 @@ from skylib.labelled import LabelledSet, nested_subset
 from skylib.mim import MaskedImageModel, central_patches
 from skylib.optimise import cosine_schedule
 from skylib.probes import ProbeResult, Task, metric_for, on_test
-from skylib.runtime import autocast, keyed_generator, seeded_init
+from skylib.runtime import autocast, kept_memory, keyed_generator, seeded_init
 from skylib.splits import TEST, TRAIN, VALIDATION
 
 _FROZEN = ("linear", "attentive")
@@ -208,6 +208,7 @@ def _scaled(config: ProbeConfig, *, learning_rate: float, length: float) -> Prob
     return replace(config, learning_rate=learning_rate, epochs=epochs, min_steps=min_steps)
 
 
+@kept_memory()
 def _trial(labelled: LabelledSet, method: Method, goal: _Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(labelled.model.config.n_patches) if c.pool == "central" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,37 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     """
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # numbers of the settings of mallopt(3)
+_LARGE = 32 << 20  # bytes: the largest block that the C library takes from memory freed before
+_keeping = 0  # how many `kept_memory` are open
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let memory that is freed stay with the process within this context, and give it back at its end.
+
+    A step on a CPU frees what it allocated, and the next would get the same from the system again, page by page, each
+    filled with zeros first: 3 to 10 % of its time. Does nothing where the C library is not glibc.
+    """
+    global _keeping
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        yield
+        return
+    _keeping += 1
+    mallopt(_MMAP_THRESHOLD, _LARGE)
+    mallopt(_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        _keeping -= 1
+        if _keeping == 0:
+            mallopt(_TRIM_THRESHOLD, 2 * _LARGE)  # what glibc itself comes to
+            trim(0)
 
 
 def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from skylib.bands import measure_sky_noise
 from skylib.filters import open_range
 from skylib.mim import MaskedImageModel
+from skylib.packed import packed
 from skylib.runtime import autocast
 from skylib.snr import signal_to_noise
 from skylib.tiles import Tile, TilePaths, read_tile
@@ -79,6 +80,7 @@ class WindowScan:
         within = torch.arange(self.size, device=device)
         was_training = self.model.training
         self.model.eval()
+        quick = packed(self.model, precision=self._precision)
         try:
             for start in range(0, len(corners), self._batch_size):
                 first = torch.from_numpy(corners[start : start + self._batch_size]).to(device)
@@ -92,7 +94,7 @@ class WindowScan:
                     numbers = start + np.flatnonzero(chosen.cpu().numpy())
                     places = self._places(tile, corners[numbers])
                     with torch.inference_mode(), autocast(device, self._precision):
-                        vectors = self.model.embed(flux[chosen], pool=self._pool, layer=self._layer, **places).float()
+                        vectors = quick.embed(flux[chosen], pool=self._pool, layer=self._layer, **places).float()
                     yield numbers, snr[chosen].cpu().numpy(), vectors
         finally:
             self.model.train(was_training)

@@ -23,6 +23,7 @@ from skylib.embed import Embeddings
 from skylib.loading import CutoutLoader
 from skylib.mim import MaskedImageModel
 from skylib.nearest import Combine, Metric
+from skylib.runtime import kept_memory
 from skylib.separation import best_of_each_place
 from skylib.shards import HIT, Shard, best_hits
 from skylib.similarity import SearchIndex, target_vectors
@@ -167,7 +168,7 @@ def search_tiles(
         index = SearchIndex(
             reference or _reference(scan, tiles, bad_planes, on_error, folder), device=model.sky_sigma.device
         )
-        with StopRequest(run_dir) as stop:
+        with StopRequest(run_dir) as stop, kept_memory():
             reading = read_ahead([tiles[t] for t in todo], tuple(bad_planes), on_error)
             for t, tile in zip(todo, tqdm(reading, total=len(todo), desc="search", unit="tile"), strict=True):
                 if isinstance(tile, Tile):

@@ -20,7 +20,7 @@ from skylib.loading import Batch, CutoutLoader, Loader
 from skylib.mim import MaskedImageModel, build_model
 from skylib.monitor import Recorder, draw_progress, draw_reconstruction, examples
 from skylib.optimise import Optimiser, learning_rate_at
-from skylib.runtime import keyed_generator
+from skylib.runtime import kept_memory, keyed_generator
 from skylib.step import Step, tf32
 from skylib.stopping import Interrupted, StopRequest
 from skylib.validation import Probe, run_probes, validation_loss
@@ -36,7 +36,7 @@ def train(
     watch: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
-    with join(device) as world, tf32(config.tf32), StopRequest(run_dir) as stop:
+    with join(device) as world, tf32(config.tf32), kept_memory(), StopRequest(run_dir) as stop:
         Trainer(model_config, config, train, validation, probes, run_dir, world).run(stop, watch)
 
 

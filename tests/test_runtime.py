@@ -1,0 +1,54 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Reports how many pages the system had to hand out for blocks that are freed and allocated again, and what stays.
+PROBE = """
+import ctypes, resource
+from contextlib import nullcontext
+import torch
+from skylib.runtime import kept_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+def work():
+    blocks = [torch.ones(6_000_000) for _ in range(8)]  # 24 MB each: 47,000 pages in all
+
+def repeated(context):
+    with context:
+        work()
+        before = faults()
+        for _ in range(5):
+            work()
+        return faults() - before
+
+before = resident()
+plain = repeated(nullcontext())
+kept = repeated(kept_memory())
+left = resident() - before
+with kept_memory():
+    work()
+    with kept_memory():
+        pass
+    inner = faults()
+    work()
+    inner = faults() - inner
+print(plain, kept, left, inner)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_used_again_and_given_back_in_the_end():
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    plain, kept, left, inner = map(int, result.stdout.split())
+    assert plain > 200  # without it, pages come from the system each time: huge ones where it has these
+    assert kept < 0.1 * plain
+    assert left < 5_000
+    assert inner < 0.1 * plain  # a context within another does not end it
