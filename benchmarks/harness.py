@@ -6,18 +6,24 @@ import argparse
 import ctypes
 import gc
 import json
+import multiprocessing
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 import skylib
+
+T = TypeVar("T")
+Case = Callable[[], Any]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -35,7 +41,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def measure(cases: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
+def measure(cases: Mapping[str, Case], *, repeats: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
     """Return the seconds of each case, repeat by repeat.
 
     The cases take turns, so that whatever else the machine does falls on all of them alike.
@@ -46,15 +52,70 @@ def measure(cases: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm_up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
-            synchronise()
-            start = time.perf_counter()
-            run()
-            synchronise()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(_timed(run))
     return seconds
 
 
-def peak_memory(run: Callable[[], Any]) -> float | None:
+def measure_apart(
+    builders: Mapping[str, Callable[[], AbstractContextManager[Case]]], *, first: Callable[[Case], T], repeats: int,
+    runs: int = 1,
+) -> tuple[dict[str, T], dict[str, list[float]]]:  # fmt: skip
+    """Measure cases of which each has a process of its own, so that none profits from what another set up.
+
+    On CUDA, whose memory processes would fight for, they share this one.
+
+    Parameters
+    ----------
+    builders : mapping of str to callable
+        That can be pickled; each gives a context in which its case can be run.
+    first : callable
+        What is done with a case first; it can be pickled, and warms up, too.
+    repeats, runs : int
+        Turns, and how often a case is run in each; the seconds are those of one run.
+
+    Returns
+    -------
+    dict, dict
+        What `first` gave, and the seconds, of each case.
+    """
+    if torch.cuda.is_available():
+        with ExitStack() as stack:
+            cases = {name: stack.enter_context(build()) for name, build in builders.items()}
+            found = {name: first(case) for name, case in cases.items()}
+            return found, measure(cases, repeats=repeats, warm_up=0)
+    context = multiprocessing.get_context("spawn")
+    pipes, found = {}, {}
+    for name, build in builders.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=_serve, args=(theirs, build, first), daemon=True).start()
+        theirs.close()
+        found[name] = pipes[name].recv()
+    seconds: dict[str, list[float]] = {name: [] for name in builders}
+    for _ in range(repeats):
+        for name, pipe in pipes.items():
+            pipe.send(runs)
+            seconds[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(0)
+    return found, seconds
+
+
+def _serve(pipe: Connection, build: Callable[[], AbstractContextManager[Case]], first: Callable[[Case], Any]) -> None:
+    with build() as case:
+        pipe.send(first(case))
+        while runs := pipe.recv():
+            pipe.send(sum(_timed(case) for _ in range(runs)) / runs)
+
+
+def _timed(run: Case) -> float:
+    synchronise()
+    start = time.perf_counter()
+    run()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def peak_memory(run: Case) -> float | None:
     """Return the MB that a case takes at most: on CUDA of tensors, else by which the process grows (Linux only)."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

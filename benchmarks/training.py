@@ -1,14 +1,16 @@
 """Training: images a second of whole optimiser steps, beside Hugging Face's ViTMAE and the published recipe as it ran.
 
 Every case makes the same kind of step: forward, backward, clipping where the case has it, AdamW. "model" takes images
-that are in memory already; "from file" reads them from HDF5 through the loader. The share of the peak is the FLOPs that
-the matrix products of a step need, by their shapes, over those of one large bf16 product, measured in the same run.
+that are in memory already; "from file" reads them from HDF5 through the loader. On a CPU each case has a process of its
+own. The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large
+bf16 product, measured in the same run.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import h5py
 import harness
 import numpy as np
 import torch
+from harness import Case
 from torch.utils.flop_counter import FlopCounterMode
 
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, write_cutouts
@@ -24,11 +27,10 @@ from skylib.config import VIT_SIZES
 from skylib.distributed import World
 from skylib.loading import Batch
 from skylib.optimise import Optimiser
-from skylib.runtime import autocast, fast_precision
+from skylib.runtime import autocast, fast_precision, kept_memory
 from skylib.step import Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Case = Callable[[], Any]
 
 
 def settings(batch: int, **values: Any) -> PretrainConfig:
@@ -36,23 +38,30 @@ def settings(batch: int, **values: Any) -> PretrainConfig:
     return PretrainConfig(**(common | values))
 
 
-def ours(config: ModelConfig, run: PretrainConfig) -> Callable[[Iterator[Batch]], None]:
-    """A step as `pretrain` makes it, on the next batch of those given."""
+@contextmanager
+def ours(config: ModelConfig, run: PretrainConfig, file: Path | None = None) -> Iterator[Case]:
+    """A step as `pretrain` makes it, on images that are in memory, or from a file."""
+    batch = run.batch_size
+    loader = file and CutoutLoader(CutoutFile(file), batch_size=batch, augment=True, device=DEVICE)
+    batches = endless(loader) if loader else same_batch(config, batch)
     model = build_model(config).to(DEVICE).train()
     step, optimiser = Step(model, run, World(0, 1, DEVICE)), Optimiser(model, run)
 
-    def advance(batches: Iterator[Batch]) -> None:
+    def case() -> None:
         batch = next(batches)
         sums = step(batch, model.draw_mask(len(batch.flux), device=DEVICE))
         optimiser.step(1, sums[1])
 
-    return advance
+    with kept_memory():
+        yield case
 
 
-def hugging_face(config: ModelConfig, batches: Iterator[Batch], run: PretrainConfig) -> Case:
+@contextmanager
+def hugging_face(config: ModelConfig, run: PretrainConfig) -> Iterator[Case]:
     """The same architecture, objective, precision and optimiser from transformers."""
     import transformers
 
+    batches = same_batch(config, run.batch_size)
     width, depth, heads = VIT_SIZES[config.size]
     shape = {
         "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
@@ -84,11 +93,13 @@ def hugging_face(config: ModelConfig, batches: Iterator[Batch], run: PretrainCon
         optimiser.step()
         optimiser.zero_grad()
 
-    return case
+    yield case
 
 
-def original(config: ModelConfig, batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Case:
+@contextmanager
+def original(config: ModelConfig, batch: int, file: Path) -> Iterator[Case]:
     """The published recipe as its code ran: fp32, eager, masks from the loader, the loss fetched each step."""
+    batches = per_item(file, config, batch)
     model = build_model(config).to(DEVICE).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
 
@@ -101,7 +112,7 @@ def original(config: ModelConfig, batches: Iterator[tuple[torch.Tensor, torch.Te
         optimiser.step()
         return loss.item()
 
-    return case
+    yield case
 
 
 class PerItem(torch.utils.data.Dataset):
@@ -157,7 +168,7 @@ def main() -> None:
     chosen = options.parse_args()
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (4 if chosen.quick else 32 if DEVICE.type == "cpu" else 1024)
-    repeats = 2 if chosen.quick else min(chosen.repeats, 3)
+    repeats = 2 if chosen.quick else chosen.repeats
     peak = harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if chosen.quick else None)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -174,32 +185,32 @@ def main() -> None:
 def compare(
     size: str, file: Path, batch: int, *, repeats: int, compile: bool | None, peak: float
 ) -> dict[str, dict[str, Any]]:
-    """Time all cases of one size, in turns."""
+    """Time all cases of one size; those that are compared take turns."""
     run = settings(batch, compile=compile)
     mae, simmim = (ModelConfig(size=size, objective=objective) for objective in ("mae", "simmim"))
     recipe = ModelConfig(**{**ModelConfig.original().__dict__, "size": size})
-    loaded = CutoutLoader(CutoutFile(file), batch_size=batch, augment=True, device=DEVICE)
-    cases: dict[str, Case] = {}
-    steps = {config.objective: ours(config, run) for config in (mae, simmim)}
-    for config in (mae, simmim):
-        cases[f"{size} {config.objective}"] = partial(steps[config.objective], same_batch(config, batch))
-        cases[f"{size} {config.objective}, Hugging Face"] = hugging_face(config, same_batch(config, batch), run)
-    cases[f"{size} mae, from file"] = partial(steps["mae"], endless(loaded))
-    cases[f"{size} original model, from file"] = partial(ours(recipe, run), endless(loaded))
-    cases[f"{size} original as it ran, from file"] = original(recipe, per_item(file, recipe, batch))
-    needed = {name: needs(case) for name, case in cases.items()}  # warms up, too
-    seconds = harness.measure(cases, repeats=repeats, warm_up=0)
+    groups = [
+        {f"{size} {config.objective}": partial(ours, config, run),
+         f"{size} {config.objective}, Hugging Face": partial(hugging_face, config, run)}
+        for config in (mae, simmim)
+    ]  # fmt: skip
+    groups.append({
+        f"{size} mae, from file": partial(ours, mae, run, file),
+        f"{size} original model, from file": partial(ours, recipe, run, file),
+        f"{size} original as it ran, from file": partial(original, recipe, batch, file),
+    })  # fmt: skip
     rows: dict[str, dict[str, Any]] = {}
-    for name, times in seconds.items():
-        median = float(np.median(times))
-        work, memory = needed[name]["GFLOP"], needed[name]["memory MB"]
-        rows[name] = {"images/s": batch / median, "GFLOP/image": work / batch, "share of peak": 1e9 * work / median / peak,
-                      "memory MB": memory}  # fmt: skip
-    for objective in ("mae", "simmim"):
-        mine = f"{size} {objective}"
-        rows[mine]["x Hugging Face"] = harness.ratio(seconds, f"{mine}, Hugging Face", mine)
-    for mine in (f"{size} mae, from file", f"{size} original model, from file"):
-        rows[mine]["x original"] = harness.ratio(seconds, f"{size} original as it ran, from file", mine)
+    for group in groups:
+        needed, seconds = harness.measure_apart(group, first=needs, repeats=repeats, runs=2)
+        for name, times in seconds.items():
+            median = float(np.median(times))
+            work, memory = needed[name]["GFLOP"], needed[name]["memory MB"]
+            rows[name] = {"images/s": batch / median, "GFLOP/image": work / batch,
+                          "share of peak": 1e9 * work / median / peak, "memory MB": memory}  # fmt: skip
+        *mine, other = seconds
+        column = "x Hugging Face" if "Hugging" in other else "x original"
+        for name in mine:
+            rows[name][column] = harness.ratio(seconds, other, name)
     return rows
 
 
