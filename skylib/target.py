@@ -20,7 +20,7 @@ class Patches(NamedTuple):
 def cut(images: Tensor, patch_size: int) -> Patches:
     """Cut stretched images (B, C, S, S), with NaN where there is no data, into patches."""
     pixels = patchify(images, patch_size)
-    valid = pixels.isfinite()
+    valid = ~pixels.isnan()
     return Patches(torch.where(valid, pixels, 0.0), valid)
 
 

@@ -40,6 +40,26 @@ def test_stretch_and_back(kind):
     torch.testing.assert_close(unstretch(stretch(flux, sigma, kind=kind), sigma, kind=kind), flux)
 
 
+def test_stretch_is_the_inverse_sine_at_every_magnitude():
+    sizes = torch.logspace(-30, 37, 4000)
+    flux = torch.cat([sizes, -sizes, torch.zeros(1)])[None, None, None]
+    found, exact = stretch(flux, torch.ones(1)), torch.asinh(flux.double())
+    torch.testing.assert_close(found.double(), exact, rtol=3e-7, atol=0)
+    flux.requires_grad_()
+    torch.testing.assert_close(stretch(flux, torch.ones(1)).double(), exact, rtol=3e-7, atol=0)
+    (gradient,) = torch.autograd.grad(stretch(flux, torch.ones(1)).sum(), flux)
+    torch.testing.assert_close(gradient[0, 0, 0, -1], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("kind", ["asinh", "linear"])
+def test_what_cannot_be_stretched_counts_as_no_data(kind):
+    flux = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38, -3e38, 1.0])[None, None, None]
+    found = stretch(flux, torch.full((1,), 1.0), kind=kind)
+    assert found.isnan().flatten().tolist() == [True, True, True, False, False, False]
+    assert found.nan_to_num(0.0).isfinite().all()
+    assert stretch(flux, torch.full((1,), 0.1)).isnan().flatten().tolist() == [True] * 5 + [False]  # 3e39 is too large
+
+
 def test_stretch_keeps_nan_and_clips_only_in_linear():
     flux, sigma = torch.tensor([-100.0, torch.nan]).reshape(1, 1, 1, 2), torch.ones(1)
     assert stretch(flux, sigma, kind="linear")[0, 0, 0, 0] == -3
