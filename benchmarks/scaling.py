@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import harness
 import numpy as np
 import torch
-from training import DEVICE, ours, same_batch, settings
+from training import DEVICE, ours, settings
 
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, embed, pretrain, write_cutouts
 
@@ -43,10 +43,9 @@ def main() -> None:
 
 def steps(configs: dict[str, ModelConfig], batch: int, repeats: int) -> Rows:
     """Time training steps of several models, in turns."""
-    cases = {
-        name: partial(ours(config, settings(batch)), same_batch(config, batch)) for name, config in configs.items()
-    }
-    return table(cases, dict.fromkeys(cases, batch), repeats)
+    with ExitStack() as stack:
+        cases = {name: stack.enter_context(ours(config, settings(batch))) for name, config in configs.items()}
+        return table(cases, dict.fromkeys(cases, batch), repeats)
 
 
 def table(cases: dict[str, Callable[[], Any]], n: dict[str, int], repeats: int) -> Rows:

@@ -151,7 +151,8 @@ class PretrainConfig:
     batch_size : int
         Images a step, over all processes together.
     accumulate : int
-        Parts that a batch is computed in, one after another, to save memory. The result is the same.
+        Parts that a batch is computed in, one after another, to save memory; on a CPU in more parts by itself. The result
+        is the same.
     learning_rate : float
         Peak, AdamW; reached after `warmup_steps`, then falls to `final_learning_rate`.
     schedule : {"cosine", "wsd"}

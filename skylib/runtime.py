@@ -52,8 +52,7 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
 
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # numbers of the settings of mallopt(3)
-_LARGE = 32 << 20  # bytes: the largest block that the C library takes from memory freed before
+_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # numbers of the settings of mallopt(3)
 _keeping = 0  # how many `kept_memory` are open
 
 
@@ -62,7 +61,7 @@ def kept_memory() -> Iterator[None]:
     """Let memory that is freed stay with the process within this context, and give it back at its end.
 
     A step on a CPU frees what it allocated, and the next would get the same from the system again, page by page, each
-    filled with zeros first: 3 to 10 % of its time. Does nothing where the C library is not glibc.
+    filled with zeros first: 5 to 20 % of its time. Does nothing where the C library is not glibc.
     """
     global _keeping
     try:
@@ -72,14 +71,15 @@ def kept_memory() -> Iterator[None]:
         yield
         return
     _keeping += 1
-    mallopt(_MMAP_THRESHOLD, _LARGE)
+    mallopt(_MMAP_MAX, 0)  # no block, however large, from the system and back to it
     mallopt(_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:
         _keeping -= 1
         if _keeping == 0:
-            mallopt(_TRIM_THRESHOLD, 2 * _LARGE)  # what glibc itself comes to
+            mallopt(_MMAP_MAX, 65_536)  # glibc's own
+            mallopt(_TRIM_THRESHOLD, 64 << 20)  # bytes: what glibc comes to by itself
             trim(0)
 
 

@@ -17,6 +17,8 @@ from skylib.loading import Batch
 from skylib.mim import MaskedImageModel
 from skylib.runtime import autocast
 
+CPU_PATCHES = 4096  # in a part: on a CPU more at once are no faster, and take more memory
+
 
 class SummedLoss(nn.Module):
     """What is compiled, and averaged over processes: a batch and its mask in; the summed error and its weight out."""
@@ -36,8 +38,8 @@ class SummedLoss(nn.Module):
 class Step:
     """Adds the gradient of a batch to the parameters of a model, and never waits for the device.
 
-    It is compiled on its first batch if `PretrainConfig.compile` says so; where that fails it runs as it is, with a
-    warning that says why.
+    The batch is computed in `PretrainConfig.accumulate` parts; on a CPU in more, if these are large. It is compiled on its
+    first batch if `PretrainConfig.compile` says so; where that fails it runs as it is, with a warning that says why.
 
     Parameters
     ----------
@@ -50,6 +52,7 @@ class Step:
     def __init__(self, model: MaskedImageModel, config: PretrainConfig, world: World) -> None:
         self._model, self._world = model, world
         self._parts, self._precision = config.accumulate, config.precision
+        self._most = max(1, CPU_PATCHES // model.config.n_patches) if world.device.type == "cpu" else None  # images
         self._loss: nn.Module = SummedLoss(model)
         if world.size > 1:
             self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
@@ -72,16 +75,23 @@ class Step:
 
     def _backward(self, batch: Batch, mask: Tensor) -> Tensor:
         fields = (batch.flux, mask, batch.weight, batch.ra, batch.dec)
-        cut = [[None] * self._parts if field is None else field.chunk(self._parts) for field in fields]
+        size, count = self._part_size(len(batch.flux))
+        cut = [[None] * count if field is None else field.split(size) for field in fields]
         sums = torch.zeros(2, device=self._world.device)
         for number, part in enumerate(zip(*cut, strict=True), 1):
-            last = number == self._parts
+            last = number == count
             with nullcontext() if last else self._no_sync():
                 with autocast(self._world.device, self._precision):
                     error, n_pixels = self._run(*part)
                 error.backward()
             sums += torch.stack([error.detach(), n_pixels])
         return sums
+
+    def _part_size(self, n: int) -> tuple[int, int]:
+        """Return how many of `n` images make a part, and how many parts there are."""
+        parts = max(self._parts, 1 if self._most is None else -(-n // self._most))
+        size = -(-n // parts)
+        return size, -(-n // size)
 
     def _no_sync(self) -> AbstractContextManager[None]:
         """Keep the gradient of a part to this process: the last part brings them all together."""

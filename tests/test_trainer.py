@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from skylib.distributed import World
 from skylib.loading import Batch
 from skylib.mim import build_model
 from skylib.optimise import Optimiser, learning_rate_at
+from skylib.runtime import keyed_generator
 from skylib.step import Step
 from tests.test_pretrain import MODEL, config, same, weights
 
@@ -147,6 +149,30 @@ def test_a_step_counts_pixels_by_their_weight():
         whole = model.compare(flux, mask, weight=weight)
         torch.testing.assert_close(sums, torch.stack([whole.loss * whole.n_pixels, whole.n_pixels]).detach())
         assert whole.n_pixels < 3 * mask.sum() * 64
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 5])
+def test_a_batch_too_large_for_a_cpu_gives_the_same_gradient_in_parts(at_once, monkeypatch):
+    flux, place = torch.randn(11, 5, 32, 32, generator=keyed_generator(0)), torch.zeros(11)
+    gradients, sums = [], []
+    for most in (None, at_once):
+        if most is not None:
+            monkeypatch.setattr("skylib.step.CPU_PATCHES", most * MODEL.n_patches)
+        model = build_model(MODEL)
+        sizes = []
+        monkeypatch.setattr(model, "compare", partial(_noted, model.compare, sizes))
+        step = Step(model, config(), World(0, 1, torch.device("cpu")))
+        sums.append(step(Batch(flux, place, place, {}), model.draw_mask(11, generator=keyed_generator(1))))
+        gradients.append([p.grad for p in model.parameters()])
+        assert sum(sizes) == 11
+        assert max(sizes) <= (most or 11)
+    torch.testing.assert_close(sums[0], sums[1])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-3)
+
+
+def _noted(compare, sizes, flux, *arguments, **values):
+    sizes.append(len(flux))
+    return compare(flux, *arguments, **values)
 
 
 def test_the_order_of_the_planes_in_a_file_does_not_matter(base, cutouts, tmp_path):
