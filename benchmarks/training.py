@@ -53,7 +53,7 @@ def ours(config: ModelConfig, run: PretrainConfig, file: Path | None = None) -> 
         sums = step(batch, model.draw_mask(len(batch.flux), device=DEVICE))
         optimiser.step(1, sums[1])
 
-    with kept_memory():
+    with kept_memory(DEVICE):
         yield case
 
 

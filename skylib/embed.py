@@ -201,7 +201,7 @@ def _run(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, precision), kept_memory():
+        with torch.inference_mode(), autocast(device, precision), kept_memory(device):
             encode = torch.compile(model.embed, dynamic=False) if compile else packed(model, precision=precision).embed
             batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
             bar = tqdm(batches, total=len(starts), desc="embed", unit="batch", leave=False, disable=len(starts) < 20)

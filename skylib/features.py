@@ -73,16 +73,11 @@ def encode(
         check_choice("drop_bands", band, model.config.bands)
     dropped = [model.config.bands.index(band) for band in drop_bands]
     parts: dict[tuple[int, str], list[Tensor]] = {(layer, pool): [] for layer in layers for pool in pools}
-    was_training, n_prefix = model.training, model.encoder.n_prefix
+    was_training, n_prefix, device = model.training, model.encoder.n_prefix, model.sky_sigma.device
     model.eval()
     try:
         quick = packed(model, precision=precision)
-        with (
-            torch.inference_mode(),
-            autocast(model.sky_sigma.device, precision),
-            kept_memory(),
-            _watched(quick) as seen,
-        ):
+        with torch.inference_mode(), autocast(device, precision), kept_memory(device), _watched(quick) as seen:
             for batch in _batches(model, cutouts, rows, batch_size):
                 batch.flux[:, dropped] = torch.nan
                 seen.clear()

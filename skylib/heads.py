@@ -189,10 +189,11 @@ def train_on(
     else:
         goal = _Goal(None, float(values[train].mean()), float(values[train].std()) or 1.0)
     rate = LEARNING_RATES[method] if config.learning_rate is None else config.learning_rate
-    trials = [
-        _trial(labelled, method, goal, train, seed, _scaled(config, learning_rate=rate * r, length=length))
-        for length, r in itertools.product(config.length_factors, config.rate_factors)
-    ]
+    with kept_memory(labelled.model.sky_sigma.device):
+        trials = [
+            _trial(labelled, method, goal, train, seed, _scaled(config, learning_rate=rate * r, length=length))
+            for length, r in itertools.product(config.length_factors, config.rate_factors)
+        ]
     best = max(trials, key=lambda one: (one.score, -one.loss))
     test, (metric, _) = labelled.rows[TEST], metric_for(labelled.task, labelled.target)
     output = _outputs(best.network, labelled, test, method in _FROZEN, config)
@@ -208,7 +209,6 @@ def _scaled(config: ProbeConfig, *, learning_rate: float, length: float) -> Prob
     return replace(config, learning_rate=learning_rate, epochs=epochs, min_steps=min_steps)
 
 
-@kept_memory()
 def _trial(labelled: LabelledSet, method: Method, goal: _Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(labelled.model.config.n_patches) if c.pool == "central" else None

@@ -168,7 +168,7 @@ def search_tiles(
         index = SearchIndex(
             reference or _reference(scan, tiles, bad_planes, on_error, folder), device=model.sky_sigma.device
         )
-        with StopRequest(run_dir) as stop, kept_memory():
+        with StopRequest(run_dir) as stop, kept_memory(model.sky_sigma.device):
             reading = read_ahead([tiles[t] for t in todo], tuple(bad_planes), on_error)
             for t, tile in zip(todo, tqdm(reading, total=len(todo), desc="search", unit="tile"), strict=True):
                 if isinstance(tile, Tile):

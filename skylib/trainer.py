@@ -36,7 +36,7 @@ def train(
     watch: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
-    with join(device) as world, tf32(config.tf32), kept_memory(), StopRequest(run_dir) as stop:
+    with join(device) as world, tf32(config.tf32), kept_memory(device), StopRequest(run_dir) as stop:
         Trainer(model_config, config, train, validation, probes, run_dir, world).run(stop, watch)
 
 

@@ -34,7 +34,7 @@ def repeated(context, between):
 
 before = resident()
 plain = repeated(nullcontext(), nullcontext())
-kept = repeated(kept_memory(), kept_memory())
+kept = repeated(kept_memory(torch.device('cpu')), kept_memory(torch.device('cpu')))
 left = resident() - before
 print(plain, kept, left)
 """
