@@ -62,7 +62,8 @@ def measure_apart(
 ) -> tuple[dict[str, T], dict[str, list[float]]]:  # fmt: skip
     """Measure cases of which each has a process of its own, so that none profits from what another set up.
 
-    On CUDA, whose memory processes would fight for, they share this one.
+    On CUDA, whose memory processes would fight for, they share this one, and a case is run once a turn; `peak_memory` then
+    holds the weights of all.
 
     Parameters
     ----------
@@ -84,10 +85,11 @@ def measure_apart(
             found = {name: first(case) for name, case in cases.items()}
             return found, measure(cases, repeats=repeats, warm_up=0)
     context = multiprocessing.get_context("spawn")
-    pipes, found = {}, {}
+    pipes, processes, found = {}, [], {}
     for name, build in builders.items():
         pipes[name], theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, build, first), daemon=True).start()
+        processes.append(context.Process(target=_serve, args=(theirs, build, first), daemon=True))
+        processes[-1].start()
         theirs.close()
         found[name] = pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in builders}
@@ -95,8 +97,9 @@ def measure_apart(
         for name, pipe in pipes.items():
             pipe.send(runs)
             seconds[name].append(pipe.recv())
-    for pipe in pipes.values():
+    for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(0)
+        process.join()
     return found, seconds
 
 

@@ -39,8 +39,8 @@ class PackedLinear(nn.Module):
 def packed(model: M, *, precision: str) -> M:
     """Return a model as it computes fastest without gradients, for use in `autocast` with the same precision.
 
-    On a CPU with instructions for bf16 that is a copy with packed layers, which shares all else with the model, and does
-    not see later changes of its weights. Everywhere else it is the model itself.
+    On a CPU with instructions for bf16 that is a copy whose layers, but for those of a decoder, are packed; it shares all
+    else with the model, and does not see later changes of its weights. Everywhere else it is the model itself.
     """
     device = next(model.parameters()).device
     there = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -53,5 +53,9 @@ def _pack(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.Linear):
         return PackedLinear(module)
     twin = copy(module)
-    twin._modules = {name: child if child is None else _pack(child) for name, child in module._modules.items()}
+    for own in ("_parameters", "_buffers", "_forward_hooks"):
+        setattr(twin, own, copy(getattr(module, own)))
+    twin._modules = {
+        name: child if child is None or name == "decoder" else _pack(child) for name, child in module._modules.items()
+    }
     return twin

@@ -52,8 +52,8 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
 
 
-_MMAP_MAX, _TRIM_THRESHOLD = -4, -1  # numbers of the settings of mallopt(3)
-_keeping = 0  # how many `kept_memory` are open
+_MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -4, -3, -1  # numbers of the settings of mallopt(3)
+_keeping, _keepers = 0, threading.Lock()  # how many `kept_memory` are open
 
 
 @contextmanager
@@ -73,17 +73,20 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     except (AttributeError, OSError, TypeError):
         yield
         return
-    _keeping += 1
-    mallopt(_MMAP_MAX, 0)  # no block, however large, from the system and back to it
-    mallopt(_TRIM_THRESHOLD, -1)  # never
+    with _keepers:
+        _keeping += 1
+        mallopt(_MMAP_MAX, 0)  # no block, however large, from the system and back to it
+        mallopt(_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:
-        _keeping -= 1
-        if _keeping == 0:
-            mallopt(_MMAP_MAX, 65_536)  # glibc's own
-            mallopt(_TRIM_THRESHOLD, 64 << 20)  # bytes: what glibc comes to by itself
-            trim(0)
+        with _keepers:
+            _keeping -= 1
+            if _keeping == 0:  # what glibc comes to by itself, but no longer does once it was told anything; in bytes
+                mallopt(_MMAP_MAX, 65_536)
+                mallopt(_MMAP_THRESHOLD, 32 << 20)
+                mallopt(_TRIM_THRESHOLD, 64 << 20)
+                trim(0)
 
 
 def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:

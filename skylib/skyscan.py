@@ -80,8 +80,8 @@ class WindowScan:
         within = torch.arange(self.size, device=device)
         was_training = self.model.training
         self.model.eval()
-        quick = packed(self.model, precision=self._precision)
         try:
+            quick = packed(self.model, precision=self._precision)
             for start in range(0, len(corners), self._batch_size):
                 first = torch.from_numpy(corners[start : start + self._batch_size]).to(device)
                 rows, cols = (first[:, 0, None] + within)[:, :, None], (first[:, 1, None] + within)[:, None, :]

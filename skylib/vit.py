@@ -35,14 +35,14 @@ class Block(nn.Module):
         self.fc1 = GeluLinear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, *, last: int | None = None) -> Tensor:
-        """Map tokens (B, N, D) to tokens (B, N, D), or to only the `last` of them, (B, last, D), at their share of the cost."""
+    def forward(self, x: Tensor, *, n_last: int | None = None) -> Tensor:
+        """Map tokens (B, N, D) to tokens (B, N, D), or to only the last ones, (B, n_last, D), at their share of the cost."""
         normed = self.norm1(x)
-        if last is None:
+        if n_last is None:
             q, k, v = split_heads(self.qkv(normed), self.heads, parts=3)
         else:
             _, n, d = x.shape
-            x, asked = x[:, n - last :], normed[:, n - last :]
+            x, asked = x[:, n - n_last :], normed[:, n - n_last :]
             weight, bias = self.qkv.weight, self.qkv.bias
             (q,) = split_heads(F.linear(asked, weight[:d], bias[:d]), self.heads, parts=1)
             k, v = split_heads(F.linear(normed, weight[d:], bias[d:]), self.heads, parts=2)
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
-        """Decode the hidden patches; what nobody asks for, the visible ones, is left out where it no longer counts.
+        """Decode the hidden patches; to the last block the visible ones are only keys and values.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         *blocks, final = self.blocks
         for block in blocks:
             x = block(x)
-        return self.head(self.norm(final(x, last=n_hidden)))
+        return self.head(self.norm(final(x, n_last=n_hidden)))
 
 
 class AttentionPool(nn.Module):

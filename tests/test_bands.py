@@ -40,7 +40,7 @@ def test_stretch_and_back(kind):
     torch.testing.assert_close(unstretch(stretch(flux, sigma, kind=kind), sigma, kind=kind), flux)
 
 
-def test_stretch_is_the_inverse_sine_at_every_magnitude():
+def test_stretch_is_the_inverse_sine_from_1e_30_to_1e37():
     sizes = torch.logspace(-30, 37, 4000)
     flux = torch.cat([sizes, -sizes, torch.zeros(1)])[None, None, None]
     found, exact = stretch(flux, torch.ones(1)), torch.asinh(flux.double())

@@ -53,7 +53,14 @@ def test_packing_leaves_the_model_as_it_is():
     quick = packed(model, precision="bf16")
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-    assert not any(isinstance(module, torch.nn.Linear) for module in quick.modules())
+    assert not any(isinstance(module, torch.nn.Linear) for module in quick.encoder.modules())
+    assert quick.decoder is model.decoder
+    quick.encoder.blocks[0].register_forward_hook(lambda *_: None)
+    assert not model.encoder.blocks[0]._forward_hooks
+    flux = torch.randn(3, 5, 16, 16, generator=keyed_generator(2))
+    with autocast(CPU, "bf16"):
+        one, two = (m.reconstruct(flux, generator=keyed_generator(3))[0] for m in (quick, model))
+    torch.testing.assert_close(one, two, rtol=0.1, atol=0.1)
     assert quick.encoder.positions is model.encoder.positions
     model(torch.ones(2, 5, 16, 16)).loss.backward()  # and it still learns
     assert model.encoder.blocks[0].fc1.weight.grad is not None
@@ -64,10 +71,17 @@ def test_in_full_precision_the_model_itself_is_used():
     assert packed(model, precision="fp32") is model
 
 
-def test_all_layers_of_a_packed_model_can_be_read(cutouts):
+@needs_bf16
+def test_embedding_uses_packed_layers_and_reads_all_of_them(cutouts, monkeypatch):
+    calls = []
+    forward = PackedLinear.forward
+    monkeypatch.setattr(PackedLinear, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
     model = build_model(ModelConfig(size="nano", image_size=16, patch_size=4))
     rows = np.arange(20)
     read = encode(model, cutouts, rows=rows, pools=("mean", "cls"), layers=(1, -1), precision="bf16")
+    assert len(calls) == 1 + 4 * len(model.encoder.blocks)
     for (layer, pool), vectors in read.items():
+        calls.clear()
         alone = embed(model, cutouts, rows=rows, pool=pool, layer=layer, precision="bf16").vectors
+        assert calls
         np.testing.assert_allclose(vectors, alone, rtol=0.02, atol=0.02)
