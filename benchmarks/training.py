@@ -209,14 +209,10 @@ def compare(
         for name, times in seconds.items():
             n = group[name].args[1].batch_size
             seconds[name] = [t / n for t in times]
-            rate, work, memory = (
-                1 / float(np.median(seconds[name])),
-                needed[name]["GFLOP"] / n,
-                needed[name]["memory MB"],
-            )
+            rate, work = 1 / float(np.median(seconds[name])), needed[name]["GFLOP"] / n
             rows[name] = {"images/s": rate, "batch": n, "GFLOP/image": work, "share of peak": 1e9 * work * rate / peak,
-                          "memory MB": memory}  # fmt: skip
-        *mine, other = seconds
+                          "memory MB": needed[name]["memory MB"]}  # fmt: skip
+        *mine, other = seconds  # the peer is the last of its group
         column = "x Hugging Face" if "Hugging" in other else "x original"
         for name in mine:
             rows[name][column] = harness.ratio(seconds, other, name)
