@@ -16,7 +16,7 @@ import torch
 
 from skylib import CutoutFile, Embeddings, MaskedImageModel, ModelConfig, build_model, embed, write_cutouts
 from skylib.config import VIT_SIZES
-from skylib.runtime import fast_precision, pick_device
+from skylib.device import fast_precision, pick_device
 
 DEVICE = pick_device()
 IMAGES = {"nano": 32, "tiny": 768, "small": 384, "base": 96, "large": 64, "huge": 32}  # on a CPU

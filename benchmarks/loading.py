@@ -24,8 +24,8 @@ from astropy.wcs import WCS
 from harness import measure, parser, report
 
 from skylib import CutoutFile, CutoutLoader, TileLoader, find_tiles, make_cutouts, read_tile
-from skylib.cutouts.write import create, mapped
-from skylib.masking import random_band_mask
+from skylib.data.cutouts.write import create, mapped
+from skylib.model.patches import random_band_mask
 
 BANDS = ("g", "r", "i", "z", "y", "NB0387", "NB0816", "NB0921", "NB1010")
 SIZE, BATCH = 64, 1024

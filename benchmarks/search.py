@@ -15,9 +15,9 @@ import torch
 from harness import measure, parser, ratio, report
 
 from skylib import Embeddings
-from skylib.feedback import feedback_scores
-from skylib.similarity import SearchIndex
-from skylib.umap import fit_map, trustworthiness
+from skylib.search.index import SearchIndex
+from skylib.search.maps import fit_map, trustworthiness
+from skylib.search.ranking import feedback_scores
 
 K = 100
 

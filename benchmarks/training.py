@@ -25,11 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, write_cutouts
 from skylib.config import VIT_SIZES
-from skylib.distributed import World
-from skylib.loading import Batch
-from skylib.optimise import Optimiser
-from skylib.runtime import autocast, fast_precision, kept_memory
-from skylib.step import Step
+from skylib.data.loading import Batch
+from skylib.device import autocast, fast_precision, kept_memory
+from skylib.training.distributed import World
+from skylib.training.optimise import Optimiser
+from skylib.training.step import Step
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

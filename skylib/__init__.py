@@ -3,35 +3,43 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from skylib.anomaly import rank_anomalies
-from skylib.augment import random_orientation
-from skylib.bands import canonical_band, sort_bands
-from skylib.checkpoint import load_model
 from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
-from skylib.cutouts import CutoutFile, make_cutouts, write_cutouts
-from skylib.embed import Embeddings, embed
-from skylib.evaluate import Evaluation, evaluate, layer_sweep, write_results
-from skylib.heads import train_head
-from skylib.labels import label_efficiency, label_grid, labels_to_match
-from skylib.loading import Batch, CutoutLoader, TileLoader
-from skylib.metrics import photoz_metrics
-from skylib.mim import MaskedImageModel, MIMOutput, build_model
-from skylib.pretrain import PretrainResult, pretrain
-from skylib.probes import ProbeResult, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
-from skylib.redshift import RedshiftPDF, redshift_pdf
-from skylib.runs import run_notebook
-from skylib.similarity import SearchIndex, search, target_vectors
-from skylib.skysearch import hit_cutouts, search_tiles
-from skylib.snr import signal_to_noise
-from skylib.splits import sky_split, split_cutouts
+from skylib.data.augment import random_orientation
+from skylib.data.bands import canonical_band, sort_bands
+from skylib.data.cutouts import CutoutFile, make_cutouts, write_cutouts
+from skylib.data.loading import Batch, CutoutLoader, TileLoader
+from skylib.data.photometry import signal_to_noise
+from skylib.data.splits import sky_split, split_cutouts
+from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile
+from skylib.evaluation.evaluate import Evaluation, evaluate, layer_sweep, write_results
+from skylib.evaluation.heads import train_head
+from skylib.evaluation.label_study import label_efficiency, label_grid, labels_to_match
+from skylib.evaluation.metrics import photoz_metrics
+from skylib.evaluation.probes import (
+    Probe,
+    ProbeResult,
+    catalogue_probe,
+    constant_probe,
+    knn_probe,
+    linear_probe,
+    original_probe,
+)
+from skylib.evaluation.redshift import RedshiftPDF, redshift_pdf
+from skylib.model.checkpoint import load_model
+from skylib.model.embed import embed
+from skylib.model.embeddings import Embeddings
+from skylib.model.mim import MaskedImageModel, MIMOutput, build_model
+from skylib.runner.runs import run_notebook
+from skylib.search.anomaly import rank_anomalies
+from skylib.search.index import SearchIndex, search, target_vectors
+from skylib.search.maps import EmbeddingMap, fit_map, trustworthiness, umap_map
+from skylib.search.sky_search import hit_cutouts, search_tiles
 from skylib.stopping import Interrupted
-from skylib.tiles import Tile, TilePaths, find_tiles, read_tile
-from skylib.umap import EmbeddingMap, fit_map, trustworthiness, umap_map
-from skylib.validation import Probe
+from skylib.training.pretrain import PretrainResult, pretrain
 
 if TYPE_CHECKING:
     from skylib.browse import SimilarityBrowser
-    from skylib.simulate import SimulatedSky, simulate_sky
+    from skylib.data.simulate import SimulatedSky, simulate_sky
 
 __version__ = "0.1.0"
 
@@ -99,7 +107,7 @@ __all__ = [
 ]
 
 # Loaded at first use: GalSim and ipywidgets are not needed where models are trained.
-_LAZY = {"SimilarityBrowser": "browse", "SimulatedSky": "simulate", "simulate_sky": "simulate"}
+_LAZY = {"SimilarityBrowser": "browse", "SimulatedSky": "data.simulate", "simulate_sky": "data.simulate"}
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if not log.handlers:
         log.addHandler(logging.StreamHandler(sys.stderr))
 
-    from skylib.execute import NotebookError, NotebookInterrupted
+    from skylib.runner.execute import NotebookError, NotebookInterrupted
 
     try:
         arguments.command(arguments)
@@ -137,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from skylib.parameters import notebook_parameters, parse_overrides
-    from skylib.runs import run, share
+    from skylib.runner.parameters import notebook_parameters, parse_overrides
+    from skylib.runner.runs import run, share
 
     if arguments.help_parameters:
         print(*notebook_parameters(arguments.notebook).values(), sep="\n")
@@ -156,8 +156,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from skylib.parameters import notebook_parameters
-    from skylib.runs import NOTEBOOKS, share
+    from skylib.runner.parameters import notebook_parameters
+    from skylib.runner.runs import NOTEBOOKS, share
 
     shared = share(arguments.overrides, sorted(NOTEBOOKS.glob("*.ipynb")))
     if arguments.rows:
@@ -170,7 +170,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    from skylib.status import format_status, read_status
+    from skylib.runner.status import format_status, read_status
 
     while arguments.watch:
         text = format_status(read_status(arguments.runs_dir))
@@ -181,14 +181,14 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from skylib.runs import demo
+    from skylib.runner.runs import demo
 
     page = demo(arguments.run_dir, tiles=arguments.tiles, catalogue=arguments.catalogue, overrides=arguments.overrides)
     print(f"\nDone. All figures and numbers on one page, the executed notebooks beside it:\n  {page}")
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from skylib.simulate import simulate_sky
+    from skylib.data.simulate import simulate_sky
 
     sky = simulate_sky(
         arguments.directory,
@@ -202,14 +202,14 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
 
 def _fetch_galaxiesml(arguments: argparse.Namespace) -> None:
-    from skylib.fetch import fetch_zenodo
+    from skylib.data.fetch import fetch_zenodo
 
     print(*fetch_zenodo("galaxiesml", arguments.directory, parts=arguments.parts), sep="\n")
 
 
 def _fetch_hsc(arguments: argparse.Namespace) -> None:
-    from skylib.bands import sort_bands
-    from skylib.fetch import fetch_hsc_tiles
+    from skylib.data.bands import sort_bands
+    from skylib.data.fetch import fetch_hsc_tiles
 
     bands = sort_bands(arguments.bands)
     chosen = {"tract": arguments.tract, "patches": arguments.patches, "bands": bands, "rerun": arguments.rerun}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from skylib.bands import sort_bands
+from skylib.checks import check_choice, check_range
+from skylib.data.bands import sort_bands
 
 Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch"]
@@ -24,20 +25,6 @@ VIT_SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-
-
-def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    """Raise ValueError, naming the allowed values, unless `value` is one of them."""
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))}")
-
-
-def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        raise ValueError(
-            f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import torch
 
 from skylib import TileLoader, embed, load_model, pretrain
 from skylib.config import ModelConfig
-from tests.test_pretrain import MODEL, config
+from tests.training.test_pretrain import MODEL, config
 
 pytestmark = [
     pytest.mark.gpu,

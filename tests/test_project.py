@@ -154,7 +154,7 @@ def test_notebook_is_in_our_manner(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_parameters_of_notebook_are_typed_and_explained(path):
-    from skylib.parameters import notebook_parameters
+    from skylib.runner.parameters import notebook_parameters
 
     parameters = notebook_parameters(path)
     assert parameters["run_dir"].annotation == "str"

@@ -12,18 +12,18 @@ import ipywidgets as widgets
 import numpy as np
 from astropy.table import Table
 
-from skylib.anomaly import rank_anomalies
 from skylib.browse.grid import ThumbnailGrid
 from skylib.browse.pictures import Look, Pictures
 from skylib.browse.skymap import MapPanel
 from skylib.browse.state import ORDERS, BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
-from skylib.cutouts import CutoutFile
-from skylib.embed import Embeddings
-from skylib.export import sky_links, write_objects
-from skylib.feedback import feedback_scores
-from skylib.filters import matching_rows, parse_filter
-from skylib.similarity import SearchIndex
+from skylib.data.cutouts import CutoutFile
+from skylib.model.embeddings import Embeddings
+from skylib.search.anomaly import rank_anomalies
+from skylib.search.export import sky_links, write_objects
+from skylib.search.filters import matching_rows, parse_filter
+from skylib.search.index import SearchIndex
+from skylib.search.ranking import feedback_scores
 
 STATE, SELECTION = "browser.json", "selection"  # names in the run folder
 MAX_ODD = 20_000  # for more objects, finding odd ones takes too long to wait for

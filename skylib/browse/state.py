@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from skylib.checkpoint import write_json
-from skylib.config import check_choice
-from skylib.embed import Embeddings
+from skylib.checks import check_choice
+from skylib.files import write_json
+from skylib.model.embeddings import Embeddings
 
 ORDERS = {"look-alikes": "alike", "my yes and no": "marks", "odd ones": "odd", "chosen on the map": "map"}
 

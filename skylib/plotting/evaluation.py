@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skylib.metrics import confusion_matrix
+from skylib.evaluation.metrics import confusion_matrix
 from skylib.plotting.style import COLOURS, METRIC_LABELS
 
 
@@ -122,7 +122,7 @@ def plot_label_efficiency(
     fits the runs: with few seeds an interval may leave it. The dashed line is `reference` with the most labels; a mark
     stands where another method reaches it.
     """
-    from skylib.labels import labels_to_match, seed_means
+    from skylib.evaluation.label_study import labels_to_match, seed_means
 
     ax = ax or plt.subplots(figsize=(4.8, 3.4))[1]
     means = seed_means(table, metric=metric)

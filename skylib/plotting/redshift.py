@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skylib.bootstrap import binned_metrics
-from skylib.config import check_choice
-from skylib.metrics import normalised_error, photoz_metrics
+from skylib.checks import check_choice
+from skylib.evaluation.bootstrap import binned_metrics
+from skylib.evaluation.metrics import normalised_error, photoz_metrics
 from skylib.plotting.style import COLOURS
 
 DZ = r"$\Delta z = (z_\mathrm{phot} - z_\mathrm{spec}) / (1 + z_\mathrm{spec})$"

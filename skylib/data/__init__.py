@@ -1,0 +1,1 @@
+"""From files of any survey to flat batches on the device."""

@@ -1,0 +1,272 @@
+"""Batches from HDF5 files of cutouts of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, turn
+from skylib.data.bands import measure_sky_noise
+from skylib.data.cutouts import CutoutFile
+from skylib.data.loading.batch import Batch, Buffers, to_device
+from skylib.data.loading.cropping import gather
+from skylib.device import keyed_generator, pick_device
+
+_ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
+_BLOCK_BYTES = 4 * 2**20  # read in one piece
+_LEAST_WINDOW_BYTES = 64 * 2**20
+_HOST = torch.device("cpu")
+
+
+class _Window(NamedTuple):
+    """Images of some batches in a row, in memory."""
+
+    flux: np.ndarray
+    weight: np.ndarray | None
+    slots: np.ndarray  # where the images of the batches are, batch after batch
+
+
+class CutoutLoader:
+    """Batches of a file of cutouts, in one pass.
+
+    Every draw follows from the seed and the place in the run, so the state to save is small, and a restored loader
+    goes on with the very batch that would have come.
+
+    Images that fit in `memory` are read once and kept. Larger files are read in blocks, in a random order of blocks, and
+    as many as half of `memory` holds are shuffled together, while a thread reads the next ones into the other half.
+
+    Parameters
+    ----------
+    cutouts : CutoutFile
+    batch_size : int
+    rows : array of int, optional
+        Use only these rows.
+    size : int, optional
+        Crop the cutouts to this side, around their centre.
+    bands : sequence of str, optional
+        Bands to give, by name, in this order; one that the file lacks is all NaN.
+    columns : sequence of str
+        Numeric labels to carry along.
+    shuffle : bool
+        Another order in each pass; the rest that does not fill a batch is left out. If not: the order of `rows`.
+    augment : bool or Augmentation
+        True: turn and mirror each image at random.
+    weight : bool
+        Also give the inverse variances that the file holds, in units of the median of their band.
+    device : optional
+        CUDA if there is one, by default.
+    seed : int
+    rank, world_size : int
+        Of several processes, each is given its part of every batch; together they see what one alone would, but for
+        the noise of an `Augmentation`.
+    memory : int
+        Bytes.
+
+    Raises
+    ------
+    ValueError
+        If the batch size, the crop or the bands do not fit the file.
+    KeyError
+        If a column, or the inverse variances, are not in the file.
+    """
+
+    def __init__(
+        self, cutouts: CutoutFile, *, batch_size: int, rows: np.ndarray | None = None, size: int | None = None,
+        bands: Sequence[str] | None = None, columns: Sequence[str] = (), shuffle: bool = True,
+        augment: bool | Augmentation = False, weight: bool = False, device: str | torch.device | None = None,
+        seed: int = 0, rank: int = 0, world_size: int = 1, memory: int = 2 * 2**30,
+    ) -> None:  # fmt: skip
+        rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
+        self.cutouts, self.batch_size, self.shuffle = cutouts, batch_size, shuffle
+        self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
+        self.rows, self.device, self.seed, self.memory = rows, pick_device(device), seed, memory
+        self.rank, self.world_size = rank, world_size
+        if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
+            raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
+        self.size = cutouts.size if size is None else size
+        self.bands = tuple(bands or cutouts.bands)
+        self.columns = {name: cutouts.column(name) for name in columns}
+        if not 0 < self.size <= cutouts.size:
+            raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
+        if shuffle and batch_size > len(self.rows):
+            raise ValueError(
+                f"batch_size={batch_size}: must be 1 to {len(self.rows)}, the number of cutouts to draw from"
+            )
+        self._planes = [cutouts.bands.index(band) if band in cutouts.bands else -1 for band in self.bands]
+        if max(self._planes) < 0:
+            raise ValueError(f"{cutouts.path} holds bands {' '.join(cutouts.bands)}, none of {' '.join(self.bands)}")
+        self._image_bytes = 4 * len(self.bands) * self.size**2 * (1 + weight)
+        self._resident = len(self.rows) * self._image_bytes <= memory
+        # Batches that are read together: all of them, or as many as half of the memory holds.
+        window = max(memory // 2, _LEAST_WINDOW_BYTES) // (batch_size * self._image_bytes)
+        self._window = max(1, len(self) if self._resident else min(window, len(self)))
+        self._typical_weight = self._median_weight() if weight else None
+        self._epoch = self._next = 0
+        self._kept: _Window | None = None
+        self._buffers, self._windows = Buffers(), Buffers()
+        self._sky_sigma: Tensor | None = None
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.rows), self.batch_size)
+        return full if self.shuffle else full + bool(rest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
+        if self._resident:
+            if self._kept is None:
+                self._kept = self._read(np.arange(len(self.rows)))
+            while self._next < len(self):
+                number, self._next = self._next, self._next + 1
+                mine = self._mine(order, number)
+                yield self._batch(self._kept, self._kept.slots[mine], mine, number)
+        else:
+            yield from self._stream(order)
+        self._epoch, self._next = self._epoch + 1, 0
+
+    def _stream(self, order: np.ndarray) -> Iterator[Batch]:
+        """Give batches from windows of the file, while a thread reads the next window."""
+
+        def read(window: int) -> _Window:
+            numbers = range(window * self._window, min((window + 1) * self._window, len(self)))
+            return self._read(np.concatenate([self._mine(order, number) for number in numbers]))
+
+        last = (len(self) - 1) // self._window
+        with ThreadPoolExecutor(1, thread_name_prefix="cutouts") as thread:
+            ahead = thread.submit(read, self._next // self._window)
+            while self._next < len(self):
+                window, within = divmod(self._next, self._window)
+                images = ahead.result()
+                if window < last:
+                    ahead = thread.submit(read, window + 1)
+                start = within * (self.batch_size // self.world_size)
+                while self._next < len(self) and self._next // self._window == window:
+                    number, self._next = self._next, self._next + 1
+                    mine = self._mine(order, number)
+                    yield self._batch(images, images.slots[start : start + len(mine)], mine, number)
+                    start += len(mine)
+                del images
+
+    def flux(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images of these rows of the file as the batches hold them, (n, C, S, S), before augmentation."""
+        return self._by_band(self.cutouts.flux(rows, size=self.size), np.nan)
+
+    def sky_noise(self) -> np.ndarray:
+        """Measure the sky noise (C,) on up to 500 cutouts."""
+        return measure_sky_noise(self.flux(self.rows[:: max(1, len(self.rows) // 500)]))
+
+    def shard(self, rank: int, world_size: int) -> CutoutLoader:
+        """Return a loader of the same batches that gives process `rank` its part of each."""
+        if world_size == 1:
+            return self
+        if self.batch_size % world_size:
+            raise ValueError(f"batch_size={self.batch_size}: cannot be divided among {world_size} processes")
+        part = copy(self)
+        part.rank, part.world_size = rank, world_size
+        return part
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands: pass and batch, and what the order depends on."""
+        return {"epoch": self._epoch, "next": self._next, "window": self._window}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where another loader stood.
+
+        Raises
+        ------
+        ValueError
+            If that one shuffled other parts of the file together, so that within a pass images would be seen twice.
+        """
+        if state.get("window", self._window) != self._window and state["next"] > 0:
+            raise ValueError(
+                f"{self.cutouts.path}: the pass was begun with {state['window']} batches shuffled together, here it would "
+                f"be {self._window}; give the same memory, batch_size and rows"
+            )
+        self._epoch, self._next = state["epoch"], state["next"]
+
+    def _order(self) -> np.ndarray:
+        """Return the order of this pass, as positions in `rows`."""
+        n = len(self.rows)
+        if not self.shuffle:
+            return np.arange(n)
+        generator = keyed_generator(self.seed, _ORDER, self._epoch)
+        if self._resident:
+            return torch.randperm(n, generator=generator).numpy()
+        block = max(1, _BLOCK_BYTES // self._image_bytes)
+        blocks = torch.randperm(-(-n // block), generator=generator).tolist()
+        sorted_rows = np.argsort(self.rows, kind="stable")
+        order = np.concatenate([sorted_rows[b * block : (b + 1) * block] for b in blocks])
+        for start in range(0, n, self._window * self.batch_size):
+            part = order[start : start + self._window * self.batch_size]
+            part[:] = part[torch.randperm(len(part), generator=generator).numpy()]
+        return order
+
+    def _mine(self, order: np.ndarray, number: int) -> np.ndarray:
+        """Return this process's part of a batch, as positions in `rows`."""
+        whole = order[number * self.batch_size : (number + 1) * self.batch_size]
+        return whole[self._share(len(whole))]
+
+    def _share(self, whole: int) -> slice:
+        """Return which of the images of a batch are this process's."""
+        n = -(-whole // self.world_size)
+        return slice(self.rank * n, (self.rank + 1) * n)
+
+    def _read(self, positions: np.ndarray) -> _Window:
+        rows = self.rows[positions]
+        by_row = np.argsort(rows, kind="stable")
+        slots = np.empty(len(rows), dtype=np.int64)
+        slots[by_row] = np.arange(len(rows))
+        memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
+        flux, weight = self._by_band(self.cutouts.flux(rows[by_row], size=self.size, out=memory), np.nan), None
+        if self._typical_weight is not None:
+            weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
+            weight = np.where(np.isfinite(weight) & np.isfinite(flux), weight, np.float32(0))
+        return _Window(flux, weight, slots)
+
+    def _by_band(self, images: np.ndarray, missing: float) -> np.ndarray:
+        """Bring the planes of the file into the order of `bands`."""
+        if self._planes == list(range(images.shape[1])):
+            return images
+        return np.concatenate([images, np.full_like(images[:, :1], missing)], axis=1)[:, self._planes]
+
+    def _median_weight(self) -> np.ndarray:
+        rows = self.rows[:: max(1, len(self.rows) // 500)]
+        weight = self._by_band(self.cutouts.weight(rows, size=self.size), np.nan)
+        weight = np.where(weight > 0, weight, np.nan).transpose(1, 0, 2, 3).reshape(len(self.bands), -1)
+        typical = np.array([np.nanmedian(w) if np.isfinite(w).any() else 1.0 for w in weight], dtype=np.float32)
+        return typical[:, None, None]
+
+    def _batch(self, images: _Window, slots: np.ndarray, mine: np.ndarray, number: int) -> Batch:
+        whole = min(self.batch_size, len(self.rows) - number * self.batch_size)
+        generator = keyed_generator(self.seed, _AUGMENT, self._epoch, number)
+        draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._share(whole))
+        noise = None
+        if draws.noise is not None:
+            if self._sky_sigma is None:
+                self._sky_sigma = torch.from_numpy(self.sky_noise()).float().to(self.device)
+            noise = keyed_generator(self.seed, _NOISE, self._epoch, number, self.rank, device=self.device)
+        flux = self._take(images.flux, slots, draws.turns)
+        flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
+        weight = None if images.weight is None else self._take(images.weight, slots, draws.turns)
+        rows = self.rows[mine]
+        return Batch(
+            flux, to_device(self.cutouts.ra[rows], self.device), to_device(self.cutouts.dec[rows], self.device),
+            {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,
+        )  # fmt: skip
+
+    def _take(self, images: np.ndarray, slots: np.ndarray, turns: Tensor | None) -> Tensor:
+        """Gather images into one tensor on the device, turned there or on the way."""
+        out, on_gpu = self._buffers.take((len(slots), *images.shape[1:]), self.device), self.device.type == "cuda"
+        gather(images, slots, turns=None if on_gpu else turns, out=out)
+        if not on_gpu:
+            return out
+        out = out.to(self.device, non_blocking=True)
+        return out if turns is None else turn(out, turns)

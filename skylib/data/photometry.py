@@ -1,0 +1,101 @@
+"""How well an object stands out of the noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from skylib.checks import check_choice
+from skylib.data.cutouts import CutoutFile
+
+
+def signal_to_noise(
+    flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *, box: int = 5, reach: int = 4
+) -> Tensor:
+    """Return the signal-to-noise ratio of the brightest spot near the centre of each image.
+
+    The flux in a square of `box` pixels over its noise, band by band; the sum over the bands that have data there,
+    over the square root of their number, so that at a given place pure noise has mean 0 and variance 1. The largest of
+    those values with the middle of the square up to `reach` pixels from the centre counts. As the largest of many it
+    is biased upwards: pure noise has mean 0 and scatter 1 with ``reach=0`` only, 1.9 and 0.6 with ``reach=4`` (one in
+    a hundred above 3.5), 2.7 and 0.5 with ``reach=10`` (3.9). For a source that stands out the bias is small.
+
+    Parameters
+    ----------
+    flux : Tensor or ndarray, shape (n, C, S, S)
+        Counts, with the sky subtracted; NaN = no data.
+    sky_sigma : Tensor or ndarray, shape (C,)
+        Noise of a pixel (`measure_sky_noise`).
+    box, reach : int
+        Pixels.
+
+    Returns
+    -------
+    Tensor of float32, shape (n,)
+        NaN where there is no data.
+
+    Examples
+    --------
+    >>> flux = np.zeros((1, 2, 16, 16)); flux[..., 6:11, 6:11] = 1.0
+    >>> signal_to_noise(flux, np.array([1.0, 1.0])).item()  # 5 in each of two bands
+    7.071067810058594
+    """
+    flux = torch.as_tensor(np.asarray(flux) if isinstance(flux, np.ndarray) else flux).float()
+    sigma = torch.as_tensor(sky_sigma, device=flux.device).float()[:, None, None]
+    middle, around = flux.shape[-1] // 2, reach + box // 2
+    near = slice(max(0, middle - around), middle + around + 1)
+    centre = flux[..., near, near] / sigma
+    known = centre.isfinite()
+    squares = functional.avg_pool2d(centre.nan_to_num(0.0), box, stride=1) * box**2  # sums over the square
+    share = functional.avg_pool2d(known.float(), box, stride=1)
+    there = share > 0.5
+    ratio = torch.where(there, squares / (box * share.clamp(min=1e-6).sqrt()), 0.0)
+    n_bands = there.sum(dim=1)
+    stacked = ratio.sum(dim=1) / n_bands.clamp(min=1).sqrt()
+    stacked = torch.where(n_bands > 0, stacked, -torch.inf).flatten(1).amax(dim=1)
+    return torch.where(stacked.isfinite(), stacked, torch.nan)
+
+
+def aperture_magnitudes(
+    cutouts: CutoutFile, *, rows: np.ndarray, sky_sigma: np.ndarray, radius: float = 8.0
+) -> np.ndarray:
+    """Measure magnitudes in a round aperture at the centre, (n, C), for a file that brings no catalogue.
+
+    They are arcsinh magnitudes (Lupton et al. 1999, AJ 118, 1406), softened at the noise of the aperture, so that
+    faint and negative fluxes have a value; NaN where a band has no data.
+    """
+    inside = _aperture(cutouts.size, radius)
+    flux, _ = _aperture_flux(cutouts, rows, inside)
+    soft = np.asarray(sky_sigma) * np.sqrt(inside.sum())
+    factor = 2.5 / np.log(10)
+    return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
+
+
+def aperture_snr(
+    cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float, radius: float = 8.0
+) -> np.ndarray:
+    """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data.
+
+    Pixels without data bring neither flux nor noise.
+    """
+    check_choice("band", band, cutouts.bands)
+    flux, n_pixels = (one[:, cutouts.bands.index(band)] for one in _aperture_flux(cutouts, rows, _aperture(cutouts.size, radius)))  # fmt: skip
+    return flux / (sky_sigma * np.sqrt(np.maximum(n_pixels, 1)))
+
+
+def _aperture(size: int, radius: float) -> np.ndarray:
+    """Return which pixels (S, S) lie within `radius` pixels of the centre."""
+    y, x = np.indices((size, size)) - size // 2
+    return x**2 + y**2 <= radius**2
+
+
+def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum the pixels (n, C) inside, NaN where none has data; and count those that have, (n, C)."""
+    flux, n_known = [], []
+    for start in range(0, len(rows), 1024):
+        pixels = cutouts.flux(rows[start : start + 1024])[:, :, inside]
+        n_known.append(np.isfinite(pixels).sum(axis=-1))
+        flux.append(np.where(n_known[-1] > 0, np.nansum(pixels, axis=-1), np.nan))
+    return np.concatenate(flux), np.concatenate(n_known)

@@ -1,0 +1,217 @@
+"""Training, validation and test parts that do not share sky."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy_healpix import HEALPix
+
+from skylib.data.cutouts import CutoutFile
+
+log = logging.getLogger(__name__)
+
+TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
+PART_NAMES = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "test": 2, "testing": 2, "unused": -1}
+
+
+def sky_split(
+    ra: np.ndarray,
+    dec: np.ndarray,
+    *,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    cell: int | np.ndarray = 8192,
+    guard: float = 0.0,
+) -> np.ndarray:
+    """Split objects by whole cells of the sky.
+
+    The part of a HEALPix cell follows from its number and the seed alone, so an object keeps its part when a
+    catalogue grows, and two catalogues of one field agree.
+
+    Parameters
+    ----------
+    ra, dec : ndarray of float, shape (n,)
+        Degrees ICRS.
+    fractions : (float, float, float)
+        Of the cells; they sum to 1.
+    seed : int
+    cell : int or ndarray, shape (n,)
+        The ``nside`` of HEALPix cells, a power of two, or for each object the name of its cell, such as its tile.
+        8192: cells of 26 arcsec, which suits a field of a few arcmin; for a wide survey larger cells, such as 512
+        (7 arcmin), have fewer borders. Named cells are put in an order drawn from their names and the seed, and
+        dealt to the parts by `fractions` of the objects, at least one cell each.
+    guard : float
+        Arcsec. Training objects closer than this to a validation or test object, and validation objects closer to
+        a test object, are left out. With cutouts of S pixels, ``S * pixel_scale * sqrt(2)`` is always enough for
+        no pixel to be shared.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        0 train, 1 validation, 2 test, -1 left out by the guard.
+
+    Raises
+    ------
+    ValueError
+        If a position is not finite, the fractions do not sum to 1, or a part with a fraction above zero is empty.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> split = sky_split(rng.uniform(150, 151, 5000), rng.uniform(2, 3, 5000))
+    >>> (np.bincount(split) / 5000).round(1)
+    array([0.6, 0.2, 0.2])
+    """
+    ra, dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
+    if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
+        raise ValueError(f"fractions={tuple(fractions)}: must be three numbers that sum to 1")
+    if isinstance(cell, np.ndarray):
+        if cell.shape != ra.shape:
+            raise ValueError(f"cell has shape {cell.shape}: must be {ra.shape}, the name of the cell of each object")
+        split, kind = _deal(cell, fractions, seed), "named cells"
+    else:
+        _check_finite(ra, dec)
+        split, kind = _draw(ra, dec, fractions, seed, cell), f"sky cells (nside={cell})"
+    counts = np.bincount(split, minlength=3)
+    if any(fraction > 0 and count == 0 for fraction, count in zip(fractions, counts, strict=True)):
+        raise ValueError(
+            f"{len(ra)} objects in few {kind} give parts of {counts.tolist()}: "
+            f"use smaller cells (a larger nside), more of them, or another seed"
+        )
+    return apply_guard(split, ra, dec, guard=guard) if guard > 0 else split
+
+
+def split_cutouts(
+    cutouts: CutoutFile,
+    *,
+    use: np.ndarray | None = None,
+    column: str = "split",
+    size: int | None = None,
+    fractions: Sequence[float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+    cell: int | str = 8192,
+) -> np.ndarray:
+    """Return the split that a file brings, or else one on the sky whose parts share no pixel.
+
+    Parameters
+    ----------
+    cutouts : CutoutFile
+    use : ndarray of bool, shape (n,), optional
+        Which objects take part; the others are -1 and need no guard.
+    column : str
+        Where the file would keep its own split: 0, 1, 2, or train, validation, test. It is honoured as it is; if its
+        parts share pixels, a warning says how many objects do.
+    size : int, optional
+        Side in pixels of what the network sees; that of the cutouts by default.
+    fractions, seed
+        As in `sky_split`.
+    cell : int or str
+        An ``nside``, or the name of a column, such as ``"tile"``.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        0 train, 1 validation, 2 test, -1 unused.
+    """
+    use = np.ones(len(cutouts), bool) if use is None else np.asarray(use, bool)
+    guard = (size or cutouts.size) * cutouts.pixel_scale * np.sqrt(2)
+    known = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
+    if column in cutouts.columns:
+        split = np.where(use, _read_parts(cutouts.column(column), f"{cutouts.path}: column {column!r}"), UNUSED)
+        placed = np.where(known, split, UNUSED)
+        sharing = int((apply_guard(placed, cutouts.ra, cutouts.dec, guard=guard) != placed).sum())
+        if sharing:
+            log.warning("%s: %d objects may share pixels with a later part of the file's own split", cutouts.path, sharing)  # fmt: skip
+        return split
+    cells = cutouts.column(cell)[use] if isinstance(cell, str) else cell
+    split = np.full(len(cutouts), UNUSED)
+    split[use] = sky_split(
+        cutouts.ra[use], cutouts.dec[use], fractions=fractions, seed=seed, cell=cells, guard=float(guard)
+    )
+    return split
+
+
+def apply_guard(split: np.ndarray, ra: np.ndarray, dec: np.ndarray, *, guard: float) -> np.ndarray:
+    """Return a split without the objects of train and validation closer than `guard` arcsec to a later part."""
+    guarded = split.copy()
+    used = split >= 0
+    _check_finite(ra[used], dec[used])
+    sky = SkyCoord(np.where(used, ra, 0), np.where(used, dec, 0), unit="deg")
+    for part in (TRAIN, VALIDATION):
+        mine, later = np.flatnonzero(split == part), np.flatnonzero(split > part)
+        if len(mine) and len(later):
+            _, separation, _ = sky[mine].match_to_catalog_sky(sky[later])
+            guarded[mine[separation.arcsec < guard]] = UNUSED
+    return guarded
+
+
+def sky_folds(ra: np.ndarray, dec: np.ndarray, *, n_folds: int = 5, seed: int = 0, cell: int = 8192) -> np.ndarray:
+    """Return the fold, 0 to ``n_folds - 1``, of each object, by whole HEALPix cells."""
+    _check_finite(ra, dec)
+    cells, inverse = np.unique(_cells(ra, dec, cell), return_inverse=True)
+    return np.random.default_rng(seed).permutation(len(cells))[inverse] % n_folds
+
+
+def sky_halves(ra: np.ndarray, dec: np.ndarray, *, seed: int = 0, cell: int = 8192) -> tuple[np.ndarray, str]:
+    """Draw two halves, by whole HEALPix cells where there are two, or else object by object.
+
+    Returns
+    -------
+    half : ndarray of int64, shape (n,)
+        0 or 1.
+    by : {"sky cells", "objects"}
+        Objects, if a position is not finite, or all lie in one cell.
+    """
+    if np.isfinite(ra).all() and np.isfinite(dec).all():
+        half = sky_folds(ra, dec, n_folds=2, seed=seed, cell=cell)
+        if len(np.unique(half)) == 2:
+            return half, "sky cells"
+    return np.random.default_rng(seed).permutation(len(ra)) % 2, "objects"
+
+
+def _draw(ra: np.ndarray, dec: np.ndarray, fractions: Sequence[float], seed: int, nside: int) -> np.ndarray:
+    """Draw the part of each HEALPix cell from its number."""
+    unique, inverse = np.unique(_cells(ra, dec, nside), return_inverse=True)
+    draw = np.array([np.random.default_rng([seed, cell]).random() for cell in unique])
+    return np.searchsorted(np.cumsum(fractions)[:2], draw, side="right")[inverse]
+
+
+def _deal(cell: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
+    """Deal named cells to the parts, so that each part has its share of the objects, and one cell at least."""
+    names, inverse, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed} {names[i]}".encode()).digest())
+    wanted = [part for part, fraction in enumerate(fractions) if fraction > 0]
+    share, part_of = np.zeros(3), np.zeros(len(names), dtype=np.int64)
+    for i in order:  # to the part that is farthest below its share
+        lack = [(share[part] == 0, fractions[part] - share[part]) for part in wanted]
+        part = wanted[max(range(len(wanted)), key=lack.__getitem__)]
+        part_of[i] = part
+        share[part] += counts[i] / counts.sum()
+    return part_of[inverse]
+
+
+def _cells(ra: np.ndarray, dec: np.ndarray, nside: int) -> np.ndarray:
+    return HEALPix(nside=nside, order="nested").lonlat_to_healpix(ra * u.deg, dec * u.deg)
+
+
+def _check_finite(ra: np.ndarray, dec: np.ndarray) -> None:
+    if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
+        bad = int((~(np.isfinite(ra) & np.isfinite(dec))).sum())
+        raise ValueError(f"{bad} of {len(ra)} positions are not finite: these objects cannot be split on the sky")
+
+
+def _read_parts(values: np.ndarray, where: str) -> np.ndarray:
+    """Turn numbers or names of parts into numbers."""
+    if values.dtype.kind == "U":
+        unknown = sorted({v for v in np.unique(values) if v.strip().lower() not in PART_NAMES})
+        if unknown:
+            raise ValueError(f"{where} holds {unknown[:3]}: must be one of {', '.join(PART_NAMES)}")
+        return np.array([PART_NAMES[v.strip().lower()] for v in values], dtype=np.int64)
+    if unknown := sorted(set(np.unique(values).tolist()) - {-1, 0, 1, 2}):
+        raise ValueError(f"{where} holds {unknown[:3]}: must be 0 train, 1 validation, 2 test, or -1")
+    return values.astype(np.int64)

@@ -1,0 +1,1 @@
+"""What embeddings are worth: probes, baselines, heads and the label study."""

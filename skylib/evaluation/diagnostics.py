@@ -1,0 +1,274 @@
+"""What embeddings should not know, or should do without: positions, missing bands, observing conditions, wrong labels."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skylib.data.bands import measure_sky_noise
+from skylib.data.cutouts import CutoutFile
+from skylib.data.splits import TEST, TRAIN, UNUSED, VALIDATION, sky_folds
+from skylib.evaluation.probes import (
+    Task,
+    candidates,
+    choose,
+    knn_probe,
+    labelled_parts,
+    linear_probe,
+    metric_for,
+    on_test,
+)
+from skylib.model.embeddings import Embeddings
+from skylib.model.features import encode, moved
+from skylib.model.mim import MaskedImageModel
+
+log = logging.getLogger(__name__)
+
+
+def position_leakage(
+    model: MaskedImageModel, cutouts: CutoutFile, target: str, *, task: Task, split: np.ndarray, pool: str = "mean",
+    layer: int = -1, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Test whether a probe reads labels off the position on the sky.
+
+    A linear probe is fitted to embeddings made with the true positions, and judged on test three times: with true
+    positions, with those of other test objects, and with none. A probe that lives on the position falls to chance in
+    the last two. Beside it: nearest neighbours on the positions alone, which tell what a leak could bring.
+
+    Returns
+    -------
+    DataFrame
+        ``positions`` (true, shuffled, zeroed, alone), the score, ``low``, ``high``, ``n``. For a model without
+        ``ra_dec`` the first three are equal, which proves that it does not use positions.
+    """
+    used, values, parts, rows = _labelled(cutouts, target, split, task)
+    metric, score = metric_for(task, target)
+    rng = np.random.default_rng(seed)
+    ra, dec = cutouts.ra, cutouts.dec
+    other, nowhere = np.arange(len(ra)), np.full(len(ra), np.nan)
+    test = used[rows[TEST]]
+    other[test] = rng.permutation(test)
+    x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
+    vectors = {"true": x[rows[TEST]]}
+    for name, r, d in (("shuffled", ra[other], dec[other]), ("zeroed", nowhere, nowhere)):
+        elsewhere = moved(cutouts, ra=r, dec=d)
+        vectors[name] = encode(model, elsewhere, rows=test, pools=[pool], layers=[layer])[layer, pool]
+    results = {
+        name: on_test(fitted.predict(v), values[rows[TEST]], test, metric, seed=seed) for name, v in vectors.items()
+    }
+    place = Embeddings(np.stack([ra, dec], axis=1)[used], ra=ra[used], dec=dec[used])
+    results["alone"] = knn_probe(place, values, task=task, split=parts, seed=seed)
+    lines = [{"positions": name, score: r.metrics[score], "low": r.intervals[score][0], "high": r.intervals[score][1],
+              "n": int(r.metrics["n"])} for name, r in results.items()]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def missing_bands(
+    model: MaskedImageModel, cutouts: CutoutFile, target: str, *, task: Task, split: np.ndarray, pool: str = "mean",
+    layer: int = -1, max_dropped: int | None = None, seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """Measure how a probe that was fitted with all bands fares where bands are missing: every subset of them.
+
+    Parameters
+    ----------
+    max_dropped : int, optional
+        Drop at most so many at once; all but one by default.
+
+    Returns
+    -------
+    DataFrame
+        ``dropped`` (names, "" for none), ``n_dropped``, the score on test, ``low``, ``high``, ``n``.
+    """
+    used, values, _, rows = _labelled(cutouts, target, split, task)
+    metric, score = metric_for(task, target)
+    x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
+    bands, test = model.config.bands, used[rows[TEST]]
+    most = len(bands) - 1 if max_dropped is None else max_dropped
+    lines = []
+    for n in range(most + 1):
+        for dropped in itertools.combinations(bands, n):
+            given = encode(model, cutouts, rows=test, pools=[pool], layers=[layer], drop_bands=dropped)[layer, pool]
+            result = on_test(fitted.predict(given), values[rows[TEST]], test, metric, seed=seed)
+            low, high = result.intervals[score]
+            lines.append({"dropped": " ".join(dropped), "n_dropped": n, score: result.metrics[score], "low": low,
+                          "high": high, "n": len(test)})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 1024) -> dict[str, np.ndarray]:
+    """Measure on the pixels, and take from the columns, what the sky was like: what embeddings had better not know.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (n,)
+        ``depth``: the log10 of the sky noise, mean over bands; ``no_data``: the share of pixels without data;
+        ``seeing``: the median full width at half maximum (arcsec) of the compact bright objects of the same tile; with
+        the columns of `make_cutouts`, ``tile``, and ``edge_distance`` (pixels) to the outermost object of the tile.
+    """
+    depth, no_data, width, peak = (np.full(len(rows), np.nan) for _ in range(4))
+    half = cutouts.size // 2
+    for start in range(0, len(rows), block):
+        flux = cutouts.flux(rows[start : start + block])
+        mine = slice(start, start + len(flux))
+        noise = np.array([measure_sky_noise(one) for one in flux])  # (b, C)
+        known = np.isfinite(noise) & (noise > 0)
+        logs = np.log10(np.where(known, noise, 1.0))
+        depth[mine] = np.where(known.any(1), logs.sum(1) / np.maximum(known.sum(1), 1), np.nan)
+        no_data[mine] = (~np.isfinite(flux)).mean(axis=(1, 2, 3))
+        white = np.nan_to_num(flux).sum(axis=1)
+        top = white[:, half - 1 : half + 2, half - 1 : half + 2].max(axis=(1, 2))
+        above = (white > top[:, None, None] / 2)[:, max(0, half - 8) : half + 9, max(0, half - 8) : half + 9].sum(
+            (1, 2)
+        )
+        width[mine] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
+        total = np.sqrt(np.where(known, noise, 0) ** 2 @ np.ones(noise.shape[1]))
+        peak[mine] = np.divide(top, total, out=np.full(len(flux), np.nan), where=total > 0)
+    found = {"depth": depth, "no_data": no_data}
+    if "tile" in cutouts.columns:
+        found["tile"] = tile = cutouts.column("tile")[rows]
+        seeing = np.full(len(rows), np.nan)
+        for name in np.unique(tile):
+            bright = (tile == name) & (peak > 20)
+            if bright.sum() >= 10:  # the narrowest quarter of the bright ones are stars
+                seeing[tile == name] = np.median(width[bright & (width <= np.quantile(width[bright], 0.25))])
+        found["seeing"] = seeing
+        if {"row", "col"} <= set(cutouts.columns):
+            found["edge_distance"] = _edge_distance(cutouts.column("row")[rows], cutouts.column("col")[rows], tile)
+    return found
+
+
+def nuisance_audit(
+    embeddings: Embeddings, nuisances: Mapping[str, np.ndarray], *, split: str | np.ndarray, seed: int = 0
+) -> pd.DataFrame:
+    """Measure how much of each nuisance a linear probe reads from the embeddings.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    nuisances : mapping of str to ndarray, shape (n,)
+        Numbers are regressed (R2), text is classified (balanced accuracy). Text that train does not have counts as
+        unknown, and those without any spread in one of the parts are left out: the tile, where parts are whole tiles.
+    split : str or ndarray
+        As in `linear_probe`.
+
+    Returns
+    -------
+    DataFrame
+        ``nuisance``, ``measure``, ``value``, ``low``, ``high``, ``chance``, ``n``; and ``found``, True where the whole
+        interval lies above chance.
+    """
+    lines = []
+    parts = embeddings.column(split) if isinstance(split, str) else np.asarray(split)
+    for name, values in nuisances.items():
+        text = values.dtype.kind in "USO"
+        target = np.asarray(values, dtype=np.float64) if not text else np.unique(values, return_inverse=True)[1]
+        known = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
+        if any(len(np.unique(target[known & (parts == part)])) < 2 for part in (TRAIN, VALIDATION, TEST)):
+            log.info("%s is left out: it has no spread in one of the parts", name)
+            continue
+        task: Task = "classification" if text else "regression"
+        column = f"nuisance {name}"  # errors name it
+        known_as = Embeddings(embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec,
+                              columns={column: np.where(known, target, -1 if text else np.nan)})  # fmt: skip
+        result = linear_probe(known_as, column, task=task, split=parts, seed=seed)
+        measure = metric_for(task)[1]
+        low, high = result.intervals[measure]
+        chance = 1 / len(np.unique(result.truth)) if text else 0.0
+        lines.append({"nuisance": name, "measure": measure, "value": result.metrics[measure], "low": low, "high": high,
+                      "chance": chance, "n": int(result.metrics["n"]), "found": low > chance})  # fmt: skip
+    return pd.DataFrame(lines, columns=["nuisance", "measure", "value", "low", "high", "chance", "n", "found"])
+
+
+def find_label_errors(
+    embeddings: Embeddings,
+    target: str | np.ndarray,
+    *,
+    n_folds: int = 5,
+    c: float = 0.1,
+    cell: int = 8192,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Find labels that embeddings contradict, by confident learning [1]_ across folds of the sky.
+
+    Each object is judged by a logistic regression that has not seen its part of the sky. It is suspect if another
+    class is more probable for it than that class is, on average, for its own members.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    target : str or ndarray of int, shape (n,)
+        Negative = unlabelled.
+    n_folds : int
+    c : float
+        Inverse strength of the regularisation.
+    cell : int
+        ``nside`` of the cells that folds are made of.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        The suspects, worst first: ``row``, ``ra``, ``dec``, ``label``, ``suggested``, ``probability`` (of the label)
+        and ``margin`` (of the suggestion over it).
+
+    References
+    ----------
+    .. [1] Northcutt, Jiang and Chuang 2021, JAIR 70, 1373.
+    """
+    labels = embeddings.column(target) if isinstance(target, str) else np.asarray(target)
+    rows = np.flatnonzero(labels >= 0)
+    y, x = labels[rows], embeddings.vectors[rows]
+    classes = np.unique(y)
+    if len(classes) < 2:
+        raise ValueError(f"all {len(y)} labelled objects have the same class: no label can contradict another")
+    fold = sky_folds(embeddings.ra[rows], embeddings.dec[rows], n_folds=n_folds, seed=seed, cell=cell)
+    probability = np.zeros((len(rows), len(classes)))
+    for f in np.unique(fold):
+        fit = fold != f
+        if len(np.unique(y[fit])) < len(classes):
+            raise ValueError(f"a class of {classes.tolist()} lies in one fold of {n_folds} alone: use smaller cells")
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x[fit], y[fit])
+        probability[~fit] = model.predict_proba(x[~fit])
+    own = np.searchsorted(classes, y)
+    usual = np.array([probability[own == k, k].mean() for k in range(len(classes))])
+    confident = np.where(probability >= usual, probability, -1.0)
+    suggested = confident.argmax(axis=1)
+    suspect = (confident.max(axis=1) > 0) & (suggested != own)
+    each = np.arange(len(rows))
+    table = pd.DataFrame({
+        "row": rows, "ra": embeddings.ra[rows], "dec": embeddings.dec[rows], "label": y,
+        "suggested": classes[suggested], "probability": probability[each, own],
+        "margin": probability[each, suggested] - probability[each, own],
+    })  # fmt: skip
+    return table[suspect].sort_values("margin", ascending=False, ignore_index=True)
+
+
+def _labelled(
+    cutouts: CutoutFile, target: str, split: np.ndarray, task: Task
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """Return the rows of the file in use, their labels and parts, and the rows of each part among them."""
+    values, rows = labelled_parts({target: cutouts.column(target)}, target, split, task)
+    used = np.sort(np.concatenate(list(rows.values())))
+    parts = np.full(len(values), UNUSED)
+    for part, mine in rows.items():
+        parts[mine] = part
+    return used, values[used], parts[used], {part: np.searchsorted(used, mine) for part, mine in rows.items()}
+
+
+def _edge_distance(row: np.ndarray, col: np.ndarray, tile: np.ndarray) -> np.ndarray:
+    distance = np.full(len(row), np.nan)
+    for name in np.unique(tile):
+        mine = tile == name
+        sides: Sequence[Any] = [v[mine] - v[mine].min() for v in (row, col)] + [v[mine].max() - v[mine] for v in (row, col)]  # fmt: skip
+        distance[mine] = np.min(sides, axis=0)
+    return distance

@@ -1,0 +1,254 @@
+"""What a few labels are worth: every method with ever more labels, one file a run, merged into one table."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from skylib.checks import check_choice
+from skylib.config import Method, ProbeConfig, to_dict
+from skylib.data.cutouts import CutoutFile
+from skylib.data.splits import TRAIN
+from skylib.evaluation.bootstrap import mean_interval, seed_error
+from skylib.evaluation.heads import train_on
+from skylib.evaluation.labelled import LabelledSet
+from skylib.evaluation.probes import Task, metric_for
+from skylib.model.checkpoint import fingerprint
+from skylib.model.mim import MaskedImageModel
+
+log = logging.getLogger(__name__)
+
+ALL = 0  # as a number of labels: all there are
+
+
+def label_grid(
+    *, methods: Sequence[Method], n_labels: Sequence[int], seeds: Sequence[int]
+) -> list[tuple[Method, int, int]]:
+    """Return (method, number of labels, seed) of every row of the study, in their order; row k is the k-th.
+
+    Examples
+    --------
+    >>> rows = label_grid(methods=["linear", "supervised"], n_labels=[128, 0], seeds=[0, 1, 2])
+    >>> len(rows), rows[0], rows[-1]
+    (12, ('linear', 128, 0), ('supervised', 0, 2))
+    """
+    for method in methods:
+        check_choice("method", method, get_args(Method))
+    return [(method, n, seed) for n in n_labels for method in methods for seed in seeds]
+
+
+def label_efficiency(
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    target: str,
+    *,
+    methods: Sequence[Method] = ("supervised", "finetune", "attentive"),
+    n_labels: Sequence[int],
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    run_dir: str | Path,
+    config: ProbeConfig | None = None,
+    task: Task = "classification",
+    split: str | np.ndarray | None = None,
+    weights: str | np.ndarray | None = None,
+    row: int | None = None,
+) -> pd.DataFrame:
+    """Train every method with every number of labels and every seed.
+
+    A row that is done is a small file in ``label_efficiency/`` of the run folder, whole or not there. A call does
+    what is missing, so it goes on after a kill; and many may work in one folder at once, each on a row of its own.
+    Rows count for the same labels, parts, settings, network and file of cutouts alone, known by its size and time.
+
+    Parameters
+    ----------
+    model, cutouts, target, task, split, weights
+        As in `train_head`.
+    methods, n_labels, seeds : sequences
+        Every combination is a row, in the order of `label_grid`. 0 labels stands for all that there are.
+    run_dir : path
+    config : ProbeConfig, optional
+        With `rate_factors` and `length_factors` each row tunes itself on validation, every method with as many trials.
+    row : int, optional
+        Do this row alone, as one task of an array does. None: do all that are missing, and merge them into
+        ``label_efficiency.csv``.
+
+    Returns
+    -------
+    DataFrame
+        One row a training: target, model, study, method, n_labels, seed, seconds, the metrics on test, the interval of
+        the main one, the score on validation and the chosen learning rate, epochs and steps.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer labels than asked for, or no such row.
+    """
+    config, folder = config or ProbeConfig(), Path(run_dir) / "label_efficiency"
+    grid = label_grid(methods=methods, n_labels=n_labels, seeds=seeds)
+    if row is not None and not 0 <= row < len(grid):
+        raise ValueError(f"row={row}: the study has {len(grid)} rows, 0 to {len(grid) - 1}")
+    labelled = LabelledSet(model, cutouts, target, task=task, split=split, weights=weights, cache=folder)
+    available = len(labelled.rows[TRAIN])
+    if too_many := [n for n in n_labels if not 0 <= n <= available]:
+        raise ValueError(f"n_labels={too_many}: the training part has 1 to {available} labels")
+    setting: dict[str, Any] = {"target": target, "model": fingerprint(model)}
+    setting["study"] = _short([labelled.key(), target, task, to_dict(config)])
+    wanted = {
+        folder / f"{target}-{method}-{n or available}-{seed}-{setting['study']}.json": (method, n or available, seed)
+        for method, n, seed in (grid if row is None else [grid[row]])
+    }
+    missing = {path: one for path, one in wanted.items() if not path.is_file()}
+    for path, (method, n, seed) in tqdm(missing.items(), desc="label efficiency", unit="run"):
+        start = time.perf_counter()
+        result = train_on(labelled, method=method, n_labels=n, seed=seed, config=config)
+        line = {**setting, "method": method, "n_labels": n, "seed": seed, "seconds": time.perf_counter() - start}
+        score = metric_for(task, target)[1]
+        line |= {**result.metrics, f"{score}_low": result.intervals[score][0], f"{score}_high": result.intervals[score][1]}  # fmt: skip
+        line |= {name: result.settings[name] for name in ("validation", "learning_rate", "epochs", "steps")}
+        _write_whole(path, json.dumps({**line, "trials": result.settings["trials"]}))
+        log.info("%s: %s %.3f", path.stem, score, result.metrics[score])
+    table = pd.DataFrame([_read_row(path) for path in wanted])
+    if row is None:
+        everything = pd.DataFrame([_read_row(path) for path in sorted(folder.glob("*.json"))])
+        _write_whole(Path(run_dir) / "label_efficiency.csv", everything.to_csv(index=False))
+    return table
+
+
+def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level: float = 0.95) -> pd.DataFrame:
+    """Return the mean over seeds of a score on test, by method and number of labels, and its interval.
+
+    The interval is that of `bootstrap.mean_interval`: how far the mean moves with subsets of labels, fresh weights and
+    order. All seeds are judged on the same test objects, so the error that comes from these is not in it; that is
+    told by ``…_low`` and ``…_high`` of each row of `label_efficiency`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `label_efficiency`, one target.
+
+    Returns
+    -------
+    DataFrame
+        ``method``, ``n_labels``, ``seeds`` (how many), the mean, ``low``, ``high`` (NaN with one seed), and ``n``, the
+        number of test objects.
+    """
+    lines = []
+    for method in table["method"].unique():
+        mine = table[table["method"] == method]
+        for n_labels in sorted(mine["n_labels"].unique().tolist()):
+            rows = mine[mine["n_labels"] == n_labels]
+            scores = rows[metric].to_numpy(dtype=np.float64)
+            low, high = mean_interval(scores, level=level)
+            lines.append({"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean(),
+                          "low": low, "high": high, "n": int(rows["n"].iloc[0])})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def labels_to_match(
+    table: pd.DataFrame,
+    *,
+    metric: str = "balanced_accuracy",
+    reference: str = "supervised",
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Find with how many labels each method equals `reference` trained on everything.
+
+    The mean over seeds is read between the numbers of labels along a straight line in log2, at the first crossing;
+    the interval comes from drawing each mean by Student's t, as `seed_means` has it, and holds what that does alone.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `label_efficiency`, one target.
+
+    Returns
+    -------
+    DataFrame
+        A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
+        (NaN where a mean is of one seed), and ``note``: ``""``, ``"at most"`` (even the fewest labels tried do), or
+        ``"not reached"``.
+
+    Examples
+    --------
+    >>> t = pd.DataFrame({"method": ["supervised"] * 2 + ["linear"] * 2, "n_labels": [64, 256] * 2, "seed": 0,
+    ...                   "balanced_accuracy": [0.5, 0.8, 0.7, 0.9]})
+    >>> labels_to_match(t)[["method", "n_labels", "times_fewer"]].values.tolist()
+    [['linear', 128.0, 2.0]]
+    """
+    by = dict(list(table.groupby("method", sort=False)))
+    if reference not in by:
+        raise ValueError(f"reference={reference!r}: the table has {', '.join(map(str, by))}")
+    most = int(by[reference]["n_labels"].max())
+    rng = np.random.default_rng(seed)
+    curves = {
+        method: {n: rows.loc[rows["n_labels"] == n, metric].to_numpy() for n in sorted(rows["n_labels"].unique())}
+        for method, rows in by.items()
+    }
+    lines = []
+    for method, curve in curves.items():
+        if method == reference:
+            continue
+        n, note = _crossing({k: v.mean() for k, v in curve.items()}, curves[reference][most].mean())
+        low = high = float("nan")
+        if min(map(len, (curves[reference][most], *curve.values()))) > 1:
+            goals = _drawn_means(curves[reference][most], n_resamples, rng)
+            drawn = {k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()}
+            found = [most / _crossing({k: v[i] for k, v in drawn.items()}, goal)[0] for i, goal in enumerate(goals)]
+            known = np.nan_to_num(found, nan=0.0)  # not reached: fewer than any factor
+            low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
+        lines.append({"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high, "note": note})
+    return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note"])
+
+
+def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw what the mean of a few runs may be, (n,)."""
+    error, freedom = seed_error(values)
+    return values.mean() + error * rng.standard_t(freedom, n)
+
+
+def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:
+    """Return where a curve first reaches `goal`, in number of labels."""
+    numbers = list(means)
+    if means[numbers[0]] >= goal:
+        return float(numbers[0]), "at most"
+    for a, b in itertools.pairwise(numbers):
+        if means[b] >= goal:
+            share = (goal - means[a]) / (means[b] - means[a])
+            return float(2 ** (np.log2(a) + share * (np.log2(b) - np.log2(a)))), ""
+    return float("nan"), "not reached"
+
+
+def _short(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _read_row(path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a row of the label study: {error}") from error
+    return {name: value for name, value in row.items() if name != "trials"}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole or not there, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""The vectors of many cutouts, with their positions and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from astropy.table import Table
+
+from skylib.files import replaced
+
+
+class Embeddings:
+    """Vectors of objects, their positions and labels.
+
+    Parameters
+    ----------
+    vectors : ndarray, shape (n, D)
+        Kept as float32.
+    ra, dec : ndarray, shape (n,)
+        Degrees ICRS.
+    columns : mapping of str to ndarray, shape (n,), optional
+        Labels.
+    meta : mapping, optional
+        What made them; anything that JSON can hold.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ.
+
+    Examples
+    --------
+    >>> e = Embeddings(np.eye(3), ra=np.arange(3.0), dec=np.zeros(3), columns={"class": np.array([0, 1, 2])})
+    >>> len(e), e.vectors.dtype, e[e.column("class") > 0].ra
+    (3, dtype('float32'), array([1., 2.]))
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, *, ra: np.ndarray, dec: np.ndarray,
+        columns: Mapping[str, np.ndarray] | None = None, meta: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.vectors = np.asarray(vectors, dtype=np.float32)
+        if self.vectors.ndim != 2:
+            raise ValueError(f"vectors have shape {self.vectors.shape}: must be (n, D)")
+        self.ra, self.dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
+        self.columns = {name: np.asarray(values) for name, values in (columns or {}).items()}
+        self.meta = dict(meta or {})
+        for name, values in {"ra": self.ra, "dec": self.dec, **self.columns}.items():
+            if values.shape != (len(self),):
+                raise ValueError(f"column {name!r} has shape {values.shape}: must be ({len(self)},), one a vector")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"Embeddings({len(self)} x {self.vectors.shape[1]}; columns: {', '.join(self.columns) or 'none'})"
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Embeddings:
+        """Return some of the objects, by a slice, row numbers or a boolean mask."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Embeddings(self.vectors[rows], ra=self.ra[rows], dec=self.dec[rows], columns=columns, meta=self.meta)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return one label, shape (n,).
+
+        Raises
+        ------
+        KeyError
+            If there is no such column; the message lists those there are.
+        """
+        if name not in self.columns:
+            raise KeyError(f"no column {name!r}; columns: {', '.join(self.columns) or 'none'}")
+        return self.columns[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write HDF5; the file takes its name only when it is complete."""
+        try:
+            with replaced(Path(path), shared=True) as partial, h5py.File(partial, "w") as file:
+                file["vectors"], file["ra"], file["dec"] = self.vectors, self.ra, self.dec
+                file.attrs["meta"] = json.dumps(self.meta)
+                for name, values in self.columns.items():
+                    text = values.dtype.kind in "OSU"
+                    group = file.require_group("columns")
+                    group.create_dataset(name, data=values.astype(object) if text else values, dtype=h5py.string_dtype() if text else None)  # fmt: skip
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Embeddings:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        OSError
+            If there is no such file, or it is truncated or of another kind.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file of embeddings")
+        try:
+            with h5py.File(path, "r") as file:
+                columns = {
+                    name: data.asstr()[:].astype(str) if data.dtype.kind == "O" else data[:]
+                    for name, data in file.get("columns", {}).items()
+                }
+                meta = json.loads(file.attrs["meta"])
+                return cls(file["vectors"][:], ra=file["ra"][:], dec=file["dec"][:], columns=columns, meta=meta)
+        except (OSError, KeyError) as error:
+            raise OSError(f"{path}: cannot be read as embeddings: {error}") from error
+
+    def to_table(self) -> Table:
+        """Return an astropy table: ra, dec, the labels, and ``vector`` (n, D)."""
+        return Table({"ra": self.ra, "dec": self.dec, **self.columns, "vector": self.vectors}, meta=self.meta)

@@ -1,0 +1,289 @@
+"""Masked image modelling [1]_ [2]_ around a Vision Transformer.
+
+References
+----------
+.. [1] He et al. 2022, "Masked autoencoders are scalable vision learners", arXiv:2111.06377 (`mae`).
+.. [2] Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", arXiv:2111.09886 (`simmim`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skylib.checks import check_choice
+from skylib.config import VIT_SIZES, ModelConfig
+from skylib.device import seeded_init
+from skylib.model.patches import (
+    check_mask,
+    count_visible,
+    mask_to_pixels,
+    patchify,
+    random_band_mask,
+    random_token_mask,
+    unpatchify,
+)
+from skylib.model.stretch import stretch, unstretch
+from skylib.model.target import Patches, cut, mean_error, standardise
+from skylib.model.vit import AttentionPool, Decoder, Encoder, initialise, sky_vector
+
+POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
+
+
+class MIMOutput(NamedTuple):
+    """What a masked image model returns in training."""
+
+    loss: Tensor  # scalar, over hidden pixels that have data
+    prediction: Tensor  # (B, N, C, P), stretched, and standardised with norm_pix; 0 where `mae` has nothing to predict
+    mask: Tensor  # bool (B, C, N), True where hidden
+    n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
+
+
+class MaskedImageModel(nn.Module):
+    """A ViT that learns by reconstructing hidden patches. Flux goes in and comes out in counts.
+
+    Parameters
+    ----------
+    config : ModelConfig
+
+    Attributes
+    ----------
+    sky_sigma : Tensor of float32, shape (C,)
+        Noise of the sky in counts for the stretch; set from the training data, kept with the weights.
+    origin : dict
+        Where the weights come from, if they were loaded: checkpoint, step and settings of the training.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.origin: dict[str, Any] = {}
+        width, depth, heads = VIT_SIZES[config.size]
+        pixels = (1, 1, len(config.bands), config.patch_size**2)
+        self.encoder = Encoder(
+            patch_dim=config.patch_dim, n_patches=config.n_patches, width=width, depth=depth, heads=heads,
+            sky_position=config.ra_dec, registers=config.registers,
+        )  # fmt: skip
+        self.attention_pool = AttentionPool(width, heads) if config.attention_pool else None
+        self.no_data = nn.Parameter(torch.zeros(pixels))  # learned stand-in for NaN pixels
+        self.sky_sigma: Tensor
+        self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
+        if config.objective == "mae":
+            self.decoder: nn.Module = Decoder(
+                encoder_width=width, patch_dim=config.patch_dim, n_patches=config.n_patches,
+                width=config.decoder_width, depth=config.decoder_depth,
+            )  # fmt: skip
+        else:
+            self.hidden = nn.Parameter(torch.zeros(pixels))  # learned stand-in for hidden pixels
+            nn.init.normal_(self.hidden, std=0.02)
+            self.decoder = nn.Linear(width, config.patch_dim)
+            initialise(self.decoder)
+
+    def set_sky_noise(self, sigma: Tensor) -> None:
+        """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32)
+        if sigma.shape != self.sky_sigma.shape or not bool((sigma > 0).all()):
+            raise ValueError(f"sky noise {sigma.tolist()}: must be {len(self.sky_sigma)} positive numbers, one a band")
+        self.sky_sigma.copy_(sigma)
+
+    def forward(
+        self, flux: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None, ra: Tensor | None = None,
+        dec: Tensor | None = None, generator: torch.Generator | None = None,
+    ) -> MIMOutput:  # fmt: skip
+        """Hide patches, reconstruct them, and compare.
+
+        Parameters
+        ----------
+        flux : Tensor of float32, shape (B, C, S, S)
+            Counts; NaN = no data.
+        mask : Tensor of bool, shape (B, N) or, for `simmim`, (B, C, N), optional
+            True where hidden; drawn as the configuration says if not given.
+        weight : Tensor of float32, shape (B, C, S, S), optional
+            Of each pixel in the loss, such as an inverse variance; what is not finite, or not positive, is left out.
+        ra, dec : Tensor, shape (B,), optional
+            Degrees; used only with ``ra_dec=True``.
+        generator : torch.Generator, optional
+            For the mask.
+
+        Returns
+        -------
+        MIMOutput
+        """
+        if mask is None:
+            mask, n_visible = self.draw_mask(len(flux), generator=generator, device=flux.device), None
+        else:
+            mask, n_visible = self._checked(mask, len(flux))
+        return self.compare(flux, mask, n_visible=n_visible, weight=weight, ra=ra, dec=dec)
+
+    def draw_mask(
+        self, batch: int, *, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw a mask as the configuration says: bool (B, C, N), True where hidden."""
+        c, n_bands = self.config, len(self.config.bands)
+        if c.objective == "mae":
+            drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)
+            return drawn[:, None].expand(-1, n_bands, -1)
+        return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
+
+    def compare(
+        self, flux: Tensor, mask: Tensor, *, n_visible: int | None = None, weight: Tensor | None = None,
+        ra: Tensor | None = None, dec: Tensor | None = None,
+    ) -> MIMOutput:  # fmt: skip
+        """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
+        patches = self._patches(flux)
+        prediction = self._predict(
+            patches, mask, self.config.n_visible if n_visible is None else n_visible, sky_vector(ra, dec)
+        )
+        target, _, _ = standardise(patches, self.config.norm_pix)
+        use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
+        if weight is not None:
+            weight = weight.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
+            use = use * patchify(weight, self.config.patch_size)
+        loss, n_pixels = mean_error(prediction, target, use, kind=self.config.loss)
+        return MIMOutput(loss, prediction, mask, n_pixels)
+
+    def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
+        return self.encoder(self._fill(self._patches(flux)), sky=self._sky(sky_vector(ra, dec)), layer=layer)
+
+    def tokens(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
+        """Encode whole images into patch tokens.
+
+        Returns
+        -------
+        Tensor, shape (B, N, D)
+        """
+        return self.features(flux, ra=ra, dec=dec, layer=layer)[:, self.encoder.n_prefix :]
+
+    def embed(
+        self, flux: Tensor, *, pool: str = "mean", ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1
+    ) -> Tensor:
+        """Encode whole images into one vector each.
+
+        Parameters
+        ----------
+        flux : Tensor of float32, shape (B, C, S, S)
+        pool : {"mean", "cls", "max", "central", "central16", "attention", "tokens"}
+            ``central`` is the mean of the four patches around the centre (one where the grid is odd), ``central16``
+            of the sixteen (nine); ``attention`` needs ``attention_pool=True``; ``tokens`` does not pool.
+        layer : int
+            After which block.
+
+        Returns
+        -------
+        Tensor, shape (B, D), or (B, N, D) for ``tokens``
+        """
+        check_choice("pool", pool, POOLS)
+        x = self.features(flux, ra=ra, dec=dec, layer=layer)
+        patches = x[:, self.encoder.n_prefix :]
+        if pool == "cls":
+            return x[:, 0]
+        if pool == "tokens":
+            return patches
+        if pool == "attention":
+            if self.attention_pool is None:
+                raise ValueError("pool='attention': this model was built without attention_pool=True")
+            return self.attention_pool(x)
+        if pool.startswith("central"):
+            reach = 2 if pool == "central16" else 1
+            return patches[:, central_patches(self.config.n_patches, reach)].mean(dim=1)
+        return patches.mean(dim=1) if pool == "mean" else patches.amax(dim=1)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, flux: Tensor, *, mask: Tensor | None = None, ra: Tensor | None = None, dec: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Fill the hidden patches in, in counts.
+
+        With `norm_pix` the model predicts standardised pixels, so the mean and scale of each hidden patch are
+        taken from the truth: the picture then shows the structure that was learnt, not the level.
+
+        Returns
+        -------
+        reconstruction : Tensor of float32, shape (B, C, S, S)
+            Visible pixels are kept as they are.
+        mask : Tensor of bool, shape (B, C, S, S)
+            True where hidden.
+        """
+        c = self.config
+        patches = self._patches(flux)
+        n_visible = c.n_visible
+        if mask is None:
+            mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
+        else:
+            mask, n_visible = self._checked(mask, len(flux))
+        prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec)).float()
+        _, mean, scale = standardise(patches, c.norm_pix)
+        filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
+        hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
+        return torch.where(hidden, filled, flux), hidden
+
+    def _patches(self, flux: Tensor) -> Patches:
+        c = self.config
+        expected = (len(c.bands), c.image_size, c.image_size)
+        if tuple(flux.shape[1:]) != expected:
+            raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
+        return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
+
+    def _fill(self, patches: Patches) -> Tensor:
+        """Put the learned stand-in where there is no data; flat patches, (B, N, C * P)."""
+        return torch.where(patches.valid, patches.pixels, self.no_data).flatten(2)
+
+    def _sky(self, sky: Tensor | None) -> Tensor | None:
+        return sky if self.config.ra_dec else None
+
+    def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
+        """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
+        c = self.config
+        mask = check_mask(mask, batch=batch, n_bands=len(c.bands), n_patches=c.n_patches)
+        return mask, count_visible(mask) if c.objective == "mae" else c.n_patches
+
+    def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
+        """Return the prediction, (B, N, C, P): of all patches, or of `mae` for the hidden ones, with 0 in the others."""
+        filled, sky, n_prefix = self._fill(patches), self._sky(sky), self.encoder.n_prefix
+        if self.config.objective == "mae":
+            order = mask[:, 0].to(torch.uint8).argsort(dim=1, stable=True)  # visible patches first
+            encoded = self.encoder(filled, keep=order[:, :n_visible], sky=sky)
+            summary = encoded[:, :n_prefix] if self.attention_pool is None else self.attention_pool(encoded)[:, None]
+            hidden = self.decoder(summary, encoded[:, n_prefix:], order)
+            places = order[:, n_visible:, None].expand_as(hidden)
+            prediction = hidden.new_zeros(*order.shape, hidden.shape[2]).scatter(1, places, hidden)
+        else:
+            hidden = self.hidden.expand_as(patches.pixels).flatten(2)
+            shown = torch.where(mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2), hidden, filled)
+            encoded = self.encoder(shown, sky=sky)
+            tokens = encoded[:, n_prefix:]
+            if self.attention_pool is not None:
+                tokens = tokens + self.attention_pool(encoded)[:, None]
+            prediction = self.decoder(tokens)
+        return prediction.view(patches.pixels.shape)
+
+
+def central_patches(n_patches: int, reach: int = 1) -> list[int]:
+    """Return the numbers of the patches up to `reach` from the centre of the grid.
+
+    Examples
+    --------
+    >>> central_patches(16), central_patches(9), len(central_patches(64, reach=2))
+    ([5, 6, 9, 10], [4], 16)
+    """
+    side = round(n_patches**0.5)
+    middle, odd = divmod(side, 2)
+    lines = [line for line in range(middle - reach + odd, middle + reach) if 0 <= line < side]
+    return [row * side + col for row in lines for col in lines]
+
+
+def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:
+    """Build a model with fresh weights that follow from `seed`.
+
+    Examples
+    --------
+    >>> model = build_model(ModelConfig(size="nano", image_size=32, decoder_width=64, decoder_depth=1))
+    >>> model.embed(torch.zeros(2, 5, 32, 32)).shape
+    torch.Size([2, 128])
+    """
+    with seeded_init(seed):
+        return MaskedImageModel(config)

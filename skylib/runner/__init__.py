@@ -1,0 +1,1 @@
+"""Notebooks without a person: parameters, execution, status and the page of results."""

@@ -1,0 +1,322 @@
+"""Running notebooks without a person: parameters checked by name and type, everything kept in one run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from skylib.files import write_json
+from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute
+from skylib.runner.parameters import (
+    check_value,
+    find_parameter,
+    is_tagged,
+    notebook_parameters,
+    parse_overrides,
+    split_override,
+)
+from skylib.runner.provenance import data_checksums, describe, environment, node, now
+from skylib.runner.status import Record
+
+log = logging.getLogger(__name__)
+
+NOTEBOOKS = ROOT / "notebooks"
+CHAIN = ("00_make_cutouts", "01_pretrain", "02_evaluate", "03_umap", "04_label_efficiency", "05_similarity")
+NEEDS = {  # whose results in the run folder a notebook takes up
+    "01_pretrain": "00_make_cutouts",
+    "02_evaluate": "01_pretrain",
+    "03_umap": "02_evaluate",
+    "04_label_efficiency": "01_pretrain",
+    "05_similarity": "02_evaluate",
+    "06_search_sky": "01_pretrain",
+}
+
+
+def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -> Path:
+    """Execute a notebook into a run folder, in a kernel of the Python that calls.
+
+    Parameters
+    ----------
+    notebook : path
+    run_dir : path
+        Gets the executed notebook, which opens with where and with what it was run, ``status.json`` (running, done, failed
+        or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it.
+    **parameters
+        Override the notebook's parameters; checked by name and type. Relative paths among them start from the
+        current directory.
+
+    Returns
+    -------
+    Path
+        Of the executed notebook.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such notebook.
+    ValueError, TypeError
+        If a parameter is unknown or of another type, or the notebook is being run there already. Nothing has been run or
+        written then.
+    NotebookInterrupted
+        If it was asked to stop, by SIGUSR1, SIGTERM or a file ``STOP`` in the run folder: what a cell had saved is kept.
+    NotebookError
+        If a cell fails, or the kernel dies.
+    """
+    return run(notebook, run_dir, parameters)
+
+
+def run(
+    notebook: str | Path,
+    run_dir: str | Path,
+    parameters: Mapping[str, Any],
+    *,
+    task: str | None = None,
+    skip_done: bool = False,
+    local: Mapping[str, str | Path] | None = None,
+) -> Path:
+    """Execute a notebook as `run_notebook` does, as a batch system needs it.
+
+    Parameters
+    ----------
+    notebook, run_dir, parameters
+        As of `run_notebook`.
+    task : str, optional
+        Tells apart runs of one notebook at the same time in one folder: the executed copy is ``tasks/NAME.TASK.ipynb``.
+    skip_done : bool
+        Do nothing if the notebook has been run there to its end, is the same, was given the same parameters, and what it
+        takes up from the notebooks before it is no newer.
+    local : mapping, optional
+        Copies on this node's disk of files or folders among the parameters. The notebook reads the copy; recorded and
+        compared is what `parameters` say.
+
+    Returns
+    -------
+    Path
+        Of the executed notebook.
+    """
+    notebook, run_dir = Path(notebook), Path(run_dir).resolve()
+    known = notebook_parameters(notebook)
+    if "run_dir" not in known or known["run_dir"].annotation != "str":
+        raise ValueError(f"{notebook}: has no parameter 'run_dir: str', which says where results go")
+    values, copies = (
+        {name: check_value(find_parameter(known, name, where=notebook), value) for name, value in given.items()}
+        for given in (parameters, local or {})
+    )
+    values["run_dir"] = str(run_dir)
+    if task is not None and not re.fullmatch(r"[\w-]+", task):
+        raise ValueError(f"task={task!r}: must be letters, digits, - and _")
+    out = run_dir / "tasks" / f"{notebook.stem}.{task}.ipynb" if task else run_dir / notebook.name
+    if out == notebook.resolve():
+        raise ValueError(f"run_dir {run_dir}: holds {notebook.name} itself, which the executed copy would overwrite")
+    record = Record(run_dir, notebook.name, task)
+    if elsewhere := record.runs_elsewhere():
+        raise ValueError(f"{run_dir}: {notebook.name} is being run there already, {elsewhere}")
+
+    source, before = _fingerprint(notebook), record.content
+    changed = _changes(before, values, source)
+    if skip_done and before.get("state") == "done":
+        changed = changed or _newer(run_dir, notebook, before, task)
+        if not changed:
+            log.info("%s: was run to its end at %s, with the same parameters: not run again", out, before["ended"])
+            return out
+    if changed:
+        log.info("%s: is run anew: %s", out, changed)
+    goes_on = bool(before) and before["state"] != "done" and not changed
+    restarts = before["restarts"] + 1 if goes_on else 0
+    facts = {
+        "notebook": notebook.name, "task": task, "started": now(), "parameters": values, "source": source, "host": node(),
+        "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID"), "restarts": restarts,
+    }  # fmt: skip
+    try:
+        if goes_on and out.exists():  # what an earlier attempt printed may tell why it ended
+            (attempts := run_dir / "attempts").mkdir(exist_ok=True)
+            os.replace(out, attempts / f"{out.stem}.{before['restarts']}.ipynb")
+        record.write({"state": "running", **facts})
+        where = environment() | {"data": data_checksums([*values.values(), run_dir / "cutouts.h5"])}
+        write_json(run_dir / "environment.json", where)
+        given = {name: value for name, value in values.items() if name != "run_dir"}
+        opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)
+        _write_injected(notebook, out, values, copies, opening)
+    except OSError as error:
+        raise OSError(f"{run_dir}: the run folder cannot be written: {error}") from error
+    ending: dict[str, Any] = {"state": "failed"}
+    try:
+        execute(out, run_dir=run_dir, beat=record.beat)
+        ending = {"state": "done"}
+    except KeyboardInterrupt:
+        ending = {"state": "interrupted", "error": "KeyboardInterrupt"}
+        raise
+    except NotebookError as error:
+        state = "interrupted" if isinstance(error, NotebookInterrupted) else "failed"
+        ending = {"state": state, "cell": error.cell, "error": error.reason}
+        raise
+    finally:
+        record.write({**ending, **facts, "ended": now()})
+    return out
+
+
+def demo(
+    run_dir: str | Path,
+    *,
+    tiles: str | Path | None = None,
+    catalogue: str | Path | None = None,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    notebooks: str | Path = NOTEBOOKS,
+) -> Path:
+    """Run all notebooks in order into one folder, and write a page of results.
+
+    Parameters
+    ----------
+    run_dir : path
+    tiles, catalogue : path, optional
+        A folder of FITS tiles and a table of their objects; a simulated sky by default.
+    overrides : mapping, or iterable of ``name=value``
+        Each is given to every notebook that has the parameter.
+    notebooks : path
+        The folder that holds the notebooks of `CHAIN`.
+
+    Returns
+    -------
+    Path
+        Of the page of results.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If no notebook has such a parameter, or of such a type. Nothing has been run then.
+    NotebookError
+        If a notebook fails; the page is written with what there is.
+    """
+    from skylib.runner.report import write_report
+
+    paths = [Path(notebooks) / f"{name}.ipynb" for name in CHAIN]
+    if not all(path.is_file() for path in paths):
+        raise FileNotFoundError(
+            f"{notebooks}: must hold the notebooks {', '.join(CHAIN)}; run from a clone of the repository"
+        )
+    sky = {name: Path(path) for name, path in (("tiles", tiles), ("catalogue", catalogue)) if path}
+    for name, path in sky.items():
+        if not path.exists():
+            raise FileNotFoundError(f"{name}={path}: no such file or folder")
+    if len(sky) == 1:
+        raise ValueError(f"tiles={tiles}, catalogue={catalogue}: give both, or none for a simulated sky")
+
+    if not isinstance(overrides, Mapping):
+        overrides = list(overrides)
+    given = dict(overrides if isinstance(overrides, Mapping) else map(split_override, overrides))
+    for name in sky.keys() & given.keys():
+        raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
+    values = share(overrides, paths)
+    for path in paths:
+        known = notebook_parameters(path)
+        values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}
+
+    start = time.perf_counter()
+    try:
+        for number, path in enumerate(paths, 1):
+            log.info("[%d/%d] %s ...", number, len(paths), path.stem)
+            began = time.perf_counter()
+            run_notebook(path, run_dir, **values[path])
+            log.info("[%d/%d] %s took %.0f s", number, len(paths), path.stem, time.perf_counter() - began)
+    except NotebookError:
+        write_report(run_dir)
+        raise
+    log.info("%d notebooks in %.0f s", len(paths), time.perf_counter() - start)
+    return write_report(run_dir)
+
+
+def share(overrides: Mapping[str, Any] | Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Give each parameter to each of the notebooks that has it.
+
+    Parameters
+    ----------
+    overrides : mapping, or iterable of ``name=value``
+    notebooks : iterable of path
+
+    Returns
+    -------
+    dict
+        The checked values for each notebook.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If no notebook has such a parameter, or of such a type.
+    """
+    known = {path: notebook_parameters(path) for path in notebooks}
+    everything = {name: parameter for parameters in known.values() for name, parameter in parameters.items()}
+    texts = [] if isinstance(overrides, Mapping) else list(overrides)
+    named = list(overrides) if isinstance(overrides, Mapping) else [split_override(text)[0] for text in texts]
+    for name in named:
+        find_parameter(everything, name, where="the notebooks")
+    if isinstance(overrides, Mapping):
+        return {p: {n: check_value(mine[n], v) for n, v in overrides.items() if n in mine} for p, mine in known.items()}
+    return {p: parse_overrides([t for t in texts if split_override(t)[0] in mine], p) for p, mine in known.items()}
+
+
+def _fingerprint(notebook: Path) -> str:
+    """Return a short name for what the cells say: the same text, the same name."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    text = json.dumps([[cell["cell_type"], "".join(cell["source"])] for cell in cells])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _changes(before: Mapping[str, Any], values: Mapping[str, Any], source: str) -> str:
+    """Say what is not as in an earlier run; nothing if there was none."""
+    if not before:
+        return ""
+    old, new = before["parameters"], json.loads(json.dumps(values))  # a tuple was written as a list
+    names = [n for n in {**old, **new} if n != "run_dir" and old.get(n, _DEFAULT) != new.get(n, _DEFAULT)]
+    told = [f"{name} was {_value(old, name)}, is {_value(new, name)}" for name in names]
+    return "; ".join(told + ["the notebook has changed"] * (before["source"] != source))
+
+
+_DEFAULT = object()
+
+
+def _value(values: Mapping[str, Any], name: str) -> str:
+    return repr(values[name]) if name in values else "the default"
+
+
+def _newer(run_dir: Path, notebook: Path, before: Mapping[str, Any], task: str | None) -> str:
+    """Say whose results, which this notebook takes up, came after it; nothing if none did."""
+    needed = [NEEDS[notebook.stem]] if notebook.stem in NEEDS else []
+    records = [run_dir / "status" / f"{name}.json" for name in needed]
+    if task is None:  # what puts the tasks' results together
+        records += sorted((run_dir / "status").glob(f"{notebook.stem}.*.json"))
+    for path in records:
+        if path.is_file() and json.loads(path.read_text()).get("ended", "~") > before["started"]:
+            return f"{path.stem} was run after it"
+    return ""
+
+
+def _write_injected(
+    notebook: Path, out: Path, values: Mapping[str, Any], copies: Mapping[str, str], opening: str
+) -> None:
+    """Write the copy to be executed, with the values in a cell after the defaults, as papermill would put them.
+
+    Not by papermill itself: it would turn a tuple into text.
+    """
+    import nbformat
+
+    new, book = nbformat.v4, nbformat.read(notebook, as_version=4)
+    lines = [f"{name} = {value!r}" for name, value in values.items() if name not in copies]
+    lines += [f"{name} = {copy!r}  # a copy on the node of {_value(values, name)}" for name, copy in copies.items()]
+    cell = new.new_code_cell("\n".join(["# Given to this run", *lines]), metadata={"tags": ["injected-parameters"]})
+    book.cells = [c for c in book.cells if not (is_tagged(c, "injected-parameters") or is_tagged(c, "provenance"))]
+    after = 1 + next(i for i, c in enumerate(book.cells) if is_tagged(c, "parameters"))
+    book.cells.insert(after, cell)
+    book.cells.insert(0, new.new_markdown_cell(opening, metadata={"tags": ["provenance"]}))
+    book.metadata["papermill"] = {"parameters": dict(values)}
+    if book.nbformat_minor < 5:
+        book.nbformat_minor = 5
+    _, book = nbformat.validator.normalize(book)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, out)

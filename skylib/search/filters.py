@@ -1,0 +1,122 @@
+"""Choosing objects by their labels: ranges, values, lists of values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from skylib.model.embeddings import Embeddings
+
+Where = Mapping[str, Any]
+
+
+def matching_rows(embeddings: Embeddings, where: Where) -> np.ndarray:
+    """Tell which objects fulfil all conditions.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    where : mapping
+        ``{column: (low, high)}`` with both ends included and None for an open end, ``{column: value}``, or
+        ``{column: [value, …]}``. The columns are the labels, and ``ra`` and ``dec``.
+
+    Returns
+    -------
+    ndarray of bool, shape (n,)
+        An unknown value (NaN) fulfils no range.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column; the message lists those there are.
+    ValueError
+        If a range is not a pair, or of a column of text; or if text meets a column of numbers, or a number one of text.
+
+    Examples
+    --------
+    >>> e = Embeddings(np.eye(3), ra=np.arange(3.0), dec=np.zeros(3), columns={"mag": np.array([21, 23, np.nan])})
+    >>> matching_rows(e, {"mag": (None, 24), "ra": [1, 2]})
+    array([False,  True, False])
+    """
+    chosen = np.ones(len(embeddings), dtype=bool)
+    for name, wanted in where.items():
+        values = getattr(embeddings, name) if name in ("ra", "dec") else embeddings.column(name)
+        of_numbers = values.dtype.kind in "iufb"
+        if isinstance(wanted, tuple):
+            if len(wanted) != 2 or not of_numbers:
+                raise ValueError(f"filter {name}={wanted!r}: a range is (low, high), of a column of numbers")
+            low, high = open_range(wanted)
+            chosen &= (values >= low) & (values <= high)
+        else:
+            wanted = list(wanted) if isinstance(wanted, (list, set, np.ndarray)) else [wanted]
+            for value in wanted:
+                if isinstance(value, str) == of_numbers:
+                    hint = "" if of_numbers else "; put in quotes what looks like a number or holds a comma"
+                    raise ValueError(f"filter {name}={value!r}: the column holds {'numbers' if of_numbers else 'text'}{hint}")  # fmt: skip
+            chosen &= np.isin(values, wanted)
+    return chosen
+
+
+def open_range(ends: tuple[float | None, float | None]) -> tuple[float, float]:
+    """Return the ends of a range, minus and plus infinity for None.
+
+    Examples
+    --------
+    >>> open_range((None, 24.5))
+    (-inf, 24.5)
+    """
+    low, high = ends
+    return -np.inf if low is None else low, np.inf if high is None else high
+
+
+def parse_filter(text: str) -> dict[str, Any]:
+    """Read conditions as one types them: ``mag_i 20..24; class = 0; rare = dwarf, arc; tile = '9813-4,5'``.
+
+    What is in quotes, single or double, is one text, whatever it holds.
+
+    Raises
+    ------
+    ValueError
+        If a condition is of another form.
+
+    Examples
+    --------
+    >>> parse_filter("mag_i ..24.5; class = 0; rare = dwarf, arc")
+    {'mag_i': (None, 24.5), 'class': 0, 'rare': ['dwarf', 'arc']}
+    >>> parse_filter("tile = '9813-4,5', '9813-4,6'")
+    {'tile': ['9813-4,5', '9813-4,6']}
+    """
+    where: dict[str, Any] = {}
+    for part in _split(text, ";"):
+        if between := re.fullmatch(r"(\w+)\s*=?\s*([^\s'\"]*?)\s*\.\.\s*([^\s'\"]*)", part):
+            try:
+                ends = tuple(float(end) if end else None for end in between.groups()[1:])
+            except ValueError as error:
+                raise ValueError(f"filter {part!r}: a range is 'column low..high', in numbers") from error
+            where[between[1]] = ends
+        elif (equal := re.fullmatch(r"(\w+)\s*=\s*(.+)", part)) and (texts := _split(equal[2], ",")):
+            values = [_value(value) for value in texts]
+            where[equal[1]] = values[0] if len(values) == 1 else values
+        else:
+            raise ValueError(f"filter {part!r}: must be 'column low..high' or 'column = value, …', separated by ';'")
+    return where
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Return the parts between separators that are not in quotes, without empty ones."""
+    parts = re.findall(rf"""(?:'[^']*'|"[^"]*"|[^{separator}])+""", text)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _value(text: str) -> int | float | str:
+    if quoted := re.fullmatch(r"(['\"])(.*)\1", text):
+        return quoted[2]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,234 @@
+"""Two-dimensional maps of embeddings with UMAP [1]_, on an exact neighbour graph.
+
+References
+----------
+.. [1] McInnes, Healy & Melville 2018, "UMAP: Uniform Manifold Approximation and Projection", arXiv:1802.03426.
+.. [2] Venna & Kaski 2001, "Neighborhood preservation in nonlinear projection methods: an experimental study",
+   ICANN 2001, LNCS 2130, 485 (trustworthiness).
+.. [3] Kobak & Linderman 2021, "Initialization is critical for preserving global data structure in both t-SNE and
+   UMAP", Nature Biotechnology 39, 156 (starting from principal components).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skylib.device import pick_device
+from skylib.files import replaced
+from skylib.model.embeddings import Embeddings
+from skylib.search.nearest import full_precision, nearest
+
+QUERIES = 1024  # for how many objects neighbours are sought at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingMap:
+    """A map, and what it takes to place new objects on it.
+
+    Attributes
+    ----------
+    xy : ndarray of float32, shape (n, 2)
+        Coordinates of the objects it was made from.
+    components : ndarray of float32, shape (n, p)
+        Their principal components.
+    mean, scale : ndarray of float64, shape (D,)
+    directions : ndarray of float64, shape (D, p)
+        From standardised vectors to principal components.
+    n_neighbors : int
+    """
+
+    xy: np.ndarray
+    components: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    directions: np.ndarray
+    n_neighbors: int
+
+    def transform(self, embeddings: Embeddings, *, device: str | torch.device | None = None) -> np.ndarray:
+        """Place other objects of the same model on the map.
+
+        Each goes to the mean place of its nearest neighbours among the objects of the map, weighted by
+        exp(-(d - d_1) / mean(d - d_1)), with d the distance and d_1 that of the nearest: where UMAP, too, begins.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, 2)
+        """
+        if embeddings.vectors.shape[1] != len(self.mean):
+            raise ValueError(f"vectors of {embeddings.vectors.shape[1]} numbers: the map was made from {len(self.mean)}")  # fmt: skip
+        new = ((embeddings.vectors - self.mean) / self.scale @ self.directions).astype(np.float32)
+        place = pick_device(device)
+        rows, distance = neighbour_graph(
+            torch.from_numpy(self.components).to(place), torch.from_numpy(new).to(place), k=self.n_neighbors
+        )
+        excess = distance - distance[:, :1]
+        mean = excess.mean(axis=1, keepdims=True)
+        weight = np.exp(-excess / np.where(mean > 0, mean, 1.0))
+        weight /= weight.sum(axis=1, keepdims=True)
+        return (weight[..., None] * self.xy[rows]).sum(axis=1).astype(np.float32)
+
+    def save(self, path: str | Path) -> None:
+        """Write it as ``.npz``; the file takes its name only when it is complete."""
+        with replaced(Path(path)) as partial, open(partial, "wb") as file:
+            np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> EmbeddingMap:
+        """Read what `save` wrote."""
+        try:
+            with np.load(path) as file:
+                values = {field.name: file[field.name] for field in fields(cls)}
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: no such map") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise OSError(f"{path}: cannot be read as a map: {error}") from error
+        return cls(**{**values, "n_neighbors": int(values["n_neighbors"])})
+
+
+def umap_map(
+    embeddings: Embeddings, *, n_neighbors: int = 15, min_dist: float = 0.1, n_components: int = 50, seed: int = 0
+) -> np.ndarray:
+    """Lay embeddings out in a plane so that neighbours stay neighbours; see `fit_map`.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, 2)
+    """
+    return fit_map(
+        embeddings, n_neighbors=n_neighbors, min_dist=min_dist, n_components=n_components, seed=seed
+    ).xy  # fmt: skip
+
+
+def fit_map(
+    embeddings: Embeddings, *, n_neighbors: int = 15, min_dist: float = 0.1, n_components: int = 50, seed: int = 0,
+    n_epochs: int | None = None, device: str | torch.device | None = None,
+) -> EmbeddingMap:  # fmt: skip
+    """Lay embeddings out in a plane so that neighbours stay neighbours, and keep what places new objects there.
+
+    The vectors are standardised and reduced to their main components; the neighbours of each object are found
+    exactly, on the device; UMAP begins with the first two components [3]_. The seed fixes the result.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    n_neighbors : int
+        Small: detail; large: the broad picture.
+    min_dist : float
+        How tightly points may be packed.
+    n_components : int
+        Principal components kept.
+    seed : int
+    n_epochs : int, optional
+        Passes over the graph; UMAP's choice by default, 500 for up to 10,000 objects, else 200.
+    device : optional
+        Where neighbours are sought; CUDA if there is one, by default.
+
+    Returns
+    -------
+    EmbeddingMap
+
+    Raises
+    ------
+    ValueError
+        If there are not more objects than `n_neighbors`, or a vector is not finite.
+    """
+    if len(embeddings) <= n_neighbors:
+        raise ValueError(f"{len(embeddings)} objects: must be more than n_neighbors={n_neighbors}")
+    if not np.isfinite(embeddings.vectors).all():
+        bad = int((~np.isfinite(embeddings.vectors).all(axis=1)).sum())
+        raise ValueError(f"{bad} of {len(embeddings)} vectors are not finite: leave them out of the map")
+    mean, scale, directions, components = _principal_components(embeddings.vectors, n_components)
+    place = torch.from_numpy(components).to(pick_device(device))
+    graph = neighbour_graph(place, place, k=n_neighbors)
+    import umap  # its first import compiles for seconds
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_jobs value", category=UserWarning)  # a seed means one thread
+        warnings.filterwarnings(
+            "ignore", message=r"precomputed_knn\[2\]", category=UserWarning
+        )  # we transform ourselves
+        reducer = umap.UMAP(
+            n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, init="pca", n_epochs=n_epochs,
+            precomputed_knn=graph,
+        )  # fmt: skip
+        xy = np.asarray(reducer.fit_transform(components), dtype=np.float32)
+    return EmbeddingMap(
+        xy=xy, components=components, mean=mean, scale=scale, directions=directions, n_neighbors=n_neighbors
+    )
+
+
+def neighbour_graph(points: Tensor, queries: Tensor, *, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows (int64) and Euclidean distances (float32) of the k points nearest to each query, both (q, k)."""
+    squares, rows, distances = points.square().sum(dim=1), [], []
+    for part in queries.split(QUERIES):
+        distance, found = nearest(points, part, k=k, metric="mse", squares=squares)
+        rows.append(found.cpu())
+        distances.append((distance * points.shape[1]).sqrt().cpu())
+    return torch.cat(rows).numpy(), torch.cat(distances).numpy()
+
+
+def trustworthiness(
+    embeddings: Embeddings, xy: np.ndarray, *, n_neighbors: int = 15, sample: int = 2000, seed: int = 0,
+    device: str | torch.device | None = None,
+) -> float:  # fmt: skip
+    """Return how far neighbours on a map are neighbours among the standardised vectors, too [2]_: 1 is perfect.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    xy : ndarray, shape (n, 2)
+    n_neighbors : int
+        Below n / 2.
+    sample : int
+        Of so many objects, drawn with the seed, the neighbours are judged, among all.
+
+    Returns
+    -------
+    float
+        One minus the mean excess rank of map neighbours that are no true ones, scaled to 0 … 1.
+    """
+    n, k = len(embeddings), n_neighbors
+    if not 0 < k < n / 2:
+        raise ValueError(f"n_neighbors={k}: must be 1 to below {n / 2}, half the number of objects")
+    place = pick_device(device)
+    std = embeddings.vectors.std(axis=0, dtype=np.float64)
+    vectors = embeddings.vectors - embeddings.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    x = torch.from_numpy(vectors / np.where(std > 0, std, 1.0).astype(np.float32)).to(place)
+    plane = torch.from_numpy(np.ascontiguousarray(xy, dtype=np.float32)).to(place)
+    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(n)[:sample]).to(place)
+    squares, excess = x.square().sum(dim=1), 0.0
+    for part in chosen.split(256):
+        shown, _ = neighbour_graph(plane, plane[part], k=k + 1)
+        # The object itself is no neighbour; where others lie at the very same place, it may not be the first.
+        others = [[row for row in found if row != i][:k] for found, i in zip(shown, part.tolist(), strict=True)]
+        with full_precision():
+            distance = torch.addmm(squares, x[part], x.T, alpha=-2)
+        distance[torch.arange(len(part)), part] = -torch.inf  # itself has rank 0
+        order = distance.sort(dim=1).values
+        rank = torch.searchsorted(order, distance.gather(1, torch.tensor(others, device=place)))
+        excess += float((rank - k).clamp(min=0).sum())
+    return 1 - 2 / (len(chosen) * k * (2 * n - 3 * k - 1)) * excess
+
+
+def _principal_components(
+    vectors: np.ndarray, n_components: int, *, block: int = 16384
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, scale, directions (D, p) and components (n, p) of standardised vectors, in little memory."""
+    mean, scale = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    blocks = [slice(start, start + block) for start in range(0, len(vectors), block)]
+    covariance = np.zeros((len(mean), len(mean)))
+    for b in blocks:
+        x = (vectors[b] - mean) / scale
+        covariance += x.T @ x
+    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
+    # The sign of a direction is free: its largest number is made positive, so that a map does not depend on it.
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
+    components = [((vectors[b] - mean) / scale @ directions).astype(np.float32) for b in blocks]
+    return mean, scale, directions, np.concatenate(components)

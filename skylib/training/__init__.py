@@ -1,0 +1,1 @@
+"""Pretraining: the loop, its optimiser, its log, and several processes."""

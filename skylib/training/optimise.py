@@ -1,0 +1,151 @@
+"""From gradients to weights: AdamW with a schedule, clipping, skipped steps and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skylib.config import PretrainConfig
+from skylib.model.mim import MaskedImageModel
+
+
+def learning_rate_at(step: int, config: PretrainConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then as `PretrainConfig.schedule` says.
+
+    Examples
+    --------
+    >>> config = PretrainConfig(steps=12, warmup_steps=2, learning_rate=1.0)
+    >>> [learning_rate_at(step, config) for step in (0, 1, 2, 7, 12)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    >>> config = PretrainConfig(steps=12, warmup_steps=2, learning_rate=1.0, schedule="wsd", cooldown=0.5)
+    >>> [learning_rate_at(step, config) for step in (0, 2, 6, 9, 12)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    c = config
+    if c.schedule == "cosine":
+        return cosine_schedule(
+            step, steps=c.steps, warmup=c.warmup_steps, peak=c.learning_rate, final=c.final_learning_rate
+        )
+    if step < c.warmup_steps:
+        return c.learning_rate * (step + 1) / c.warmup_steps
+    height = min(1.0, max(0.0, c.steps - step) / max(1.0, c.cooldown * c.steps))
+    return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * height
+
+
+def cosine_schedule(step: int, *, steps: int, warmup: int, peak: float, final: float = 0.0) -> float:
+    """Return the learning rate: linear warm-up to `peak`, then half a cosine down to `final`.
+
+    Examples
+    --------
+    >>> [cosine_schedule(s, steps=12, warmup=2, peak=1.0) for s in (0, 1, 2, 7, 12)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimiser:
+    """AdamW on the weights of a model. Nothing here waits for the device, except `bad_steps`.
+
+    A step whose gradient is not finite leaves weights, moments and averages as they were.
+
+    Parameters
+    ----------
+    model : MaskedImageModel
+        On its device.
+    config : PretrainConfig
+
+    Attributes
+    ----------
+    average : MaskedImageModel or None
+        With the exponential moving average of the weights, if `config.ema` asks for one.
+    """
+
+    def __init__(self, model: MaskedImageModel, config: PretrainConfig) -> None:
+        self.config = config
+        self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.adamw = torch.optim.AdamW(
+            _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
+        )
+        self.average = deepcopy(model).eval().requires_grad_(False) if config.ema else None
+        # Steps that were skipped: in a row now, longest row since the last look, in all.
+        self._bad = torch.zeros(3, device=self.parameters[0].device)
+
+    @torch.no_grad()
+    def step(self, step: int, n_pixels: Tensor, *, processes: int = 1) -> Tensor:
+        """Change the weights by gradients of a *sum* over pixels.
+
+        Parameters
+        ----------
+        step : int
+            Number of the step, for the schedule.
+        n_pixels : Tensor, scalar
+            How many pixels the sum went over, in all processes together.
+        processes : int
+            Over which the gradients were averaged.
+
+        Returns
+        -------
+        Tensor, scalar
+            Norm of the mean gradient, before clipping.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        scale = processes / n_pixels.clamp(min=1e-12)
+        norm = torch.stack(torch._foreach_norm(gradients)).norm() * scale
+        bad = (~norm.isfinite()).float()
+        limit = self.config.clip_grad or float("inf")
+        shrink = (limit / (norm + 1e-6)).clamp(max=1.0)
+        # As torch.amp.GradScaler does it: the fused kernel divides by `grad_scale`, and does nothing at `found_inf`.
+        self.adamw.grad_scale = 1 / (scale * shrink)  # type: ignore[attr-defined]
+        self.adamw.found_inf = bad  # type: ignore[attr-defined]
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate_at(step, self.config)
+        self.adamw.step()
+        self.adamw.zero_grad()
+        row = (self._bad[0] + 1) * bad
+        self._bad = torch.stack([row, torch.maximum(self._bad[1], row), self._bad[2] + bad])
+        if self.average is not None:
+            decay = min(self.config.ema, (1 + step) / (10 + step))  # a short memory at first
+            averages: list[Tensor] = list(self.average.parameters())
+            # On a skipped step the share is 0; a tensor, so that nothing waits for the device.
+            share = (1 - decay) * (1 - bad)
+            torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(self.parameters, averages), share))
+        return norm
+
+    def bad_steps(self) -> tuple[int, int]:
+        """Return the longest row of skipped steps since the last look, and their number in all."""
+        _, longest, total = self._bad.tolist()
+        self._bad[1] = self._bad[0]
+        return int(longest), int(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs."""
+        state = {"adamw": self.adamw.state_dict(), "bad": self._bad.cpu()}
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another optimiser stood, with the settings of this one.
+
+        An average that it did not keep begins from the weights as they are.
+        """
+        settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.adamw.param_groups]
+        self.adamw.load_state_dict(state["adamw"])
+        for group, mine in zip(self.adamw.param_groups, settings, strict=True):
+            group.update(mine)
+        self._bad = state["bad"].to(self._bad.device)
+        if self.average is not None and "average" in state:
+            self.average.load_state_dict(state["average"])
+
+
+def _decay_groups(model: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
+    """Return two groups of parameters: weight matrices, which decay, and all else, which does not."""
+    matrices = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    ids = {id(weight) for weight in matrices}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -1,0 +1,129 @@
+"""The whole chain as a user runs it: every notebook, headless, on the simulated sky."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skylib import CutoutFile, Embeddings, SearchIndex, load_model
+from skylib.data.bands import measure_sky_noise
+from skylib.runner.runs import CHAIN
+
+pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """The demo, run once from the command line with its defaults, in a path with a space."""
+    run_dir = tmp_path_factory.mktemp("a demo") / "run"
+    command = [sys.executable, "-m", "skylib", "demo", "--run-dir", str(run_dir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "index.html" in done.stdout
+    return run_dir
+
+
+def results(run_dir):
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def test_every_notebook_ran_and_left_its_products(run_dir):
+    assert json.loads((run_dir / "status.json").read_text())["state"] == "done"
+    for name in CHAIN:
+        book = json.loads((run_dir / f"{name}.ipynb").read_text())
+        code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in code if "".join(cell["source"]).strip()), name
+        assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+    for name in ("cutouts.h5", "config.json", "checkpoints/last.pt", "metrics.jsonl", "embeddings.h5", "evaluation.csv",
+                 "label_efficiency.csv", "umap.npy", "candidates.csv", "environment.json"):  # fmt: skip
+        assert (run_dir / name).is_file(), name
+    data, embeddings = CutoutFile(run_dir / "cutouts.h5"), Embeddings.load(run_dir / "embeddings.h5")
+    assert len(data) == len(embeddings) > 3000
+    assert embeddings.vectors.shape[1] == load_model(run_dir).config.width
+
+
+def test_training_lowered_the_loss(run_dir):
+    metrics = pd.DataFrame(map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines()))
+    loss = metrics["loss"].dropna()
+    assert loss.iloc[-3:].mean() < 0.8 * loss.iloc[0]
+    assert metrics["validation_loss"].dropna().iloc[-1] < metrics["validation_loss"].dropna().iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "metric", "floor"), [("class", "balanced_accuracy", "majority class"), ("z_spec", "r2", "mean")]
+)
+def test_the_embeddings_know_class_and_redshift(run_dir, target, metric, floor):
+    """A linear probe beats a constant guess by more than both intervals."""
+    found = results(run_dir)
+    pretrained = found[f"{target}, pretrained, linear: {metric}"]
+    assert pretrained["n"] > 150
+    assert pretrained["interval"][0] > found[f"{target}, {floor}: {metric}"]["interval"][1] + 0.1
+
+
+def margin(run_dir, name):
+    """The lower end of the interval of what pretraining adds to random weights, on the same objects."""
+    return results(run_dir)[name]["interval"][0]
+
+
+def test_pretraining_taught_classes(run_dir):
+    assert margin(run_dir, "class, pretrained minus random weights: balanced_accuracy") > 0
+
+
+def test_pretraining_taught_redshift(run_dir):
+    assert margin(run_dir, "z_spec, pretrained minus random weights: r2") > 0
+
+
+def test_pretraining_helps_where_labels_are_few(run_dir):
+    table = pd.read_csv(run_dir / "label_efficiency.csv")
+    assert set(table["method"]) == {"supervised", "finetune", "attentive", "linear"}
+    few = table[table["n_labels"] == table["n_labels"].min()].groupby("method")["balanced_accuracy"].mean()
+    assert few.drop("supervised").max() > few["supervised"]
+
+
+def test_search_finds_rare_objects_better_than_chance(run_dir):
+    found = pd.read_csv(run_dir / "candidates.csv")
+    assert (np.diff(found["score"]) >= 0).all()
+    book = json.loads((run_dir / "05_similarity.ipynb").read_text())
+    text = "".join(t for cell in book["cells"] for o in cell.get("outputs", []) for t in o.get("text", []))
+    hits, others, chance = re.search(
+        r"first 100: (\d+) of (\d+) other dwarf objects; by chance ([\d.]+)", text
+    ).groups()
+    assert int(others) >= 3
+    assert int(hits) > 2 * float(chance)
+
+
+def test_search_beats_pixels_and_colours(run_dir):
+    """Recall of planted objects within the first 100, from 3 targets: embeddings beside pixels and measured colours."""
+    data, embeddings = CutoutFile(run_dir / "cutouts.h5"), Embeddings.load(run_dir / "embeddings.h5")
+    flux = np.nan_to_num(data.flux())
+    sigma = measure_sky_noise(data.flux(slice(0, 500)))
+    pixels = np.arcsinh(flux / sigma[:, None, None])[:, :, 4:-4, 4:-4].reshape(len(data), -1)
+    aperture = np.arcsinh(flux[:, :, 8:-8, 8:-8].sum(axis=(2, 3)) / (16 * sigma))
+    colours = np.column_stack([np.diff(aperture, axis=1), aperture[:, 2]])
+    rare, recall = embeddings.column("rare"), {}
+    for name, vectors in {"embeddings": embeddings.vectors, "pixels": pixels, "colours": colours}.items():
+        index = SearchIndex(Embeddings(vectors, ra=data.ra, dec=data.dec, columns={"rare": rare}))
+        for kind in ("dwarf", "arc"):
+            members = np.flatnonzero(rare == kind)
+            found = []
+            for draw in range(10):
+                targets = np.random.default_rng(draw).permutation(members)[:3]
+                hits = (index.search(targets, k=100, metric="cosine")["rare"] == kind).sum()
+                found.append(hits / (len(members) - 3))
+            recall[name, kind] = np.mean(found)
+    for kind in ("dwarf", "arc"):
+        assert recall["embeddings", kind] > max(recall["pixels", kind], recall["colours", kind]) + 0.1, recall
+
+
+def test_the_page_of_results_stands_alone(run_dir):
+    page = (run_dir / "index.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 15
+    assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
+    for title in ("Cutouts", "Pretraining", "Evaluation", "Maps", "Label efficiency", "Similarity"):
+        assert title in page

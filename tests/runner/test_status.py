@@ -1,0 +1,119 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from skylib.__main__ import main
+from skylib.runner.provenance import node
+from skylib.runner.status import BEAT, SILENT, Record, format_status, read_status
+
+
+def write_record(run_dir, notebook, *, task=None, age=0.0, **content):
+    """Write a record as the runner does, with a sign of life so many seconds ago."""
+    known = {"state": "running", "notebook": notebook, "task": task, "started": "2026-01-01T00:00:00+00:00", "host": "n7",
+             "pid": 1, "job": "42", "restarts": 0, "parameters": {}, "source": ""}  # fmt: skip
+    record = Record(run_dir, notebook, task)
+    record.write(known | content)
+    os.utime(record.path, (time.time() - age,) * 2)
+    return record
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of runs: one trains, one failed after others had been done, one is silent, one is an array."""
+    trains = tmp_path / "trains"
+    write_record(trains, "00_make_cutouts.ipynb", state="done", age=900)
+    write_record(trains, "01_pretrain.ipynb", restarts=2, age=20)
+    (trains / "config.json").write_text('{"pretrain": {"steps": 1000}}')
+    lines = [{"step": 25, "loss": 0.9, "images_per_s": 100.0}, {"step": 50, "probe_class_accuracy": 0.75},
+             {"step": 75, "loss": 0.8, "images_per_s": 120.0}]  # fmt: skip
+    (log := trains / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 100, "lo')
+    os.utime(log, (time.time() - 20,) * 2)
+    write_record(tmp_path / "failed", "01_pretrain.ipynb", state="done", age=7200)
+    write_record(
+        tmp_path / "failed", "02_evaluate.ipynb", state="failed", cell=4, error="KeyError: 'no column'", age=300
+    )
+    write_record(tmp_path / "silent", "01_pretrain.ipynb", age=SILENT + 5)
+    for row, state in enumerate(["done", "running", "done"]):
+        write_record(tmp_path / "deep" / "array", "04_label_efficiency.ipynb", task=str(row), state=state)
+    return tmp_path
+
+
+def test_the_table_tells_how_runs_stand(runs):
+    table = read_status(runs).set_index("run")
+    states = {"trains": "running", "failed": "failed", "silent": "silent", "deep/array": "running"}
+    assert table["state"].to_dict() == states
+    row = table.loc["trains"]
+    assert (row["notebook"], row["step"], row["steps"], row["restarts"]) == ("01_pretrain", 75, 1000, 2)
+    assert (row["loss"], row["probe"], row["images_per_s"]) == (0.8, 0.75, 120.0)
+    assert 19 < row["silent_for"] < 60
+    assert table.loc["deep/array", "notebook"] == "04_label_efficiency (2/3 tasks)"
+    text = format_status(read_status(runs))
+    assert "75/1000" in text
+    assert text.splitlines()[-1] == "failed: 02_evaluate failed in cell [4]: KeyError: 'no column'"
+
+
+def test_a_run_folder_gives_a_row_a_notebook(runs):
+    table = read_status(runs / "trains").set_index("run")
+    assert table["state"].to_dict() == {"00_make_cutouts": "done", "01_pretrain": "running"}
+    assert table.loc["01_pretrain", "loss"] == 0.8
+    assert table["loss"].isna().to_dict() == {"00_make_cutouts": True, "01_pretrain": False}
+
+
+def test_the_command_shows_it_and_watches(runs, capsys):
+    assert main(["status", str(runs)]) == 0
+    assert "deep/array" in capsys.readouterr().out
+    assert main(["status", str(runs / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (runs / "empty").mkdir()
+    assert main(["status", str(runs / "empty")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    command = [sys.executable, "-m", "skylib", "status", str(runs), "--watch", "0.1"]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    shown = ""
+    for line in watching.stdout:
+        shown += line
+        if shown.count("sign of life") == 2:
+            break
+    watching.terminate()
+    watching.communicate(timeout=30)
+    assert "running" in shown
+
+
+def test_the_newest_record_is_the_state_of_the_run_but_for_tasks(tmp_path):
+    write_record(tmp_path, "01_pretrain.ipynb", state="done")
+    write_record(tmp_path, "04_label_efficiency.ipynb", task="3", state="failed")
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "done"
+    assert sorted(path.name for path in (tmp_path / "status").iterdir()) == [
+        "01_pretrain.json",
+        "04_label_efficiency.3.json",
+    ]
+
+
+def test_a_sign_of_life_is_given_now_and_then(tmp_path):
+    record = write_record(tmp_path, "01_pretrain.ipynb", age=1000)
+    record.beat()
+    assert time.time() - record.path.stat().st_mtime > 900  # it was just written
+    record._beaten -= BEAT
+    record.beat()
+    assert time.time() - record.path.stat().st_mtime < 100
+
+
+def test_who_is_at_work_is_told_from_who_was_killed(tmp_path, monkeypatch):
+    def elsewhere(**content):
+        write_record(tmp_path, "01_pretrain.ipynb", **content)
+        return Record(tmp_path, "01_pretrain.ipynb").runs_elsewhere()
+
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    other = subprocess.Popen(["sleep", "60"])
+    assert f"process {other.pid}" in elsewhere(host=node(), pid=other.pid, job=None)
+    assert elsewhere(host=node(), pid=other.pid, job=None, state="done") is None
+    other.kill()
+    other.wait()
+    assert elsewhere(host=node(), pid=other.pid, job=None) is None
+    assert "on n7 (job 41, process 1" in elsewhere(job="41")
+    assert elsewhere(job="42") is None  # this very job, requeued from there
+    assert elsewhere(job="41", age=SILENT + 5) is None
