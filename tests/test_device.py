@@ -9,7 +9,7 @@ PROBE = """
 import ctypes, resource
 from contextlib import nullcontext
 import torch
-from skylib.runtime import kept_memory
+from skylib.device import kept_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

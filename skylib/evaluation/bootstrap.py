@@ -70,7 +70,7 @@ def paired_margin(
 
     Examples
     --------
-    >>> from skylib.metrics import classification_metrics
+    >>> from skylib.evaluation.metrics import classification_metrics
     >>> truth = np.arange(40) % 2
     >>> paired_margin(truth, np.zeros(40, int), truth, classification_metrics)["accuracy"][0]
     0.5
@@ -124,7 +124,7 @@ def binned_metrics(
 
     Examples
     --------
-    >>> from skylib.metrics import classification_metrics
+    >>> from skylib.evaluation.metrics import classification_metrics
     >>> truth = np.arange(40) % 2
     >>> t = binned_metrics(truth, truth, np.arange(40.0), edges=(0, 20, 35, 39), metric=classification_metrics)
     >>> t["n"].tolist(), t["accuracy"].tolist()

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from skylib import fetch
 from skylib.__main__ import main
+from skylib.data import fetch
 
 FILE = "5x64x64_testing_with_morphology.hdf5"
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

@@ -12,8 +12,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from skylib import runs
 from skylib.__main__ import main
+from skylib.runner import runs
 from skylib.runner.execute import NotebookError, NotebookInterrupted
 from skylib.runner.parameters import Parameter, check_value, notebook_parameters, parse_overrides
 from skylib.runner.provenance import data_checksums, node

@@ -125,7 +125,8 @@ def test_shards_that_start_together_use_the_same_reference(sky, tmp_path):
     code = f"""
         import sys, time, numpy as np
         from pathlib import Path
-        from skylib import ModelConfig, build_model, find_tiles, skysearch
+        from skylib import ModelConfig, build_model, find_tiles
+        from skylib.search import sky_search as skysearch
         mine, other = map(Path, sys.argv[1:])
         save = skysearch.Embeddings.save
         def together(reference, path):
@@ -192,7 +193,7 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
     code = f"""
         import os, signal, sys, numpy as np
         from skylib import ModelConfig, build_model, find_tiles, search_tiles
-        from skylib import skysearch
+        from skylib.search import sky_search as skysearch
         hits, seen = skysearch._hits, []
         def counting(scan, tile, *rest):
             seen.append(tile.name)

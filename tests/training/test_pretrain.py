@@ -11,19 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import (
-    CutoutLoader,
-    Interrupted,
-    ModelConfig,
-    PretrainConfig,
-    Probe,
-    TileLoader,
-    load_model,
-    pretrain,
-    step,
-    trainer,
-)
+from skylib import CutoutLoader, Interrupted, ModelConfig, PretrainConfig, Probe, TileLoader, load_model, pretrain
 from skylib.model.checkpoint import load_checkpoint, load_last, save_checkpoint
+from skylib.training import step, trainer
 from skylib.training.monitor import read_metrics
 
 MODEL = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, mask_ratio=0.5)
@@ -62,7 +52,8 @@ def test_a_run_leaves_what_the_layout_says(whole_run):
 
 KILLED = """
 import json, os, signal, sys, threading
-from skylib import CutoutFile, pretrain, trainer
+from skylib import CutoutFile, pretrain
+from skylib.training import trainer
 from tests.training.test_pretrain import MODEL, config
 advance = trainer.Trainer._advance
 def run(stop, late):
@@ -267,7 +258,7 @@ def test_damaged_checkpoints_are_named(tmp_path, whole_run):
 def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1, "x": torch.zeros(10)})
-    code = f"import torch\nfrom skylib.checkpoint import save_checkpoint\nprint('go', flush=True)\nwhile True: save_checkpoint({str(path)!r}, {{'step': 2, 'x': torch.zeros(3_000_000)}})"  # fmt: skip
+    code = f"import torch\nfrom skylib.model.checkpoint import save_checkpoint\nprint('go', flush=True)\nwhile True: save_checkpoint({str(path)!r}, {{'step': 2, 'x': torch.zeros(3_000_000)}})"  # fmt: skip
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"go\n"
     for _ in range(20):

@@ -23,13 +23,13 @@ from skylib import (
     embed,
     load_model,
     pretrain,
-    trainer,
     write_cutouts,
 )
 from skylib.data.loading import Batch
 from skylib.device import keyed_generator
 from skylib.model.checkpoint import load_checkpoint, save_checkpoint
 from skylib.model.mim import build_model
+from skylib.training import trainer
 from skylib.training.distributed import World
 from skylib.training.optimise import Optimiser, learning_rate_at
 from skylib.training.step import Step
@@ -253,7 +253,7 @@ def test_a_model_knows_where_its_weights_come_from(cutouts, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    code = "import sys; from skylib.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=1)"
+    code = "import sys; from skylib.training.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=1)"
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
 
     def workers():
