@@ -1,5 +1,6 @@
 """The files around the library agree with each other, with what is installed, and with our ways."""
 
+import ast
 import json
 import re
 import subprocess
@@ -15,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rattler.package import BuildString
+
+import skylib
 
 ROOT = Path(__file__).parents[1]
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's name: PyPI's name
@@ -122,9 +125,28 @@ def test_importing_the_library_is_light(heavy, imported):
     assert heavy not in imported
 
 
+def test_public_names_are_loaded_from_where_type_checkers_find_them():
+    tree = ast.parse((ROOT / "skylib/__init__.py").read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = {node.module: " ".join(name.name for name in node.names) for node in block.body}
+    assert imports == {f"skylib.{home}": names for home, names in skylib._HOMES.items()}
+    assert len(set(skylib.__all__)) == len(skylib.__all__) >= 60
+
+
+def test_the_search_of_the_library_is_the_function_whatever_is_imported_first():
+    code = "import skylib.search.index as room, skylib; assert skylib.search is room.search"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    code = "import skylib, sys; print(*sys.modules)"
+    """What is loaded with every public name but those that need GalSim or ipywidgets."""
+    code = """
+import skylib, sys
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+[getattr(skylib, n) for n in skylib.__all__ if n not in ("SimilarityBrowser", "SimulatedSky", "simulate_sky")]
+print(*sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", "importing skylib says something"
