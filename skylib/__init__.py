@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 # Each public name is loaded at its first use: torch alone takes seconds, and GalSim and ipywidgets are not everywhere.
 # A name stands twice, in the table for Python and in the imports for editors and type checkers; a test compares them.
 _HOMES = {
+    "bands": "canonical_band register_band sort_bands",
     "browse": "SimilarityBrowser",
     "config": "ModelConfig PretrainConfig ProbeConfig",
     "data.augment": "random_orientation",
-    "data.bands": "canonical_band sort_bands",
     "data.cutouts": "CutoutFile make_cutouts write_cutouts",
     "data.loading": "Batch CutoutLoader TileLoader",
-    "data.photometry": "signal_to_noise",
+    "data.photometry": "measure_sky_noise signal_to_noise",
     "data.simulate": "SimulatedSky simulate_sky",
     "data.splits": "sky_split split_cutouts",
     "data.tiles": "Tile TilePaths find_tiles read_tile",
@@ -35,13 +35,13 @@ _HOMES = {
     "training.pretrain": "PretrainResult pretrain",
 }
 if TYPE_CHECKING:
+    from skylib.bands import canonical_band, register_band, sort_bands
     from skylib.browse import SimilarityBrowser
     from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
     from skylib.data.augment import random_orientation
-    from skylib.data.bands import canonical_band, sort_bands
     from skylib.data.cutouts import CutoutFile, make_cutouts, write_cutouts
     from skylib.data.loading import Batch, CutoutLoader, TileLoader
-    from skylib.data.photometry import signal_to_noise
+    from skylib.data.photometry import measure_sky_noise, signal_to_noise
     from skylib.data.simulate import SimulatedSky, simulate_sky
     from skylib.data.splits import sky_split, split_cutouts
     from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile

@@ -208,7 +208,7 @@ def _fetch_galaxiesml(arguments: argparse.Namespace) -> None:
 
 
 def _fetch_hsc(arguments: argparse.Namespace) -> None:
-    from skylib.data.bands import sort_bands
+    from skylib.bands import sort_bands
     from skylib.data.fetch import fetch_hsc_tiles
 
     bands = sort_bands(arguments.bands)

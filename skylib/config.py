@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from skylib.bands import sort_bands
 from skylib.checks import check_choice, check_range
-from skylib.data.bands import sort_bands
 
 Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch"]

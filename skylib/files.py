@@ -1,35 +1,97 @@
-"""Files that are whole or not there."""
+"""Files that are either whole or absent, whatever happens while they are written."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_HOST = socket.gethostname().split(".")[0]
+_ABANDONED = 2 * 86400  # seconds after which a partial file of another machine is taken as abandoned
+
 
 @contextmanager
-def replaced(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give a path to write to, which takes the place of `path` when all is written and on disk.
+def replaced(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which replaces `path` once everything is written and on disk.
 
-    With `shared`, processes on any node may write the same file at the same time: each writes under a name of its own,
-    and the last one wins. Without, what a killed process left is overwritten by the next.
+    Any number of processes, on any machine, may write the same file at the same time; the last one wins. Temporary files
+    of processes that were killed are deleted by the next call for the same file.
+
+    Parameters
+    ----------
+    path : path
+        Its folder is made if it does not exist.
+
+    Yields
+    ------
+    Path
+        In the same folder.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written, such as on a full disk; the message names `path`, whose old content stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}{f'.{uuid.uuid4().hex}' if shared else ''}.partial")
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{_HOST}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON that a kill at any moment leaves either old or new, also where several processes write it."""
-    with replaced(Path(path), shared=True) as partial:
+    """Write JSON; a kill at any moment leaves either the old or the new content."""
+    with replaced(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def unwritable(path: Path, error: Exception) -> OSError:
+    """Return the error that says which file cannot be written, and why."""
+    if isinstance(error, OSError) and str(error).startswith(str(path)):
+        return error
+    named = OSError(f"{path}: cannot be written: {error}")
+    named.errno = getattr(error, "errno", None)
+    return named
+
+
+def sync(path: Path) -> None:
+    """Return when the content of a file is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete temporary files of `path` whose writer no longer runs."""
+    with os.scandir(path.parent) as entries:
+        found = [e.path for e in entries if e.name.startswith(f"{path.name}.") and e.name.endswith(".partial")]
+    for old in found:
+        host, _, rest = old.removeprefix(f"{path}.").rpartition(".partial")[0].partition(".")
+        pid = rest.partition(".")[0]
+        with suppress(OSError):  # another process may delete it too
+            running = host != _HOST and time.time() - os.path.getmtime(old) < _ABANDONED
+            if pid.isdigit() and not running and (host != _HOST or not _is_running(int(pid))):
+                os.unlink(old)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

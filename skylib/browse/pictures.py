@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from skylib.data.bands import measure_sky_noise
 from skylib.data.cutouts import CutoutFile
+from skylib.data.photometry import measure_sky_noise
 from skylib.plotting import rgb_image
 
 Look = tuple[float, tuple[str, ...]]  # stretch, and the bands shown as red, green, blue

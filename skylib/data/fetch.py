@@ -15,7 +15,7 @@ import pooch
 import requests
 from tqdm.auto import tqdm
 
-from skylib.data.bands import canonical_band
+from skylib.bands import canonical_band
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How well an object stands out of the noise."""
+"""Noise of the sky, signal-to-noise ratios and aperture magnitudes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,39 @@ from torch.nn import functional
 
 from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
+
+
+def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
+    """Measure the noise of the sky in each band, robustly against the objects in it.
+
+    Differences of neighbouring pixels cancel whatever is smooth; their median absolute value is scaled to one
+    sigma of a Gaussian.
+
+    Parameters
+    ----------
+    flux : ndarray, shape (..., C, H, W)
+        Any number of images; NaN = no data.
+
+    Returns
+    -------
+    ndarray of float32, shape (C,)
+        NaN for a band without any data.
+
+    Examples
+    --------
+    >>> sky = np.random.default_rng(0).normal(0, [[[0.1]], [[0.5]]], size=(200, 2, 16, 16))
+    >>> measure_sky_noise(sky).round(2)
+    array([0.1, 0.5], dtype=float32)
+    """
+    flux = np.asarray(flux)
+    difference = np.abs(np.diff(flux, axis=-1))
+    sigma = np.full(flux.shape[-3], np.nan, dtype=np.float32)
+    for c in range(flux.shape[-3]):
+        step = difference[..., c, :, :]
+        step = step[np.isfinite(step)]
+        if step.size:
+            sigma[c] = 1.4826 * np.median(step) / np.sqrt(2)
+    return sigma
 
 
 def signal_to_noise(

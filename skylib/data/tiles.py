@@ -15,7 +15,8 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 
-from skylib.data.bands import ZERO_POINT, sort_bands, split_tile_name
+from skylib.bands import ZERO_POINT, sort_bands
+from skylib.data.surveys import split_tile_name
 
 log = logging.getLogger(__name__)
 

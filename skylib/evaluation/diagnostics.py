@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skylib.data.bands import measure_sky_noise
 from skylib.data.cutouts import CutoutFile
+from skylib.data.photometry import measure_sky_noise
 from skylib.data.splits import TEST, TRAIN, UNUSED, VALIDATION, sky_folds
 from skylib.evaluation.probes import (
     Task,

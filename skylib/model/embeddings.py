@@ -80,7 +80,7 @@ class Embeddings:
     def save(self, path: str | Path) -> None:
         """Write HDF5; the file takes its name only when it is complete."""
         try:
-            with replaced(Path(path), shared=True) as partial, h5py.File(partial, "w") as file:
+            with replaced(path) as partial, h5py.File(partial, "w") as file:
                 file["vectors"], file["ra"], file["dec"] = self.vectors, self.ra, self.dec
                 file.attrs["meta"] = json.dumps(self.meta)
                 for name, values in self.columns.items():

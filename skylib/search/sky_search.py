@@ -160,7 +160,7 @@ def search_tiles(
         if todo := [t for t in todo if not any(tiles[t].name in one.skipped for one in shards)]:
             raise ValueError(f"{folder}: {len(todo)} of {len(tiles)} tiles not searched yet, first {tiles[todo[0]].name}")  # fmt: skip
     elif todo:
-        with replaced(folder / "settings.json", shared=True) as partial:
+        with replaced(folder / "settings.json") as partial:
             partial.write_text(text)
         wanted = given
         if given.ndim == 4:

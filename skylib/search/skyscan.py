@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.data.bands import measure_sky_noise
-from skylib.data.photometry import signal_to_noise
+from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.tiles import Tile, TilePaths, read_tile
 from skylib.device import autocast
 from skylib.model.mim import MaskedImageModel

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from skylib import ModelConfig, build_model
-from skylib.data.bands import canonical_band, flux_to_mag, mag_to_flux, measure_sky_noise, sort_bands
+from skylib.bands import canonical_band, flux_to_mag, mag_to_flux, sort_bands
+from skylib.data.photometry import measure_sky_noise
 from skylib.model.stretch import stretch, unstretch
 
 

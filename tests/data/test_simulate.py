@@ -4,7 +4,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from skylib import CutoutFile, find_tiles, read_tile, simulate_sky
-from skylib.data.bands import mag_to_flux, measure_sky_noise
+from skylib.bands import mag_to_flux
+from skylib.data.photometry import measure_sky_noise
 from skylib.data.simulate import SEEING, _galaxy_colours, sky_sigma
 
 

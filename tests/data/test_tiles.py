@@ -9,8 +9,8 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from skylib import find_tiles, read_tile
-from skylib.data.bands import split_tile_name
 from skylib.data.simulate import tile_wcs
+from skylib.data.surveys import split_tile_name
 from skylib.data.tiles import Tile, TilePaths
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from skylib import CutoutFile, Embeddings, SearchIndex, load_model
-from skylib.data.bands import measure_sky_noise
+from skylib.data.photometry import measure_sky_noise
 from skylib.runner.runs import CHAIN
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]

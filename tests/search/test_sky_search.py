@@ -15,8 +15,7 @@ from astropy.table import Table
 
 from skylib import CutoutFile, Embeddings, ModelConfig, build_model, find_tiles, read_tile, run_notebook, search_tiles
 from skylib.config import to_dict
-from skylib.data.bands import measure_sky_noise
-from skylib.data.photometry import signal_to_noise
+from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.sky import near_any
 from skylib.model.checkpoint import save_checkpoint
 from skylib.search.export import write_objects

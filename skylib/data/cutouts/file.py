@@ -11,8 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.data.bands import PIXEL_SCALE, ZERO_POINT, sort_bands
+from skylib.bands import ZERO_POINT, sort_bands
 from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, detect, find_columns, stated_bands, text
+from skylib.data.surveys import PIXEL_SCALE
 
 _GAP = 4  # rows between two that are asked for, up to which reading on is faster than a new start
 Index = int | slice | Sequence[int] | np.ndarray

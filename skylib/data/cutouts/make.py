@@ -16,7 +16,7 @@ import numpy as np
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from skylib.data.bands import ZERO_POINT
+from skylib.bands import ZERO_POINT
 from skylib.data.cutouts.catalogue import assign_tiles, describe_centre, describe_extent, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.write import PixelWriter, create, keep_rows

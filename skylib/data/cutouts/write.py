@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.data.bands import PIXEL_SCALE, ZERO_POINT, sort_bands
+from skylib.bands import ZERO_POINT, sort_bands
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, text
+from skylib.data.surveys import PIXEL_SCALE
 
 
 def write_cutouts(

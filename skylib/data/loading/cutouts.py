@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, turn
-from skylib.data.bands import measure_sky_noise
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading.batch import Batch, Buffers, to_device
 from skylib.data.loading.cropping import gather
+from skylib.data.photometry import measure_sky_noise
 from skylib.device import keyed_generator, pick_device
 
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key

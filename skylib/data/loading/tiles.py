@@ -18,9 +18,9 @@ from astropy.wcs import WCS
 from torch import Tensor
 
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
-from skylib.data.bands import measure_sky_noise
 from skylib.data.loading.batch import Batch, Buffers, to_device
 from skylib.data.loading.cropping import Corners, crop, make_relative_weight
+from skylib.data.photometry import measure_sky_noise
 from skylib.data.tiles import TilePaths, read_tile
 from skylib.device import keyed_generator, pick_device
 
