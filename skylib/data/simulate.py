@@ -23,8 +23,11 @@ References
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import galsim
@@ -78,7 +81,10 @@ def simulate_sky(
     tile_size: int = 1024,
     bands: str = "grizy",
     n_objects: int | None = None,
+    seeing: float | Sequence[float] = 1.0,
+    depth: float | Sequence[float] = 0.0,
     seed: int = 0,
+    workers: int = 1,
 ) -> SimulatedSky:
     """Render a field of stars, quasars and galaxies as HSC coadd tiles.
 
@@ -95,8 +101,15 @@ def simulate_sky(
         Some of g r i z y.
     n_objects : int, optional
         In the whole field; 1,500 for every 1024 x 1024 pixels by default.
+    seeing : float or sequence of float
+        Factor on the survey's seeing (`SEEING`), of all tiles or of each.
+    depth : float or sequence of float
+        Magnitudes deeper than the survey (`DEPTH`), negative for shallower, of all tiles or of each.
     seed : int
-        The same arguments give the same sky; the first tiles do not depend on `n_tiles`.
+        The same arguments give the same sky; the first tiles do not depend on `n_tiles`, and the objects depend on
+        neither seeing nor depth.
+    workers : int
+        Processes that render, a tile at a time each.
 
     Returns
     -------
@@ -118,22 +131,54 @@ def simulate_sky(
         raise ValueError(f"tile_size={tile_size}: must be at least 64 pixels")
     if n_objects is not None and n_objects < n_tiles:
         raise ValueError(f"n_objects={n_objects}: must be at least one a tile")
+    seeings, depths = _each_tile("seeing", seeing, n_tiles), _each_tile("depth", depth, n_tiles)
+    if min(seeings) <= 0:
+        raise ValueError(f"seeing={seeing}: a factor must be above 0")
     sky = SimulatedSky(Path(directory) / "tiles", Path(directory) / "catalogue.fits")
     try:
         sky.tiles.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{directory}: cannot be written: {error}") from error
     per_tile = round(OBJECTS_PER_TILE * (tile_size / 1024) ** 2) if n_objects is None else n_objects // n_tiles
-    catalogues = []
-    for number in tqdm(range(n_tiles), desc="simulate", unit="tile"):
-        last = n_tiles >= 2 and number == n_tiles - 1
-        catalogue = _simulate_tile(sky.tiles, number, tile_size, names, max(1, per_tile), seed, damaged=last)
+    jobs = [
+        partial(
+            _simulate_tile,
+            sky.tiles,
+            number,
+            tile_size,
+            names,
+            max(1, per_tile),
+            seed,
+            seeing=seeings[number],
+            depth=depths[number],
+            damaged=n_tiles >= 2 and number == n_tiles - 1,
+        )
+        for number in range(n_tiles)
+    ]
+    catalogues = list(tqdm(_run(jobs, workers), total=n_tiles, desc="simulate", unit="tile"))
+    for number, catalogue in enumerate(catalogues):
         catalogue["object_id"] = np.arange(len(catalogue)) + 100_000 * (number + 1)
-        catalogues.append(catalogue)
     table = vstack(catalogues, metadata_conflicts="silent")
     table.meta = {"SEED": seed, "CLASS0": "galaxy", "CLASS1": "qso", "CLASS2": "star"}
     _write_whole(sky.catalogue, lambda path: table.write(path, format="fits", overwrite=True))
     return sky
+
+
+def _each_tile(name: str, value: float | Sequence[float], n_tiles: int) -> list[float]:
+    """Return one number for each tile."""
+    values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+    if values.shape not in ((1,), (n_tiles,)) or not np.isfinite(values).all():
+        raise ValueError(f"{name}={value}: must be one number, or one for each of {n_tiles} tiles")
+    return np.broadcast_to(values, n_tiles).tolist()
+
+
+def _run(jobs: list[Callable[[], Table]], workers: int) -> Iterator[Table]:
+    """Do all jobs, in this process or in several, and give the results in order."""
+    if workers <= 1 or len(jobs) == 1:
+        yield from (job() for job in jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        yield from (future.result() for future in [pool.submit(job) for job in jobs])
 
 
 def tile_wcs(number: int, tile_size: int) -> WCS:
@@ -149,7 +194,16 @@ def tile_wcs(number: int, tile_size: int) -> WCS:
 
 
 def _simulate_tile(
-    directory: Path, number: int, size: int, bands: tuple[str, ...], n: int, seed: int, *, damaged: bool
+    directory: Path,
+    number: int,
+    size: int,
+    bands: tuple[str, ...],
+    n: int,
+    seed: int,
+    *,
+    seeing: float,
+    depth: float,
+    damaged: bool,
 ) -> Table:
     """Draw one tile, write its bands, and return its part of the catalogue."""
     rng = np.random.default_rng([seed, number])
@@ -160,11 +214,11 @@ def _simulate_tile(
     name = f"9813-{number % 9},{number // 9}"
     wcs = tile_wcs(number, size)
     for band in SEEING:  # all of them, whichever are written: the draws must not depend on `bands`
-        fwhm = SEEING[band] * rng.lognormal(0, 0.04)
+        fwhm = SEEING[band] * seeing * rng.lognormal(0, 0.04)
         noise_rng = np.random.default_rng([seed, number, list(SEEING).index(band)])
         if band not in bands or (damaged and len(bands) > 1 and band == bands[-1]):
             continue
-        image, variance, mask = _render(parts, rows, cols, size, band, fwhm, noise_rng)
+        image, variance, mask = _render(parts, rows, cols, size, band, fwhm, depth, noise_rng)
         if damaged:
             strip = slice(size - max(1, size // 40), None)
             image[:, strip], variance[:, strip], mask[:, strip] = np.nan, np.nan, 1 << MASK_PLANES["NO_DATA"]
@@ -298,9 +352,15 @@ def _arc(rng: np.random.Generator) -> list[Part]:
 
 
 def _render(
-    parts: list[list[Part]], rows: np.ndarray, cols: np.ndarray, size: int, band: str, fwhm: float,
+    parts: list[list[Part]],
+    rows: np.ndarray,
+    cols: np.ndarray,
+    size: int,
+    band: str,
+    fwhm: float,
+    depth: float,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw all objects in one band; return image, variance and mask, each (size, size)."""
     psf = galsim.Moffat(beta=MOFFAT_BETA, fwhm=fwhm, gsparams=_FAST)  # of the image: pixel included
     b = list(SEEING).index(band)
@@ -322,7 +382,7 @@ def _render(
         if (overlap := bounds & canvas.bounds).isDefined():
             canvas[overlap] += stamp[overlap]
     light = canvas.array.astype(np.float64).clip(min=0)
-    sigma = sky_sigma(band, fwhm)
+    sigma = sky_sigma(band, fwhm) * 10 ** (-0.4 * depth)
     variance = sigma**2 + light / GAIN
     image = light + rng.normal(size=light.shape) * np.sqrt(variance)
     mask = np.zeros(light.shape, dtype=np.int32)

@@ -1,0 +1,280 @@
+"""What the benchmark of recipes measures: an encoder's vectors of a simulated survey, in one flat row of numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skylib import CutoutFile, photoz_metrics
+from skylib.evaluation.metrics import classification_metrics
+from skylib.evaluation.probes import balanced_log_loss, effective_rank
+from skylib.evaluation.solvers import SoftmaxRegression
+
+FAINT_LIMIT = 24.5  # i band: objects are judged that are brighter
+CLASS_C = (1e-3, 1e-2, 1e-1, 1.0)
+RIDGE = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
+NEIGHBOURS = (3, 5, 10, 20, 50)
+PREVALENCES = (("26 %", 0.26, ("qso", "star")), ("2 %", 0.02, ("qso", "star")), ("0.1 %", 0.001, ("dwarf", "arc")))
+LABELS = (2**7, 2**11)
+CLASSES = ("galaxy", "qso", "star")
+Vectors = dict[tuple[int, str], np.ndarray]  # by (layer, pool): (n, D)
+Encoder = Callable[[CutoutFile, np.ndarray, Sequence[str]], Vectors]  # file, rows, bands that are taken away
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The simulated survey that `recipes.py survey` made."""
+
+    folder: Path
+
+    @cached_property
+    def main(self) -> CutoutFile:
+        """Return the field whose parts are fitted, chosen on and judged."""
+        return CutoutFile(self.folder / "main.h5")
+
+    @cached_property
+    def other(self) -> CutoutFile:
+        """Return the field of other seeing and depth, which nothing is fitted to."""
+        return CutoutFile(self.folder / "other.h5")
+
+    @cached_property
+    def split(self) -> np.ndarray:
+        """Return 0 train, 1 validation, 2 test of the judged objects of `main`, -1 for the faint ones."""
+        return np.where(judged(self.main), self.main.column("split"), -1)
+
+    @cached_property
+    def kind(self) -> np.ndarray:
+        """Return what each object of `main` is, for retrieval: dwarf, arc, galaxy, qso or star."""
+        rare, classes = self.main.column("rare"), np.array(CLASSES)[self.main.column("class")]
+        return np.where(rare == "none", classes, rare)
+
+
+def judged(cutouts: CutoutFile) -> np.ndarray:
+    """Return which objects are bright enough to be judged."""
+    return cutouts.column("mag_i") < FAINT_LIMIT
+
+
+def score(encoder: Encoder, survey: Survey, *, seed: int = 0) -> dict[str, Any]:
+    """Return one row: everything that is measured of an encoder.
+
+    Layer and settings are chosen on validation for each pooling. What has no pooling in its name is measured with that
+    of the lowest loss on validation.
+    """
+    start = time.perf_counter()
+    main, split = survey.main, survey.split
+    vectors = encoder(main, np.arange(len(main)), ())
+    row: dict[str, Any] = {}
+    best: tuple[float, tuple[int, str], Any] | None = None
+    for pool in dict.fromkeys(pool for _, pool in vectors):
+        candidates = {key: x for key, x in vectors.items() if key[1] == pool}
+        classes, redshift = _classify(candidates, survey), _regress(candidates, survey)
+        row |= {f"{pool}: {name}": value for name, value in (classes["row"] | redshift["row"]).items()}
+        if best is None or classes["loss"] < best[0]:
+            best = (classes["loss"], classes["key"], (classes, redshift))
+    assert best is not None
+    _, key, (classes, redshift) = best
+    row = {"pool": key[1], **classes["row"], **redshift["row"], **row}
+    x = vectors[key]
+    row["RankMe"] = effective_rank(x[:: -(-len(x) // 8000)].astype(np.float64))
+    row |= _retrieve(x, survey, seed=seed) | _few_labels(x, survey)
+    row |= _missing_bands(encoder, survey, key, classes["model"])
+    row |= _other_field(encoder, survey, vectors, classes, redshift)
+    row["seconds of scoring"] = round(time.perf_counter() - start, 1)
+    return row
+
+
+def class_row(prediction: np.ndarray, truth: np.ndarray, prefix: str = "class") -> dict[str, float]:
+    """Return balanced accuracy, and the share of each class that was found."""
+    found = classification_metrics(prediction, truth)
+    row = {f"{prefix}": found["balanced_accuracy"]}
+    return row | {f"{prefix} {name}": found.get(f"completeness_{c}", np.nan) for c, name in enumerate(CLASSES)}
+
+
+def redshift_row(prediction: np.ndarray, truth: np.ndarray, prefix: str = "z") -> dict[str, float]:
+    """Return R2, sigma_mad, outliers and bias, also by bin of the true redshift."""
+    found = photoz_metrics(prediction, truth)
+    row = {f"{prefix} {name}": found[key] for name, key in (("R2", "r2"), ("sigma_mad", "sigma_mad"), ("outliers", "outlier_fraction"), ("bias", "bias"))}  # fmt: skip
+    dz = (prediction - truth) / (1 + truth)
+    for low, high in ((0.0, 0.4), (0.4, 0.8), (0.8, 2.6)):
+        mine = (truth >= low) & (truth < high)
+        row[f"{prefix} bias {low:g}-{high:g}"] = float(dz[mine].mean()) if mine.any() else np.nan
+    return row
+
+
+def redshift_rows(cutouts: CutoutFile, rows: np.ndarray) -> np.ndarray:
+    """Return which of the rows have a redshift to be judged: galaxies."""
+    return rows[(cutouts.column("class")[rows] == 0) & np.isfinite(cutouts.column("z_spec")[rows])]
+
+
+def fit_classes(x: np.ndarray, y: np.ndarray, fit: np.ndarray, choose: np.ndarray, grid: Sequence[float]) -> Any:
+    """Return the linear classifier with the lowest balanced log loss on validation, and that loss."""
+    scaler = StandardScaler().fit(x[fit].astype(np.float64))
+    train, validation = (scaler.transform(x[rows].astype(np.float64)) for rows in (fit, choose))
+    found = []
+    for strength in grid:
+        model = SoftmaxRegression(strength, class_weight="balanced").fit(train, y[fit])
+        found.append((balanced_log_loss(model.predict_proba(validation), y[choose], model.classes_), strength, model))
+    loss, strength, model = min(found, key=lambda one: one[0])
+    return make_pipeline(scaler, model), loss, strength
+
+
+def fit_redshift(x: np.ndarray, z: np.ndarray, fit: np.ndarray, choose: np.ndarray) -> Any:
+    """Return the ridge regression with the highest R2 on validation, and that R2."""
+    scaler = StandardScaler().fit(x[fit].astype(np.float64))
+    train, validation = (scaler.transform(x[rows].astype(np.float64)) for rows in (fit, choose))
+    found = []
+    for alpha in RIDGE:
+        model = Ridge(alpha=alpha).fit(train, z[fit])
+        found.append((model.score(validation, z[choose]), alpha, model))
+    r2, alpha, model = max(found, key=lambda one: one[0])
+    return make_pipeline(scaler, model), r2, alpha
+
+
+class Neighbours:
+    """Predictions from the nearest training objects, by inverse distance, for every k from one search."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self._scaler, self._y = StandardScaler().fit(x), y
+        self._search = NearestNeighbors(n_neighbors=min(max(NEIGHBOURS), len(x)), algorithm="brute").fit(self._scaled(x))
+
+    def _scaled(self, x: np.ndarray) -> np.ndarray:
+        return self._scaler.transform(x).astype(np.float32)
+
+    def predict(self, x: np.ndarray, *, n_classes: int = 0) -> dict[int, np.ndarray]:
+        """Return the value, or with `n_classes` the votes (n, n_classes), for each k."""
+        distance, rows = self._search.kneighbors(self._scaled(x))
+        weight, values = 1 / distance.clip(min=1e-6), self._y[rows]
+        found = {}
+        for k in (k for k in NEIGHBOURS if k <= rows.shape[1]):
+            w, v = weight[:, :k], values[:, :k]
+            if n_classes:
+                found[k] = np.stack([(w * (v == c)).sum(1) for c in range(n_classes)], axis=1).argmax(1)
+            else:
+                found[k] = (w * v).sum(1) / w.sum(1)
+        return found
+
+
+def _classify(candidates: Vectors, survey: Survey) -> dict[str, Any]:
+    y, (train, validation, test) = survey.main.column("class"), _parts(survey.split)
+    losses = {key: fit_classes(x, y, train, validation, (0.03,))[1] for key, x in candidates.items()}
+    key = min(losses, key=losses.__getitem__)
+    x = candidates[key]
+    model, loss, strength = fit_classes(x, y, train, validation, CLASS_C)
+    row = {"class layer": key[0], "class C": strength, **class_row(model.predict(x[test]), y[test])}
+    near = Neighbours(x[train], y[train])
+    votes = near.predict(x[validation], n_classes=len(CLASSES))
+    k = max(votes, key=lambda k: classification_metrics(votes[k], y[validation])["balanced_accuracy"])
+    row |= class_row(near.predict(x[test], n_classes=len(CLASSES))[k], y[test], "class kNN")
+    return {"row": row, "loss": loss, "key": key, "model": model}
+
+
+def _regress(candidates: Vectors, survey: Survey) -> dict[str, Any]:
+    z = survey.main.column("z_spec")
+    train, validation, test = (redshift_rows(survey.main, rows) for rows in _parts(survey.split))
+    scores = {key: fit_redshift(x, z, train, validation)[1] for key, x in candidates.items()}
+    key = max(scores, key=scores.__getitem__)
+    x = candidates[key]
+    model, _, alpha = fit_redshift(x, z, train, validation)
+    row = {"z layer": key[0], "z alpha": alpha, **redshift_row(model.predict(x[test]), z[test])}
+    near = Neighbours(x[train], z[train])
+    guesses = near.predict(x[validation])
+    k = max(guesses, key=lambda k: photoz_metrics(guesses[k], z[validation])["r2"])
+    row |= redshift_row(near.predict(x[test])[k], z[test], "z kNN")
+    return {"row": row, "key": key, "model": model}
+
+
+def _retrieve(x: np.ndarray, survey: Survey, *, seed: int) -> dict[str, float]:
+    """Search by each planted rare object for the others, and by common ones at several prevalences."""
+    fit = survey.main.column("split") == 0
+    scaled = (x - x[fit].mean(0)) / x[fit].std(0).clip(min=1e-6)
+    unit = torch.from_numpy(scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(min=1e-12)).float()
+    row: dict[str, float] = {}
+    for kind in ("dwarf", "arc"):
+        wanted = np.flatnonzero(survey.kind == kind)
+        hits = _hits(unit, wanted, survey.kind == kind, k=100)
+        row[f"recall@100 {kind}"] = float(hits.sum(1).mean() / max(1, min(100, len(wanted) - 1))) if len(wanted) > 1 else np.nan  # fmt: skip
+    rng = np.random.default_rng(seed)
+    for name, prevalence, kinds in PREVALENCES:
+        gains = []
+        for kind in kinds:
+            pool = np.flatnonzero((survey.split >= 0) | np.isin(survey.kind, ("dwarf", "arc")))
+            relevant, rest = pool[survey.kind[pool] == kind], pool[survey.kind[pool] != kind]
+            if len(relevant) / max(1, len(pool)) > prevalence:
+                relevant = rng.permutation(relevant)[: max(2, round(len(rest) * prevalence / (1 - prevalence)))]
+            else:
+                rest = rng.permutation(rest)[: round(len(relevant) * (1 - prevalence) / prevalence)]
+            if len(relevant) > 1:
+                base = np.concatenate([relevant, rest])
+                hits = _hits(unit[base], np.arange(min(300, len(relevant))), np.arange(len(base)) < len(relevant), k=10)
+                gain = 1 / np.log2(np.arange(2, 2 + hits.shape[1]))
+                gains.append((hits @ gain).mean() / gain[: min(10, len(relevant) - 1)].sum())
+        row[f"nDCG@10 {name}"] = float(np.mean(gains)) if gains else np.nan
+    return row
+
+
+def _hits(unit: torch.Tensor, queries: np.ndarray, relevant: np.ndarray, *, k: int) -> np.ndarray:
+    """Return which of the k nearest to each query, but itself, are relevant: (q, k)."""
+    alike = unit[torch.from_numpy(queries)] @ unit.T
+    alike[torch.arange(len(queries)), torch.from_numpy(queries)] = -torch.inf
+    return relevant[alike.topk(min(k, len(unit) - 1), dim=1).indices.numpy()].astype(float)
+
+
+def _few_labels(x: np.ndarray, survey: Survey) -> dict[str, float]:
+    """Fit the linear classifier to few labels, three subsets of each number."""
+    y, (train, validation, test) = survey.main.column("class"), _parts(survey.split)
+    row = {}
+    for n in LABELS:
+        if n <= len(train):
+            scores = []
+            for seed in range(3):
+                some = np.random.default_rng(seed).permutation(train)[:n]
+                model, *_ = fit_classes(x, y, some, validation, CLASS_C)
+                scores.append(classification_metrics(model.predict(x[test]), y[test])["balanced_accuracy"])
+            row[f"class {n} labels"] = float(np.mean(scores))
+    return row
+
+
+def _missing_bands(encoder: Encoder, survey: Survey, key: tuple[int, str], model: Any) -> dict[str, float]:
+    """Judge the classifier that was fitted with all bands where one is missing."""
+    test = np.flatnonzero(survey.split == 2)
+    y, row = survey.main.column("class")[test], {}
+    for band in survey.main.bands:
+        found = model.predict(encoder(survey.main, test, (band,))[key])
+        row[f"class without {band}"] = classification_metrics(found, y)["balanced_accuracy"]
+    return row | {"class without one, mean": float(np.mean(list(row.values()))), "class without one, worst": min(row.values())}
+
+
+def _other_field(
+    encoder: Encoder, survey: Survey, vectors: Vectors, classes: Mapping[str, Any], redshift: Mapping[str, Any]
+) -> dict[str, float]:
+    """Judge on the field of other seeing and depth; and see how well these two can be read from the vectors."""
+    rows = np.flatnonzero(judged(survey.other))
+    found = encoder(survey.other, rows, ())
+    y, z = (survey.other.column(name)[rows] for name in ("class", "z_spec"))
+    galaxies = np.flatnonzero((y == 0) & np.isfinite(z))
+    row = class_row(classes["model"].predict(found[classes["key"]]), y, "other field class")
+    row |= redshift_row(redshift["model"].predict(found[redshift["key"]][galaxies]), z[galaxies], "other field z")
+    test = np.flatnonzero(survey.split == 2)
+    x = np.concatenate([vectors[classes["key"]][test], found[classes["key"]]])
+    third = np.random.default_rng(0).permutation(len(x)) % 3
+    for name in ("seeing", "depth"):
+        value = np.concatenate([survey.main.column(name)[test], survey.other.column(name)[rows]])
+        model, *_ = fit_redshift(x, value, np.flatnonzero(third == 0), np.flatnonzero(third == 1))
+        row[f"R2 of {name}"] = model.score(x[third == 2], value[third == 2])
+    return row
+
+
+def _parts(split: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    train, validation, test = (np.flatnonzero(split == part) for part in range(3))
+    return train, validation, test
