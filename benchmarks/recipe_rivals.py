@@ -27,7 +27,12 @@ def rivals(survey: Survey, out: Path, config: ModelConfig, measure: Callable[...
         model.set_sky_noise(noise)
         _write(out, "random weights", seed, measure(model.to(pick_device()), survey))
     _write(out, "pixel PCA", 0, score(_components(survey, noise), survey))
-    _write(out, "magnitudes measured on the pixels", 0, _boosting(survey, lambda c, rows: aperture_magnitudes(c, rows=rows, sky_sigma=noise)))  # fmt: skip
+    _write(
+        out,
+        "magnitudes measured on the pixels",
+        0,
+        _boosting(survey, lambda c, rows: aperture_magnitudes(c, rows=rows, sky_sigma=noise)),
+    )
     _write(out, "upper bound: noise-free magnitudes", 0, _boosting(survey, _true_magnitudes))
 
 
@@ -51,7 +56,11 @@ def _components(survey: Survey, noise: np.ndarray) -> Callable[[CutoutFile, np.n
 
     def encode(cutouts: CutoutFile, rows: np.ndarray, dropped: Sequence[str]) -> Vectors:
         blocks = [rows[i : i + 2048] for i in range(0, len(rows), 2048)]
-        return {(0, "pixels"): np.concatenate([fitted.transform(pixels(cutouts, b, dropped)) for b in blocks]).astype(np.float32)}  # fmt: skip
+        return {
+            (0, "pixels"): np.concatenate([fitted.transform(pixels(cutouts, b, dropped)) for b in blocks]).astype(
+                np.float32
+            )
+        }
 
     return encode
 

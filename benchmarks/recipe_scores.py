@@ -72,7 +72,7 @@ def score(encoder: Encoder, survey: Survey, *, seed: int = 0) -> dict[str, Any]:
     of the lowest loss on validation.
     """
     start = time.perf_counter()
-    main, split = survey.main, survey.split
+    main = survey.main
     vectors = encoder(main, np.arange(len(main)), ())
     row: dict[str, Any] = {}
     best: tuple[float, tuple[int, str], Any] | None = None
@@ -104,7 +104,8 @@ def class_row(prediction: np.ndarray, truth: np.ndarray, prefix: str = "class") 
 def redshift_row(prediction: np.ndarray, truth: np.ndarray, prefix: str = "z") -> dict[str, float]:
     """Return R2, sigma_mad, outliers and bias, also by bin of the true redshift."""
     found = photoz_metrics(prediction, truth)
-    row = {f"{prefix} {name}": found[key] for name, key in (("R2", "r2"), ("sigma_mad", "sigma_mad"), ("outliers", "outlier_fraction"), ("bias", "bias"))}  # fmt: skip
+    names = {"R2": "r2", "sigma_mad": "sigma_mad", "outliers": "outlier_fraction", "bias": "bias"}
+    row = {f"{prefix} {name}": found[key] for name, key in names.items()}
     dz = (prediction - truth) / (1 + truth)
     for low, high in ((0.0, 0.4), (0.4, 0.8), (0.8, 2.6)):
         mine = (truth >= low) & (truth < high)
@@ -146,7 +147,9 @@ class Neighbours:
 
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
         self._scaler, self._y = StandardScaler().fit(x), y
-        self._search = NearestNeighbors(n_neighbors=min(max(NEIGHBOURS), len(x)), algorithm="brute").fit(self._scaled(x))
+        self._search = NearestNeighbors(n_neighbors=min(max(NEIGHBOURS), len(x)), algorithm="brute").fit(
+            self._scaled(x)
+        )
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         return self._scaler.transform(x).astype(np.float32)
@@ -203,7 +206,9 @@ def _retrieve(x: np.ndarray, survey: Survey, *, seed: int) -> dict[str, float]:
     for kind in ("dwarf", "arc"):
         wanted = np.flatnonzero(survey.kind == kind)
         hits = _hits(unit, wanted, survey.kind == kind, k=100)
-        row[f"recall@100 {kind}"] = float(hits.sum(1).mean() / max(1, min(100, len(wanted) - 1))) if len(wanted) > 1 else np.nan  # fmt: skip
+        row[f"recall@100 {kind}"] = (
+            float(hits.sum(1).mean() / max(1, min(100, len(wanted) - 1))) if len(wanted) > 1 else np.nan
+        )
     rng = np.random.default_rng(seed)
     for name, prevalence, kinds in PREVALENCES:
         gains = []
@@ -252,7 +257,10 @@ def _missing_bands(encoder: Encoder, survey: Survey, key: tuple[int, str], model
     for band in survey.main.bands:
         found = model.predict(encoder(survey.main, test, (band,))[key])
         row[f"class without {band}"] = classification_metrics(found, y)["balanced_accuracy"]
-    return row | {"class without one, mean": float(np.mean(list(row.values()))), "class without one, worst": min(row.values())}
+    return row | {
+        "class without one, mean": float(np.mean(list(row.values()))),
+        "class without one, worst": min(row.values()),
+    }
 
 
 def _other_field(

@@ -10,20 +10,37 @@ import pandas as pd
 from scipy.stats import t as student
 
 COLUMNS = {
-    "class": "class", "class kNN": "class, kNN", "class attentive": "class, attentive", "z R2": "z R2", "z kNN R2": "z R2, kNN",
-    "z sigma_mad": "sigma_mad", "z kNN sigma_mad": "sigma_mad, kNN", "z outliers": "outliers", "recall@100 dwarf": "dwarfs",
-    "recall@100 arc": "arcs", "nDCG@10 2 %": "nDCG 2 %", "nDCG@10 0.1 %": "nDCG 0.1 %",
-    "class without one, mean": "band lost", "class without one, worst": "worst band lost",
-    "other field class": "other field", "class 128 labels": "2^7 labels", "class 2048 labels": "2^11 labels",
-    "R2 of seeing": "seeing", "R2 of depth": "depth", "RankMe": "RankMe", "steps": "steps",
-    "training TFLOP": "TFLOP", "seconds of training": "s",
-}  # fmt: skip
+    "class": "class",
+    "class kNN": "class, kNN",
+    "class attentive": "class, attentive",
+    "z R2": "z R2",
+    "z kNN R2": "z R2, kNN",
+    "z sigma_mad": "sigma_mad",
+    "z kNN sigma_mad": "sigma_mad, kNN",
+    "z outliers": "outliers",
+    "recall@100 dwarf": "dwarfs",
+    "recall@100 arc": "arcs",
+    "nDCG@10 2 %": "nDCG 2 %",
+    "nDCG@10 0.1 %": "nDCG 0.1 %",
+    "class without one, mean": "band lost",
+    "class without one, worst": "worst band lost",
+    "other field class": "other field",
+    "class 128 labels": "2^7 labels",
+    "class 2048 labels": "2^11 labels",
+    "R2 of seeing": "seeing",
+    "R2 of depth": "depth",
+    "RankMe": "RankMe",
+    "steps": "steps",
+    "training TFLOP": "TFLOP",
+    "seconds of training": "s",
+}
 COMPARED = ("class", "class kNN", "z R2", "z sigma_mad", "z kNN sigma_mad", "recall@100 arc", "class without one, mean")
 
 
 def read_rows(out: Path) -> pd.DataFrame:
     """Return all rows of a study."""
-    return pd.DataFrame([json.loads(path.read_text()) for path in sorted((out / "rows").glob("*.json"))])
+    files = sorted((out / "rows").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return pd.DataFrame([json.loads(path.read_text()) for path in files])
 
 
 def table(out: Path, *, base: str = "plain") -> str:
@@ -36,15 +53,25 @@ def table(out: Path, *, base: str = "plain") -> str:
     for name, group in rows.groupby("recipe", sort=False):
         lines.append(f"| {name} | {len(group)} | " + " | ".join(_text(group[m].mean()) for m in measures) + " |")
     compared = [name for name in COMPARED if name in rows]
-    lines += ["", f"By how much each beats {base}, with the same seeds (mean, and its 95 % interval by Student's t):", ""]
-    lines += ["| recipe | seeds | " + " | ".join(COLUMNS[m] for m in compared) + " |", "|---" * (len(compared) + 2) + "|"]
+    lines += [
+        "",
+        f"By how much each beats {base}, with the same seeds (mean, and its 95 % interval by Student's t):",
+        "",
+    ]
+    lines += [
+        "| recipe | seeds | " + " | ".join(COLUMNS[m] for m in compared) + " |",
+        "|---" * (len(compared) + 2) + "|",
+    ]
     wide = rows.set_index(["recipe", "seed"])
     if base in wide.index:
         reference = wide.loc[base]
         for name in rows["recipe"].unique():
             common = wide.loc[name].index.intersection(reference.index)
             if name != base and len(common):
-                cells = [_difference((wide.loc[name].loc[common, m] - reference.loc[common, m]).to_numpy(float)) for m in compared]  # fmt: skip
+                cells = [
+                    _difference((wide.loc[name].loc[common, m] - reference.loc[common, m]).to_numpy(float))
+                    for m in compared
+                ]
                 lines.append(f"| {name} | {len(common)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

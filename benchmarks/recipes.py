@@ -78,10 +78,24 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fast": ({}, {"learning_rate": 2e-3, "warmup_steps": None, "clip_grad": 1.0}),  # "original" at our learning rate
 }
 RECIPES = (
-    "plain", "patch", "original", "original+fast", "noise", "flux", "bands", "noise+flux", "noise+flux+bands",
-    "noise+flux+bands25", "patch+flux+bands", "patch+flux+bands25", "latent", "consistency", "noise+flux+bands25+latent",
-    "noise+flux+bands25+consistency", "noise+flux+bands25+latent+consistency",
-)  # fmt: skip
+    "plain",
+    "patch",
+    "original",
+    "original+fast",
+    "noise",
+    "flux",
+    "bands",
+    "noise+flux",
+    "noise+flux+bands",
+    "noise+flux+bands25",
+    "patch+flux+bands",
+    "patch+flux+bands25",
+    "latent",
+    "consistency",
+    "noise+flux+bands25+latent",
+    "noise+flux+bands25+consistency",
+    "noise+flux+bands25+latent+consistency",
+)
 
 
 def recipe(name: str, *, bands: tuple[str, ...]) -> tuple[ModelConfig, dict[str, Any]]:
@@ -140,9 +154,17 @@ def make_survey(
 
 
 def _make_field(
-    folder: Path, name: str, n: int, seed: int, seeing: np.ndarray, depth: np.ndarray, *, size: dict[str, int],
-    workers: int, keep_tiles: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    name: str,
+    n: int,
+    seed: int,
+    seeing: np.ndarray,
+    depth: np.ndarray,
+    *,
+    size: dict[str, int],
+    workers: int,
+    keep_tiles: bool,
+) -> None:
     import shutil
 
     from astropy.table import Table
@@ -153,9 +175,15 @@ def _make_field(
     if not (place / "catalogue.fits").is_file():
         per_tile = size["n_objects"]
         simulate_sky(
-            place, n_tiles=n, tile_size=size["tile_size"], n_objects=per_tile * n, seed=seed, seeing=seeing.tolist(),
-            depth=depth.tolist(), workers=workers,
-        )  # fmt: skip
+            place,
+            n_tiles=n,
+            tile_size=size["tile_size"],
+            n_objects=per_tile * n,
+            seed=seed,
+            seeing=seeing.tolist(),
+            depth=depth.tolist(),
+            workers=workers,
+        )
     objects = Table.read(place / "catalogue.fits")
     number = objects["object_id"] // 100_000 - 1
     objects["seeing"], objects["depth"] = seeing[number], depth[number]
@@ -178,9 +206,17 @@ def _join(folder: Path) -> None:
 
 
 def train_recipe(
-    name: str, survey: Survey, run_dir: Path, *, seed: int, steps: int, batch: int, learning_rate: float,
-    extra: bool = False, compile: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    survey: Survey,
+    run_dir: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    extra: bool = False,
+    compile: bool = False,
+) -> dict[str, Any]:
     """Pretrain by a recipe, and return what it took."""
     main = survey.main
     config, training = recipe(name, bands=main.bands)
@@ -192,22 +228,41 @@ def train_recipe(
         training["warmup_steps"] = steps // 10
     device = pick_device()
     settings = PretrainConfig(
-        steps=steps, batch_size=batch, precision=fast_precision(device) if device.type == "cuda" else "fp32", seed=seed,
-        compile=compile, log_every=max(1, steps // 20), validate_every=steps, checkpoint_every=steps,
-        checkpoint_minutes=1e6, **training,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch,
+        precision=fast_precision(device) if device.type == "cuda" else "fp32",
+        seed=seed,
+        compile=compile,
+        log_every=max(1, steps // 20),
+        validate_every=steps,
+        checkpoint_every=steps,
+        checkpoint_minutes=1e6,
+        **training,
+    )
     data = CutoutFile(survey.folder / "pretrain.h5") if extra else main
     rows = None if extra else np.flatnonzero(main.column("split") == 0)
     loader = CutoutLoader(
-        data, rows=rows, batch_size=batch, size=config.image_size, augment=augment, seed=seed, device=device,
+        data,
+        rows=rows,
+        batch_size=batch,
+        size=config.image_size,
+        augment=augment,
+        seed=seed,
+        device=device,
         memory=2**40,
-    )  # fmt: skip
+    )
     start = time.perf_counter()
     result = pretrain(config, settings, train=loader, run_dir=run_dir)
     seconds = time.perf_counter() - start
     loss = result.metrics["loss"].dropna().tail(3).mean()
-    return {"steps": steps, "batch": batch, "training TFLOP": cost * steps * batch / 1e12,
-            "seconds of training": round(seconds, 1), "images/s": round(steps * batch / seconds), "loss": float(loss)}  # fmt: skip
+    return {
+        "steps": steps,
+        "batch": batch,
+        "training TFLOP": cost * steps * batch / 1e12,
+        "seconds of training": round(seconds, 1),
+        "images/s": round(steps * batch / seconds),
+        "loss": float(loss),
+    }
 
 
 def model_encoder(model: Any) -> Any:
@@ -218,23 +273,45 @@ def model_encoder(model: Any) -> Any:
 
     def run(cutouts: CutoutFile, rows: np.ndarray, dropped: Any) -> Any:
         return encode(
-            model, cutouts, rows=rows, pools=POOLS, layers=layers, drop_bands=dropped, batch_size=1024,
+            model,
+            cutouts,
+            rows=rows,
+            pools=POOLS,
+            layers=layers,
+            drop_bands=dropped,
+            batch_size=1024,
             precision=precision,
-        )  # fmt: skip
+        )
 
     return run
 
 
 def run(
-    name: str, survey: Survey, out: Path, *, seed: int, steps: int, batch: int, learning_rate: float, extra: bool = False,
-    compile: bool = False, attentive: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    survey: Survey,
+    out: Path,
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    extra: bool = False,
+    compile: bool = False,
+    attentive: bool = False,
+) -> dict[str, Any]:
     """Train and measure one recipe with one seed, and write its row."""
     folder = out / "runs" / f"{name}-{seed}"
     took = train_recipe(
-        name, survey, folder, seed=seed, steps=steps, batch=batch, learning_rate=learning_rate, extra=extra,
+        name,
+        survey,
+        folder,
+        seed=seed,
+        steps=steps,
+        batch=batch,
+        learning_rate=learning_rate,
+        extra=extra,
         compile=compile,
-    )  # fmt: skip
+    )
     row = {"recipe": name, "seed": seed, **took, **measure(load_model(folder), survey, attentive=attentive)}
     write_json(out / "rows" / f"{name}-{seed}.json", row)
     return row
@@ -298,7 +375,16 @@ def study(options: argparse.Namespace) -> None:
 
 def _command(options: argparse.Namespace, name: str, seed: int) -> list[str]:
     command = [sys.executable, __file__, "run", "--survey", options.survey, "--out", options.out, "--recipe", name]
-    command += ["--seed", seed, "--steps", options.steps, "--batch", options.batch, "--learning-rate", options.learning_rate]
+    command += [
+        "--seed",
+        seed,
+        "--steps",
+        options.steps,
+        "--batch",
+        options.batch,
+        "--learning-rate",
+        options.learning_rate,
+    ]
     command += [f"--{flag}" for flag in ("extra", "compile", "attentive") if getattr(options, flag)]
     return [str(word) for word in command]
 
@@ -343,20 +429,37 @@ def main() -> None:
     start = time.perf_counter()
     if options.command == "survey":
         make_survey(
-            options.out, tiles=options.tiles, extra_tiles=options.extra_tiles, workers=options.workers,
-            quick=options.quick, keep_tiles=options.keep_tiles,
-        )  # fmt: skip
+            options.out,
+            tiles=options.tiles,
+            extra_tiles=options.extra_tiles,
+            workers=options.workers,
+            quick=options.quick,
+            keep_tiles=options.keep_tiles,
+        )
     elif options.command == "rivals":
-        rivals(Survey(options.survey), options.out, recipe("plain", bands=Survey(options.survey).main.bands)[0], measure)
+        rivals(
+            Survey(options.survey), options.out, recipe("plain", bands=Survey(options.survey).main.bands)[0], measure
+        )
     elif options.command == "run":
         row = run(
-            options.recipe, Survey(options.survey), options.out, seed=options.seed, steps=options.steps,
-            batch=options.batch, learning_rate=options.learning_rate, extra=options.extra, compile=options.compile,
+            options.recipe,
+            Survey(options.survey),
+            options.out,
+            seed=options.seed,
+            steps=options.steps,
+            batch=options.batch,
+            learning_rate=options.learning_rate,
+            extra=options.extra,
+            compile=options.compile,
             attentive=options.attentive,
-        )  # fmt: skip
+        )
         print(json.dumps(row))
     elif options.command == "score":
-        row = {"recipe": options.name, "seed": 0, **measure(load_model(options.model), Survey(options.survey), attentive=options.attentive)}  # fmt: skip
+        row = {
+            "recipe": options.name,
+            "seed": 0,
+            **measure(load_model(options.model), Survey(options.survey), attentive=options.attentive),
+        }
         write_json(options.out / "rows" / f"{options.name}-0.json", row)
         print(json.dumps(row))
     elif options.command == "study":
