@@ -172,7 +172,7 @@ def _each_tile(name: str, value: float | Sequence[float], n_tiles: int) -> list[
     return np.broadcast_to(values, n_tiles).tolist()
 
 
-def _run(jobs: list[Callable[[], Table]], workers: int) -> Iterator[Table]:
+def _run(jobs: Sequence[Callable[[], Table]], workers: int) -> Iterator[Table]:
     """Do all jobs, in this process or in several, and give the results in order."""
     if workers <= 1 or len(jobs) == 1:
         yield from (job() for job in jobs)

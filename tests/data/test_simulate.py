@@ -26,6 +26,34 @@ def test_the_same_seed_gives_the_same_sky_and_tiles_do_not_depend_on_their_numbe
     assert (Table.read(one.catalogue)["ra"] == Table.read(two.catalogue)["ra"][:20]).all()
 
 
+def test_seeing_and_depth_change_the_images_and_not_the_objects_and_processes_change_nothing(tmp_path):
+    settings = {"n_tiles": 2, "tile_size": 128, "n_objects": 20, "bands": "ri", "seed": 5}
+    usual = simulate_sky(tmp_path / "usual", **settings)
+    worse = simulate_sky(tmp_path / "worse", **settings, seeing=[1.0, 1.5], depth=-1.0)
+    same = simulate_sky(tmp_path / "same", **settings, seeing=[1.0, 1.5], depth=-1.0, workers=2)
+    assert (Table.read(usual.catalogue)["mag_i"] == Table.read(worse.catalogue)["mag_i"]).all()
+    variance = {
+        name: np.median(fits.getdata(sky.tiles / "calexp-HSC-R-9813-0,0.fits", "VARIANCE"))
+        for name, sky in (("usual", usual), ("worse", worse))
+    }
+    assert np.sqrt(variance["worse"] / variance["usual"]) == pytest.approx(10**0.4, rel=0.01)
+    for name in ("calexp-HSC-R-9813-0,0.fits", "calexp-HSC-R-9813-1,0.fits"):
+        np.testing.assert_array_equal(fits.getdata(worse.tiles / name, 1), fits.getdata(same.tiles / name, 1))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"seeing": [1.0, 1.0, 1.0]}, "seeing=.*one for each of 2 tiles"),
+        ({"seeing": 0.0}, "above 0"),
+        ({"depth": np.nan}, "depth=nan"),
+    ],
+)
+def test_seeing_and_depth_are_checked(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_sky(tmp_path, n_tiles=2, tile_size=64, **setting)
+
+
 def test_files_are_in_the_layout_of_the_survey(sky):
     names = sorted(path.name for path in sky.tiles.iterdir())
     assert names == sorted(
