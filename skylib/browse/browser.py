@@ -19,11 +19,10 @@ from skylib.browse.state import ORDERS, BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
 from skylib.data.cutouts import CutoutFile
 from skylib.model.embeddings import Embeddings
-from skylib.search.anomaly import rank_anomalies
 from skylib.search.export import sky_links, write_objects
 from skylib.search.filters import matching_rows, parse_filter
 from skylib.search.index import SearchIndex
-from skylib.search.ranking import feedback_scores
+from skylib.search.ranking import feedback_scores, rank_anomalies
 
 STATE, SELECTION = "browser.json", "selection"  # names in the run folder
 MAX_ODD = 20_000  # for more objects, finding odd ones takes too long to wait for

@@ -1,4 +1,4 @@
-"""Two-dimensional maps of embeddings with UMAP [1]_, on an exact neighbour graph.
+"""Two-dimensional maps of embeddings with UMAP [1]_, on a neighbour graph that is exact up to very many objects.
 
 References
 ----------
@@ -17,14 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from skylib.device import pick_device
 from skylib.files import replaced
 from skylib.model.embeddings import Embeddings
-from skylib.search.nearest import full_precision, nearest
-
-QUERIES = 1024  # for how many objects neighbours are sought at a time
+from skylib.search.nearest import full_precision, neighbour_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,9 @@ class EmbeddingMap:
         ndarray of float32, shape (n, 2)
         """
         if embeddings.vectors.shape[1] != len(self.mean):
-            raise ValueError(f"vectors of {embeddings.vectors.shape[1]} numbers: the map was made from {len(self.mean)}")  # fmt: skip
+            raise ValueError(
+                f"vectors of {embeddings.vectors.shape[1]} numbers: the map was made from {len(self.mean)}"
+            )
         new = ((embeddings.vectors - self.mean) / self.scale @ self.directions).astype(np.float32)
         place = pick_device(device)
         rows, distance = neighbour_graph(
@@ -100,19 +101,25 @@ def umap_map(
     -------
     ndarray of float32, shape (n, 2)
     """
-    return fit_map(
-        embeddings, n_neighbors=n_neighbors, min_dist=min_dist, n_components=n_components, seed=seed
-    ).xy  # fmt: skip
+    asked = fit_map(embeddings, n_neighbors=n_neighbors, min_dist=min_dist, n_components=n_components, seed=seed)
+    return asked.xy
 
 
 def fit_map(
-    embeddings: Embeddings, *, n_neighbors: int = 15, min_dist: float = 0.1, n_components: int = 50, seed: int = 0,
-    n_epochs: int | None = None, device: str | torch.device | None = None,
-) -> EmbeddingMap:  # fmt: skip
+    embeddings: Embeddings,
+    *,
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    n_components: int = 50,
+    seed: int = 0,
+    n_epochs: int | None = None,
+    device: str | torch.device | None = None,
+) -> EmbeddingMap:
     """Lay embeddings out in a plane so that neighbours stay neighbours, and keep what places new objects there.
 
-    The vectors are standardised and reduced to their main components; the neighbours of each object are found
-    exactly, on the device; UMAP begins with the first two components [3]_. The seed fixes the result.
+    The vectors are standardised and reduced to their main components; the neighbours of each object are found on the
+    device, exactly or, of very many objects, approximately (`neighbour_graph`); UMAP begins with the first two
+    components [3]_. The seed fixes the result.
 
     Parameters
     ----------
@@ -143,40 +150,45 @@ def fit_map(
     if not np.isfinite(embeddings.vectors).all():
         bad = int((~np.isfinite(embeddings.vectors).all(axis=1)).sum())
         raise ValueError(f"{bad} of {len(embeddings)} vectors are not finite: leave them out of the map")
-    mean, scale, directions, components = _principal_components(embeddings.vectors, n_components)
-    place = torch.from_numpy(components).to(pick_device(device))
-    graph = neighbour_graph(place, place, k=n_neighbors)
+    scaler = StandardScaler()
+    x = scaler.fit_transform(embeddings.vectors)
+    pca = PCA(min(n_components, *x.shape), svd_solver="covariance_eigh")
+    components = np.ascontiguousarray(pca.fit_transform(x), dtype=np.float32)
+    graph = neighbour_graph(torch.from_numpy(components).to(pick_device(device)), k=n_neighbors, seed=seed)
     import umap  # its first import compiles for seconds
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value", category=UserWarning)  # a seed means one thread
-        warnings.filterwarnings(
-            "ignore", message=r"precomputed_knn\[2\]", category=UserWarning
-        )  # we transform ourselves
+        # UMAP warns that it cannot place new objects; `EmbeddingMap.transform` does.
+        warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]", category=UserWarning)
         reducer = umap.UMAP(
-            n_neighbors=n_neighbors, min_dist=min_dist, random_state=seed, init="pca", n_epochs=n_epochs,
+            n_neighbors=n_neighbors,
+            min_dist=min_dist,
+            random_state=seed,
+            init="pca",
+            n_epochs=n_epochs,
             precomputed_knn=graph,
-        )  # fmt: skip
+        )
         xy = np.asarray(reducer.fit_transform(components), dtype=np.float32)
     return EmbeddingMap(
-        xy=xy, components=components, mean=mean, scale=scale, directions=directions, n_neighbors=n_neighbors
+        xy=xy,
+        components=components,
+        mean=scaler.mean_,
+        scale=scaler.scale_,
+        directions=pca.components_.T.astype(np.float64),
+        n_neighbors=n_neighbors,
     )
 
 
-def neighbour_graph(points: Tensor, queries: Tensor, *, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (int64) and Euclidean distances (float32) of the k points nearest to each query, both (q, k)."""
-    squares, rows, distances = points.square().sum(dim=1), [], []
-    for part in queries.split(QUERIES):
-        distance, found = nearest(points, part, k=k, metric="mse", squares=squares)
-        rows.append(found.cpu())
-        distances.append((distance * points.shape[1]).sqrt().cpu())
-    return torch.cat(rows).numpy(), torch.cat(distances).numpy()
-
-
 def trustworthiness(
-    embeddings: Embeddings, xy: np.ndarray, *, n_neighbors: int = 15, sample: int = 2000, seed: int = 0,
+    embeddings: Embeddings,
+    xy: np.ndarray,
+    *,
+    n_neighbors: int = 15,
+    sample: int = 2000,
+    seed: int = 0,
     device: str | torch.device | None = None,
-) -> float:  # fmt: skip
+) -> float:
     """Return how far neighbours on a map are neighbours among the standardised vectors, too [2]_: 1 is perfect.
 
     Parameters
@@ -214,21 +226,3 @@ def trustworthiness(
         rank = torch.searchsorted(order, distance.gather(1, torch.tensor(others, device=place)))
         excess += float((rank - k).clamp(min=0).sum())
     return 1 - 2 / (len(chosen) * k * (2 * n - 3 * k - 1)) * excess
-
-
-def _principal_components(
-    vectors: np.ndarray, n_components: int, *, block: int = 16384
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, scale, directions (D, p) and components (n, p) of standardised vectors, in little memory."""
-    mean, scale = vectors.mean(axis=0, dtype=np.float64), vectors.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 0, scale, 1.0)
-    blocks = [slice(start, start + block) for start in range(0, len(vectors), block)]
-    covariance = np.zeros((len(mean), len(mean)))
-    for b in blocks:
-        x = (vectors[b] - mean) / scale
-        covariance += x.T @ x
-    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_components]
-    # The sign of a direction is free: its largest number is made positive, so that a map does not depend on it.
-    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(directions.shape[1])])
-    components = [((vectors[b] - mean) / scale @ directions).astype(np.float32) for b in blocks]
-    return mean, scale, directions, np.concatenate(components)

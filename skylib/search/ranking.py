@@ -1,14 +1,20 @@
-"""Learning from yes and no: objects ranked again by what a person said of a few."""
+"""Objects ranked without a query: by what a person marked, or by how odd they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from astropy.table import Table
+from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 
-from skylib.search.index import SearchIndex
+from skylib.checks import check_choice
+from skylib.model.embeddings import Embeddings
+from skylib.search.index import SearchIndex, ranked_table
+from skylib.search.nearest import neighbour_graph
 
 N_UNLABELLED = 1000  # objects, drawn at random, that stand for all that is not marked
 
@@ -48,7 +54,7 @@ def feedback_scores(
     if both := sorted(set(yes) & set(no)):
         raise ValueError(f"objects {both} are marked both yes and no")
     if index.vectors.ndim != 2:
-        raise ValueError("an index of tokens has no single vector an object")
+        raise ValueError("an index of tokens has no single vector per object")
     finite = index.finite.cpu().numpy()
     free = finite.copy()
     free[[*yes, *no]] = False
@@ -65,3 +71,50 @@ def feedback_scores(
     coefficients = torch.from_numpy(model.coef_[0].astype(np.float32)).to(index.device)
     scores = (index.vectors @ coefficients).cpu().numpy() + np.float32(model.intercept_[0])
     return np.where(finite, scores, np.nan)
+
+
+def rank_anomalies(
+    embeddings: Embeddings | SearchIndex,
+    *,
+    by: Literal["neighbour_distance", "isolation"] = "neighbour_distance",
+    n_neighbors: int = 10,
+    seed: int = 0,
+) -> Table:
+    """Rank all objects, the oddest first.
+
+    Parameters
+    ----------
+    embeddings : Embeddings or SearchIndex
+        Objects without a finite vector are left out.
+    by : {"neighbour_distance", "isolation"}
+        Euclidean distance to the k-th neighbour among the standardised vectors, or the score of an isolation forest
+        (Liu, Ting & Zhou 2008): how few random cuts isolate an object, 0.5 and less for ordinary ones. The neighbours
+        of many objects are found approximately (`neighbour_graph`), in a time that grows little faster than n.
+    n_neighbors : int
+        k. Groups of fewer than k + 1 similar objects are odd too.
+    seed : int
+        Of the forest and of the approximate neighbours.
+
+    Returns
+    -------
+    Table
+        Columns rank, index, score (the one ranked by, large is odd), neighbour_distance, isolation, ra, dec, labels.
+
+    Raises
+    ------
+    ValueError
+        If there are not more than `n_neighbors` objects, or `by` is unknown.
+    """
+    check_choice("by", by, ("neighbour_distance", "isolation"))
+    index = embeddings if isinstance(embeddings, SearchIndex) else SearchIndex(embeddings)
+    rows = np.flatnonzero(index.finite.cpu().numpy())
+    if not 0 < n_neighbors < len(rows):
+        raise ValueError(f"n_neighbors={n_neighbors}: must be 1 to {len(rows) - 1}, for {len(rows)} objects")
+    vectors = index.vectors.flatten(1)[index.finite]
+    distance = neighbour_graph(vectors, k=n_neighbors + 1, seed=seed)[1][:, -1]
+    x = vectors.cpu().numpy()
+    isolation = (-IsolationForest(random_state=seed).fit(x).score_samples(x)).astype(np.float32)
+    score = distance if by == "neighbour_distance" else isolation
+    order = np.lexsort((rows, -score))
+    more = {"neighbour_distance": distance[order], "isolation": isolation[order]}
+    return ranked_table(index.embeddings, rows[order], score[order], **more)

@@ -27,8 +27,9 @@ from skylib.files import replaced
 from skylib.model.checkpoint import fingerprint
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
-from skylib.search.index import SearchIndex, target_vectors
+from skylib.search.index import SearchIndex
 from skylib.search.nearest import Combine, Metric
+from skylib.search.queries import target_vectors
 from skylib.search.shards import HIT, Shard, best_hits
 from skylib.search.skyscan import WindowScan, read_ahead
 from skylib.stopping import Interrupted, StopRequest

@@ -4,11 +4,11 @@ import torch
 
 from skylib import Embeddings, ModelConfig, build_model, embed, search
 from skylib.data.sky import best_of_each_place, near_any
-from skylib.search.anomaly import rank_anomalies
 from skylib.search.filters import matching_rows, parse_filter
-from skylib.search.index import SearchIndex, target_vectors
+from skylib.search.index import SearchIndex
 from skylib.search.nearest import nearest, smallest
-from skylib.search.ranking import feedback_scores
+from skylib.search.queries import target_vectors
+from skylib.search.ranking import feedback_scores, rank_anomalies
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from sklearn.manifold import trustworthiness as sklearn_trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
 from skylib import Embeddings, umap_map
-from skylib.search.maps import EmbeddingMap, fit_map, neighbour_graph, trustworthiness
+from skylib.search.maps import EmbeddingMap, fit_map, trustworthiness
+from skylib.search.nearest import neighbour_graph
 
 
 @pytest.fixture(scope="module")
