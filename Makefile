@@ -5,7 +5,7 @@ PY := "$(VENV)/bin/python"
 RUN_DIR ?= papermill_runs/demo
 PIP_ARGS ?=
 
-.PHONY: help demo test lint strip lab benchmark clean distclean environment
+.PHONY: help demo test lint strip lab benchmark gpu clean distclean environment
 
 help:
 	@echo "make demo       simulate a sky, run every notebook on it, write a page of results ($(RUN_DIR)/index.html)"
@@ -14,6 +14,7 @@ help:
 	@echo "make strip      take the outputs out of the notebooks"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make benchmark  run the benchmarks"
+	@echo "make gpu        tests and benchmarks of a GPU, in 8 minutes (test-artifacts/gpu/gpu.md)"
 	@echo "make clean      remove caches and $(RUN_DIR); make distclean also removes $(VENV)"
 
 # The marker `unfinished`, with the number of the process that installs, is there from before the first step until
@@ -70,9 +71,12 @@ lab: environment
 
 benchmark: environment
 	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[benchmark]'
-	@for script in $$(ls benchmarks/*.py | grep -v harness.py); do \
+	@for script in $$(ls benchmarks/*.py | grep -v -e harness.py -e gpu.py); do \
 		echo "== $$script"; $(PY) "$$script" || exit 1; \
 	done
+
+gpu: environment
+	$(PY) benchmarks/gpu.py
 
 clean:
 	rm -rf "$(RUN_DIR)" .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info test-artifacts

@@ -6,6 +6,7 @@ The plain loop is what one would write first: fp32, eager, batch by batch from t
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import h5py
 import harness
 import numpy as np
 import torch
+from harness import DEVICE
 
 from skylib import CutoutFile, Embeddings, MaskedImageModel, ModelConfig, build_model, embed, write_cutouts
 from skylib.config import VIT_SIZES
-from skylib.device import fast_precision, pick_device
+from skylib.device import autocast, fast_precision
 
-DEVICE = pick_device()
 IMAGES = {"nano": 32, "tiny": 768, "small": 384, "base": 96, "large": 64, "huge": 32}  # on a CPU
 
 
@@ -32,6 +33,34 @@ def plain_loop(model: MaskedImageModel, path: Path, out: Path, *, batch: int) ->
     Embeddings(np.concatenate(vectors), ra=ra, dec=dec).save(out)
 
 
+def hugging_face(config: ModelConfig, path: Path, rows: np.ndarray, *, batch: int) -> Callable[[], np.ndarray]:
+    """Return a case: the encoder from transformers over rows of a file in their order, in the fast precision."""
+    import transformers
+
+    width, depth, heads = VIT_SIZES[config.size]
+    shape = transformers.ViTConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
+        image_size=config.image_size, patch_size=config.patch_size, num_channels=len(config.bands), attn_implementation="sdpa",
+    )  # fmt: skip
+    model = transformers.ViTModel(shape, add_pooling_layer=False).to(DEVICE).eval()
+
+    def case() -> np.ndarray:
+        vectors, data = [], CutoutFile(path)
+        with torch.inference_mode(), autocast(DEVICE, fast_precision(DEVICE)):
+            for start in range(0, len(rows), batch):
+                flux = torch.from_numpy(data.flux(rows[start : start + batch])).to(DEVICE)
+                vectors.append(model(flux).last_hidden_state[:, 1:].float().mean(dim=1).cpu().numpy())
+        return np.concatenate(vectors)
+
+    return case
+
+
+def gflop(config: ModelConfig) -> float:
+    """Return the GFLOP an image of the matrix products of the blocks: 12 width^2 a token, and the attention."""
+    width, depth, tokens = config.width, VIT_SIZES[config.size][1], config.n_patches + 1
+    return 2e-9 * depth * tokens * (12 * width**2 + 2 * tokens * width)
+
+
 def main() -> None:
     options = harness.parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"], choices=list(VIT_SIZES))
@@ -41,7 +70,7 @@ def main() -> None:
     chosen = options.parse_args()
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (8 if chosen.quick else 32 if DEVICE.type == "cpu" else 1024)
-    peak = harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if chosen.quick else None)
+    peak = harness.bf16_peak(quick=chosen.quick)
     rows: dict[str, dict[str, Any]] = {}
     for size in sizes:
         n = chosen.images or (IMAGES[size] if DEVICE.type == "cpu" else 100_000)
@@ -72,14 +101,11 @@ def compare(
         cases[f"{size}, embed, compiled"] = lambda: ours(data, compile=True)
     memory = {name: harness.peak_memory(run) for name, run in cases.items()}  # warms up, too
     seconds = harness.measure(cases, repeats=repeats, warm_up=0)
-    # The matrix products of the blocks: 12 width^2 a token, and the attention; 2 FLOPs each.
-    width, depth, tokens = config.width, VIT_SIZES[size][1], config.n_patches + 1
-    work = 2 * depth * tokens * (12 * width**2 + 2 * tokens * width)
     rows: dict[str, dict[str, Any]] = {}
     for name, times in seconds.items():
         rate = n / float(np.median(times))
         rows[name] = {"images/s": rate, "x plain loop": harness.ratio(seconds, f"{size}, plain loop", name),
-                      "share of peak": rate * work / peak, "memory MB": memory[name]}  # fmt: skip
+                      "share of peak": 1e9 * rate * gflop(config) / peak, "memory MB": memory[name]}  # fmt: skip
     rows[f"{size}, embed"]["precision"] = fast_precision(DEVICE)
     return rows
 

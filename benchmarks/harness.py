@@ -21,7 +21,9 @@ import numpy as np
 import torch
 
 import skylib
+from skylib.device import pick_device
 
+DEVICE = pick_device()
 T = TypeVar("T")
 Case = Callable[[], Any]
 
@@ -151,6 +153,11 @@ def matmul_peak(*, dtype: torch.dtype, device: str | torch.device = "cpu", side:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = measure({"matmul": lambda: a @ b}, repeats=10, warm_up=3)["matmul"]
     return 2 * side**3 / min(seconds)
+
+
+def bf16_peak(*, quick: bool = False) -> float:
+    """Return `matmul_peak` of bf16 on the device of the benchmarks."""
+    return matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if quick else None)
 
 
 def where() -> dict[str, Any]:

@@ -20,18 +20,16 @@ import h5py
 import harness
 import numpy as np
 import torch
-from harness import Case
+from harness import DEVICE, Case
 from torch.utils.flop_counter import FlopCounterMode
 
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, write_cutouts
 from skylib.config import VIT_SIZES
 from skylib.data.loading import Batch
-from skylib.device import autocast, fast_precision, kept_memory
+from skylib.device import autocast, fast_precision, kept_memory, keyed_generator
 from skylib.training.distributed import World
 from skylib.training.optimise import Optimiser
-from skylib.training.step import Step
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from skylib.training.step import Step, SummedLoss
 
 
 def settings(batch: int, **values: Any) -> PretrainConfig:
@@ -39,22 +37,40 @@ def settings(batch: int, **values: Any) -> PretrainConfig:
     return PretrainConfig(**(common | values))
 
 
+class Ours:
+    """Steps as `pretrain` makes them."""
+
+    def __init__(self, config: ModelConfig, run: PretrainConfig) -> None:
+        self.run, self.made = run, 0
+        self.model = build_model(config).to(DEVICE).train()
+        self.step, self.optimiser = Step(self.model, run, World(0, 1, DEVICE)), Optimiser(self.model, run)
+
+    def __call__(self, batches: Iterator[Batch]) -> None:
+        """Make one step."""
+        batch = next(batches)
+        generator = keyed_generator(self.run.seed, self.made, device=DEVICE)
+        sums = self.step(batch, self.model.draw_mask(len(batch.flux), generator=generator, device=DEVICE))
+        self.optimiser.step(1, sums[1])
+        self.made += 1
+
+
+def gflop(config: ModelConfig, *, batch: int = 8) -> float:
+    """Return the GFLOP an image of the matrix products of a step, forward and backward."""
+    model = build_model(config).to(DEVICE)
+    place = torch.zeros(batch, device=DEVICE)
+    with FlopCounterMode(display=False) as counter:
+        flux = next(same_batch(config, batch)).flux
+        SummedLoss(model)(flux, model.draw_mask(batch, device=DEVICE), None, place, place)[0].backward()
+    return counter.get_total_flops() / batch / 1e9
+
+
 @contextmanager
 def ours(config: ModelConfig, run: PretrainConfig, file: Path | None = None) -> Iterator[Case]:
     """A step as `pretrain` makes it, on images that are in memory, or from a file."""
-    batch = run.batch_size
-    loader = file and CutoutLoader(CutoutFile(file), batch_size=batch, augment=True, device=DEVICE)
-    batches = endless(loader) if loader else same_batch(config, batch)
-    model = build_model(config).to(DEVICE).train()
-    step, optimiser = Step(model, run, World(0, 1, DEVICE)), Optimiser(model, run)
-
-    def case() -> None:
-        batch = next(batches)
-        sums = step(batch, model.draw_mask(len(batch.flux), device=DEVICE))
-        optimiser.step(1, sums[1])
-
+    loader = file and CutoutLoader(CutoutFile(file), batch_size=run.batch_size, augment=True, device=DEVICE)
+    batches = endless(loader) if loader else same_batch(config, run.batch_size)
     with kept_memory(DEVICE):
-        yield case
+        yield partial(Ours(config, run), batches)
 
 
 @contextmanager
@@ -172,7 +188,7 @@ def main() -> None:
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (4 if chosen.quick else 64 if DEVICE.type == "cpu" else 1024)
     repeats = 2 if chosen.quick else chosen.repeats
-    peak = harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if chosen.quick else None)
+    peak = harness.bf16_peak(quick=chosen.quick)
     run = settings(batch, compile=chosen.compile or None)
     default = replace(run, batch_size=batch if chosen.quick else max(batch, PretrainConfig.batch_size))
     rows: dict[str, dict[str, Any]] = {}
@@ -183,7 +199,7 @@ def main() -> None:
         write_cutouts(file, flux, ra=np.zeros(n), dec=np.zeros(n), bands="grizy")
         for size in sizes:
             rows |= compare(size, file, run, default, repeats=repeats, peak=peak)
-    rows["matrix product, 2048 x 2048"] = {"GFLOP/s": max(peak, harness.matmul_peak(dtype=torch.bfloat16, device=DEVICE)) / 1e9}  # fmt: skip
+    rows["matrix product, 2048 x 2048"] = {"GFLOP/s": max(peak, harness.bf16_peak()) / 1e9}
     harness.report("Training", rows, json_file=chosen.json)
 
 

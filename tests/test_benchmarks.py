@@ -28,3 +28,16 @@ def test_a_benchmark_runs_and_writes_what_it_found(tmp_path, script, case, quant
     assert found[case][quantity] is None or found[case][quantity] > 0
     assert {"cpu", "threads", "gpu", "torch", "revision", "date"} <= set(found["_where"])
     assert f"| {case}" in done.stdout
+
+
+def test_the_benchmark_of_gpus_runs_on_a_cpu(tmp_path):
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--quick", "--out", str(tmp_path), "--side-by-side", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert {row.get("exit status") for row in found["jobs"].values()} == {0}, (tmp_path / "gpu.log").read_text()[-3000:]
+    assert "errors" not in found
+    assert found["tests"]["tests/test_gpu.py"]["exit status"] == 0
+    assert found["training"]["nano mae, from tiles"]["images/s"] > 0
+    assert found["search"]["64 queries, plain product and topk"]["same answers"] > 0.99
+    assert "| nano mae, from a file |" in (tmp_path / "gpu.md").read_text()

@@ -123,7 +123,7 @@ def turn(flux: Tensor, turns: Tensor) -> Tensor:
     draw = _to(turns, flux)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
-    return torch.where(draw[2], flux.transpose(-1, -2), flux)
+    return torch.where(~draw[2], flux, flux.transpose(-1, -2))  # in this order it lies in memory as `flux` does
 
 
 def _to(draw: Tensor, flux: Tensor) -> Tensor:

@@ -123,15 +123,23 @@ def _batches(
         cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, shuffle=False, device="cpu"
     )  # fmt: skip
     ra, dec = cutouts.ra, cutouts.dec
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         if fill:
             chosen = np.pad(chosen, (0, batch_size - len(chosen)), mode="edge")
-        values = [np.ascontiguousarray(v) for v in (loader.flux(chosen), ra[chosen], dec[chosen])]
-        tensors = [torch.from_numpy(v) for v in values]
-        if device.type == "cuda":
-            tensors = [t.pin_memory() for t in tensors]
-        flux, *place = (t.to(device, non_blocking=True) for t in tensors)
+        if stream is None:
+            images = np.ascontiguousarray(loader.flux(chosen))
+            flux, *place = (torch.from_numpy(x) for x in (images, ra[chosen], dec[chosen]))
+        else:
+            flux = torch.empty(len(chosen), len(c.bands), c.image_size, c.image_size, pin_memory=True)
+            loader.flux(chosen, out=flux.numpy())
+            place = [torch.from_numpy(x[chosen]).pin_memory() for x in (ra, dec)]
+            with torch.cuda.stream(stream):  # beside the computation, while this thread waits
+                flux, *place = (x.to(device, non_blocking=True) for x in (flux, *place))
+            stream.synchronize()
+            for x in (flux, *place):
+                x.record_stream(torch.cuda.default_stream(device))
         yield start, flux, place[0], place[1]
 
 

@@ -18,6 +18,8 @@ from skylib.model.mim import MaskedImageModel
 from skylib.training.distributed import World
 
 CPU_PATCHES = 4096  # in a part: on a CPU more at once are no faster, and take more memory
+GRAPH_PARAMETERS = 40_000_000  # of a model: below, a GPU computes faster than it can be told kernel by kernel
+_TRIALS = 3  # calls in which a compiled step shows that it works: it is compiled, recorded, and replayed
 
 
 class SummedLoss(nn.Module):
@@ -39,7 +41,8 @@ class Step:
     """Adds the gradient of a batch to the parameters of a model, and never waits for the device.
 
     The batch is computed in `PretrainConfig.accumulate` parts; on a CPU in more, if these are large. It is compiled on its
-    first batch if `PretrainConfig.compile` says so; where that fails it runs as it is, with a warning that says why.
+    first batch if `PretrainConfig.compile` says so, and for a small model on one GPU recorded as a CUDA graph, which is
+    started as a whole; where that fails it runs as it is, with a warning that says why.
 
     Parameters
     ----------
@@ -57,19 +60,25 @@ class Step:
         if world.size > 1:
             self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
         self._run: Callable[..., Any] = self._loss
-        self._to_compile = config.compile if config.compile is not None else world.device.type == "cuda"
+        compile = config.compile if config.compile is not None else world.device.type == "cuda"
+        small = sum(p.numel() for p in model.parameters()) < GRAPH_PARAMETERS
+        self._graph = compile and small and world.device.type == "cuda" and world.size == config.accumulate == 1
+        self._trials = _TRIALS if compile else 0
+        if compile:
+            self._run = torch.compile(self._loss, dynamic=False, mode="reduce-overhead" if self._graph else None)
 
     def __call__(self, batch: Batch, mask: Tensor) -> Tensor:
         """Return the error, summed over pixels, and their number or weight: (2,), of this process."""
-        if self._to_compile:
-            self._to_compile = False
-            self._run = torch.compile(self._loss, dynamic=False)
+        while self._trials:
+            self._trials -= 1
             try:
                 return self._backward(batch, mask)
             except Exception as error:  # whatever compilers, drivers and their versions come up with
                 reason = " ".join(str(error).split())[:400]
-                warnings.warn(f"training is not compiled, and slower: {type(error).__name__}: {reason}", stacklevel=3)
-                self._run = self._loss
+                what = "recorded as a CUDA graph" if self._graph else "compiled"
+                warnings.warn(f"training is not {what}, and slower: {type(error).__name__}: {reason}", stacklevel=3)
+                self._run = torch.compile(self._loss, dynamic=False) if self._graph else self._loss
+                self._trials, self._graph = _TRIALS if self._graph else 0, False
                 self._model.zero_grad()
         return self._backward(batch, mask)
 
@@ -78,6 +87,8 @@ class Step:
         size, count = self._part_size(len(batch.flux))
         cut = [[None] * count if field is None else field.split(size) for field in fields]
         sums = torch.zeros(2, device=self._world.device)
+        if self._graph:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
         for number, part in enumerate(zip(*cut, strict=True), 1):
             last = number == count
             with nullcontext() if last else self._no_sync():

@@ -25,10 +25,10 @@ _HOST = torch.device("cpu")
 
 
 class _Window(NamedTuple):
-    """Images of some batches in a row, in memory."""
+    """Images of some batches in a row, in memory: of the host, or of a GPU that holds all images."""
 
-    flux: np.ndarray
-    weight: np.ndarray | None
+    flux: np.ndarray | Tensor
+    weight: np.ndarray | Tensor | None
     slots: np.ndarray  # where the images of the batches are, batch after batch
 
 
@@ -123,7 +123,7 @@ class CutoutLoader:
         order = self._order()
         if self._resident:
             if self._kept is None:
-                self._kept = self._read(np.arange(len(self.rows)))
+                self._kept = self._on_device(self._read(np.arange(len(self.rows))))
             while self._next < len(self):
                 number, self._next = self._next, self._next + 1
                 mine = self._mine(order, number)
@@ -155,9 +155,18 @@ class CutoutLoader:
                     start += len(mine)
                 del images
 
-    def flux(self, rows: np.ndarray) -> np.ndarray:
-        """Return the images of these rows of the file as the batches hold them, (n, C, S, S), before augmentation."""
-        return self._by_band(self.cutouts.flux(rows, size=self.size), np.nan)
+    def flux(self, rows: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the images of these rows of the file as the batches hold them, (n, C, S, S), before augmentation.
+
+        With `out` they are read into this memory.
+        """
+        if out is None or self._planes != list(range(len(self.cutouts.bands))):
+            images = self._by_band(self.cutouts.flux(rows, size=self.size), np.nan)
+            if out is None:
+                return images
+            out[:] = images
+            return out
+        return self.cutouts.flux(rows, size=self.size, out=out)
 
     def sky_noise(self) -> np.ndarray:
         """Measure the sky noise (C,) on up to 500 cutouts."""
@@ -231,6 +240,14 @@ class CutoutLoader:
             weight = np.where(np.isfinite(weight) & np.isfinite(flux), weight, np.float32(0))
         return _Window(flux, weight, slots)
 
+    def _on_device(self, window: _Window) -> _Window:
+        """Bring images to a GPU, if there is room for them in a quarter of what is free."""
+        images = [window.flux] if window.weight is None else [window.flux, window.weight]
+        if self.device.type != "cuda" or 4 * sum(x.nbytes for x in images) > torch.cuda.mem_get_info(self.device)[0]:
+            return window
+        flux, *weight = (torch.as_tensor(x).to(self.device) for x in images)
+        return window._replace(flux=flux, weight=weight[0] if weight else None)
+
     def _by_band(self, images: np.ndarray, missing: float) -> np.ndarray:
         """Bring the planes of the file into the order of `bands`."""
         if self._planes == list(range(images.shape[1])):
@@ -262,11 +279,13 @@ class CutoutLoader:
             {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,
         )  # fmt: skip
 
-    def _take(self, images: np.ndarray, slots: np.ndarray, turns: Tensor | None) -> Tensor:
+    def _take(self, images: np.ndarray | Tensor, slots: np.ndarray, turns: Tensor | None) -> Tensor:
         """Gather images into one tensor on the device, turned there or on the way."""
-        out, on_gpu = self._buffers.take((len(slots), *images.shape[1:]), self.device), self.device.type == "cuda"
-        gather(images, slots, turns=None if on_gpu else turns, out=out)
-        if not on_gpu:
-            return out
-        out = out.to(self.device, non_blocking=True)
-        return out if turns is None else turn(out, turns)
+        on_gpu = self.device.type == "cuda"
+        if isinstance(images, Tensor):
+            out = images.index_select(0, to_device(slots, images.device))
+        else:
+            out = self._buffers.take((len(slots), *images.shape[1:]), self.device)
+            gather(images, slots, turns=None if on_gpu else turns, out=out)
+            out = out.to(self.device, non_blocking=True) if on_gpu else out
+        return turn(out, turns) if on_gpu and turns is not None else out
