@@ -54,6 +54,11 @@ class Survey:
         return np.where(judged(self.main), self.main.column("split"), -1)
 
     @cached_property
+    def used(self) -> np.ndarray:
+        """Return the rows of `main` that are embedded: those judged, and the rare ones."""
+        return np.flatnonzero((self.split >= 0) | np.isin(self.kind, ("dwarf", "arc")))
+
+    @cached_property
     def kind(self) -> np.ndarray:
         """Return what each object of `main` is, for retrieval: dwarf, arc, galaxy, qso or star."""
         rare, classes = self.main.column("rare"), np.array(CLASSES)[self.main.column("class")]
@@ -73,7 +78,10 @@ def score(encoder: Encoder, survey: Survey, *, seed: int = 0) -> dict[str, Any]:
     """
     start = time.perf_counter()
     main = survey.main
-    vectors = encoder(main, np.arange(len(main)), ())
+    vectors = {}
+    for key, some in encoder(main, survey.used, ()).items():
+        vectors[key] = np.full((len(main), some.shape[1]), np.nan, np.float32)
+        vectors[key][survey.used] = some
     row: dict[str, Any] = {}
     best: tuple[float, tuple[int, str], Any] | None = None
     for pool in dict.fromkeys(pool for _, pool in vectors):
@@ -86,7 +94,7 @@ def score(encoder: Encoder, survey: Survey, *, seed: int = 0) -> dict[str, Any]:
     _, key, (classes, redshift) = best
     row = {"pool": key[1], **classes["row"], **redshift["row"], **row}
     x = vectors[key]
-    row["RankMe"] = effective_rank(x[:: -(-len(x) // 8000)].astype(np.float64))
+    row["RankMe"] = effective_rank(x[survey.used[:: -(-len(survey.used) // 8000)]].astype(np.float64))
     row |= _retrieve(x, survey, seed=seed) | _few_labels(x, survey)
     row |= _missing_bands(encoder, survey, key, classes["model"])
     row |= _other_field(encoder, survey, vectors, classes, redshift)
@@ -199,23 +207,21 @@ def _regress(candidates: Vectors, survey: Survey) -> dict[str, Any]:
 
 def _retrieve(x: np.ndarray, survey: Survey, *, seed: int) -> dict[str, float]:
     """Search by each planted rare object for the others, and by common ones at several prevalences."""
-    fit = survey.main.column("split") == 0
-    scaled = (x - x[fit].mean(0)) / x[fit].std(0).clip(min=1e-6)
+    kinds, used = survey.kind[survey.used], x[survey.used]
+    fit = survey.split[survey.used] == 0
+    scaled = (used - used[fit].mean(0)) / used[fit].std(0).clip(min=1e-6)
     unit = torch.from_numpy(scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(min=1e-12)).float()
     row: dict[str, float] = {}
     for kind in ("dwarf", "arc"):
-        wanted = np.flatnonzero(survey.kind == kind)
-        hits = _hits(unit, wanted, survey.kind == kind, k=100)
-        row[f"recall@100 {kind}"] = (
-            float(hits.sum(1).mean() / max(1, min(100, len(wanted) - 1))) if len(wanted) > 1 else np.nan
-        )
+        wanted = np.flatnonzero(kinds == kind)
+        found = _hits(unit, wanted, kinds == kind, k=100).sum(1).mean() if len(wanted) > 1 else np.nan
+        row[f"recall@100 {kind}"] = float(found / max(1, min(100, len(wanted) - 1)))
     rng = np.random.default_rng(seed)
-    for name, prevalence, kinds in PREVALENCES:
+    for name, prevalence, sought in PREVALENCES:
         gains = []
-        for kind in kinds:
-            pool = np.flatnonzero((survey.split >= 0) | np.isin(survey.kind, ("dwarf", "arc")))
-            relevant, rest = pool[survey.kind[pool] == kind], pool[survey.kind[pool] != kind]
-            if len(relevant) / max(1, len(pool)) > prevalence:
+        for kind in sought:
+            relevant, rest = np.flatnonzero(kinds == kind), np.flatnonzero(kinds != kind)
+            if len(relevant) / len(kinds) > prevalence:
                 relevant = rng.permutation(relevant)[: max(2, round(len(rest) * prevalence / (1 - prevalence)))]
             else:
                 rest = rng.permutation(rest)[: round(len(relevant) * (1 - prevalence) / prevalence)]

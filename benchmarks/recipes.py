@@ -63,7 +63,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flux100": ({"flux_weight": 1.0}, {}),
     "bands": ({"hide_bands": 0.5}, {}),
     "bands25": ({"hide_bands": 0.25}, {}),
-    "latent": ({"latent_weight": 1.0}, {"ema": 0.998}),
+    "latent": ({"latent_weight": 1.0}, {}),
     "consistency": ({"consistency_weight": 0.1}, {}),
     "registers": ({"registers": 4}, {}),
     "attention": ({"attention_pool": True}, {}),
@@ -267,7 +267,7 @@ def train_recipe(
 
 def model_encoder(model: Any) -> Any:
     """Return a function from a file, rows and missing bands to the vectors of all layers and poolings that are tried."""
-    precision = fast_precision(model.sky_sigma.device) if model.sky_sigma.device.type == "cuda" else "fp32"
+    precision = fast_precision(model.sky_sigma.device)
     depth = len(model.encoder.blocks)
     layers = LAYERS if depth == 6 else tuple(range(depth // 3, depth, max(1, depth // 6)))
 
