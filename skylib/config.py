@@ -9,7 +9,7 @@ from skylib.bands import sort_bands
 from skylib.checks import check_choice, check_range
 
 Objective = Literal["mae", "simmim"]
-NormPix = Literal["band", "patch"]
+NormPix = Literal["band", "patch", "noise"]
 Loss = Literal["l1", "mse"]
 StretchKind = Literal["asinh", "linear"]
 Precision = Literal["bf16", "fp32"]
@@ -45,8 +45,9 @@ class ModelConfig:
         ``mae``: share of tokens dropped.
     max_mask_ratio : float
         ``simmim``: the share of patches hidden is drawn from U(0, max_mask_ratio), per sample and band.
-    norm_pix : {"band", "patch", None}
-        Standardise the target per patch and band, per patch over all bands, or not at all.
+    norm_pix : {"band", "patch", "noise", None}
+        Standardise the target per patch and band, per patch over all bands, or not at all. ``noise`` is per patch and band
+        with the variance of the sky noise added, so that patches of empty sky count little.
     loss : {"l1", "mse"}
     stretch : {"asinh", "linear"}
     ra_dec : bool
@@ -59,6 +60,20 @@ class ModelConfig:
         as ``pool="attention"``.
     decoder_width, decoder_depth : int
         ``mae`` only.
+    hide_bands : float
+        ``mae``: share of samples in which 1 to C - 1 whole bands are also taken from the visible patches, as if they had
+        no data, and reconstructed with the rest.
+    flux_weight : float
+        ``mae``: weight of the error in the fluxes of the whole image, in three apertures and all bands, as predicted from
+        the visible tokens; 0.3 is a good start.
+    latent_weight : float
+        ``mae``: weight of the error in the latents that a teacher, the moving average of the encoder, has of the hidden
+        patches.
+    latent_layers : int
+        How many blocks of the teacher, evenly spaced, are predicted.
+    consistency_weight : float
+        ``mae``: weight of the difference between two views of an image, with other patches hidden and turned by 90 degrees;
+        0.1 is a good start.
     """
 
     bands: tuple[str, ...] = ("g", "r", "i", "z", "y")
@@ -76,6 +91,11 @@ class ModelConfig:
     attention_pool: bool = False
     decoder_width: int = 512
     decoder_depth: int = 4
+    hide_bands: float = 0.0
+    flux_weight: float = 0.0
+    latent_weight: float = 0.0
+    latent_layers: int = 4
+    consistency_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
@@ -87,6 +107,15 @@ class ModelConfig:
         check_range("patch_size", self.patch_size, 1)
         check_range("decoder_depth", self.decoder_depth, 1)
         check_range("registers", self.registers, 0)
+        check_range("hide_bands", self.hide_bands, 0, 1)
+        check_range("latent_layers", self.latent_layers, 1, VIT_SIZES[self.size][1])
+        for name in ("flux_weight", "latent_weight", "consistency_weight"):
+            check_range(name, getattr(self, name), 0)
+        for name in ("hide_bands", "flux_weight", "latent_weight", "consistency_weight"):
+            if getattr(self, name) and self.objective != "mae":
+                raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")
+        if self.hide_bands and len(self.bands) < 2:
+            raise ValueError(f"hide_bands={self.hide_bands}: must be 0 with a single band")
         if self.image_size <= 0 or self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}")
         if self.decoder_width <= 0 or self.decoder_width % 32:

@@ -23,10 +23,12 @@ from skylib.model.patches import (
     patchify,
     random_band_mask,
     random_token_mask,
+    random_whole_bands,
     unpatchify,
 )
 from skylib.model.stretch import stretch, unstretch
 from skylib.model.target import Patches, cut, mean_error, standardise
+from skylib.model.terms import SIGREG_SHARE, Consistency, FluxHead, LatentTargets
 from skylib.model.vit import AttentionPool, Decoder, Encoder, initialise, sky_vector
 
 POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
@@ -35,10 +37,11 @@ POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
 class MIMOutput(NamedTuple):
     """What a masked image model returns in training."""
 
-    loss: Tensor  # scalar, over hidden pixels that have data
+    loss: Tensor  # scalar, over hidden pixels that have data, and the weighted other terms
     prediction: Tensor  # (B, N, C, P), stretched, and standardised with norm_pix; 0 where `mae` has nothing to predict
     mask: Tensor  # bool (B, C, N), True where hidden
     n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
+    parts: dict[str, Tensor]  # terms of the loss without their weights, scalar: pixels, flux, latent, consistency
 
 
 class MaskedImageModel(nn.Module):
@@ -71,7 +74,7 @@ class MaskedImageModel(nn.Module):
         self.sky_sigma: Tensor
         self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
         if config.objective == "mae":
-            self.decoder: nn.Module = Decoder(
+            self.decoder: Any = Decoder(
                 encoder_width=width, patch_dim=config.patch_dim, n_patches=config.n_patches,
                 width=config.decoder_width, depth=config.decoder_depth,
             )  # fmt: skip
@@ -80,6 +83,15 @@ class MaskedImageModel(nn.Module):
             nn.init.normal_(self.hidden, std=0.02)
             self.decoder = nn.Linear(width, config.patch_dim)
             initialise(self.decoder)
+        # Last, so that all else begins with the same weights whether they are there or not.
+        c = config
+        self.flux_head = FluxHead(width=width, n_bands=len(c.bands), image_size=c.image_size) if c.flux_weight else None
+        self.latent = (
+            LatentTargets(self.encoder, decoder_width=c.decoder_width, n_layers=c.latent_layers)
+            if c.latent_weight
+            else None
+        )
+        self.consistency = Consistency(width=width) if c.consistency_weight else None
 
     def set_sky_noise(self, sigma: Tensor) -> None:
         """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
@@ -124,7 +136,12 @@ class MaskedImageModel(nn.Module):
         c, n_bands = self.config, len(self.config.bands)
         if c.objective == "mae":
             drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)
-            return drawn[:, None].expand(-1, n_bands, -1)
+            mask = drawn[:, None].expand(-1, n_bands, -1)
+            if not c.hide_bands:
+                return mask
+            return (
+                mask | random_whole_bands(batch, n_bands, c.hide_bands, generator=generator, device=device)[..., None]
+            )
         return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
 
     def compare(
@@ -132,17 +149,46 @@ class MaskedImageModel(nn.Module):
         ra: Tensor | None = None, dec: Tensor | None = None,
     ) -> MIMOutput:  # fmt: skip
         """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
-        patches = self._patches(flux)
-        prediction = self._predict(
-            patches, mask, self.config.n_visible if n_visible is None else n_visible, sky_vector(ra, dec)
-        )
-        target, _, _ = standardise(patches, self.config.norm_pix)
+        c = self.config
+        n_visible = c.n_visible if n_visible is None else n_visible
+        patches, sky = self._patches(flux), self._sky(sky_vector(ra, dec))
+        encoded, order = self._encode(patches, mask, n_visible, sky)
+        prediction, decoded = self._decode(encoded, order, n_visible)
+        pixels, _, _ = standardise(patches, c.norm_pix, noise=self._noise())
         use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
         if weight is not None:
             weight = weight.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
-            use = use * patchify(weight, self.config.patch_size)
-        loss, n_pixels = mean_error(prediction, target, use, kind=self.config.loss)
-        return MIMOutput(loss, prediction, mask, n_pixels)
+            use = use * patchify(weight, c.patch_size)
+        loss, n_pixels = mean_error(prediction, pixels, use, kind=c.loss)
+        parts, share = {"pixels": loss}, use.sum(dim=(1, 2, 3)) / torch.where(n_pixels > 0, n_pixels, 1.0)  # (B,)
+        summary = encoded[:, self.encoder.n_prefix :].mean(dim=1)
+        if self.flux_head is not None:
+            parts["flux"] = share @ self.flux_head(summary, flux, self.sky_sigma)
+            loss = loss + c.flux_weight * parts["flux"]
+        if self.latent is not None:
+            places = order[:, n_visible:]
+            decoded = decoded[:, decoded.shape[1] - places.shape[1] :]
+            parts["latent"] = share @ self.latent(decoded, places, self._fill(patches).detach(), sky)
+            loss = loss + c.latent_weight * parts["latent"]
+        if self.consistency is not None:
+            # Another image orientation and, half an image further, other patches; the bands are the same.
+            turned = self._patches(flux.rot90(1, (2, 3)))
+            other, _ = self._encode(turned, mask.roll(c.n_patches // 2, 2), n_visible, sky)
+            distance, spread = self.consistency(summary, other[:, self.encoder.n_prefix :].mean(dim=1))
+            parts["consistency"] = share @ distance + SIGREG_SHARE * spread
+            loss = loss + c.consistency_weight * parts["consistency"]
+        return MIMOutput(loss, prediction, mask, n_pixels, parts)
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Let the teacher, if there is one, follow the encoder; to be called after each optimiser step.
+
+        Parameters
+        ----------
+        step, steps : int
+            How many steps were made, and how many the training has.
+        """
+        if self.latent is not None:
+            self.latent.follow(self.encoder, step, steps)
 
     def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
         """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
@@ -215,8 +261,8 @@ class MaskedImageModel(nn.Module):
             mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
         else:
             mask, n_visible = self._checked(mask, len(flux))
-        prediction = self._predict(patches, mask, n_visible, sky_vector(ra, dec)).float()
-        _, mean, scale = standardise(patches, c.norm_pix)
+        prediction = self._predict(patches, mask, n_visible, self._sky(sky_vector(ra, dec))).float()
+        _, mean, scale = standardise(patches, c.norm_pix, noise=self._noise())
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
@@ -228,9 +274,14 @@ class MaskedImageModel(nn.Module):
             raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
         return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
 
-    def _fill(self, patches: Patches) -> Tensor:
-        """Put the learned stand-in where there is no data; flat patches, (B, N, C * P)."""
-        return torch.where(patches.valid, patches.pixels, self.no_data).flatten(2)
+    def _fill(self, patches: Patches, hidden: Tensor | None = None) -> Tensor:
+        """Put the learned stand-in where there is no data, or a mask (B, C, N) hides it; flat patches, (B, N, C * P)."""
+        shown = patches.valid if hidden is None else patches.valid & ~hidden.transpose(1, 2)[..., None]
+        return torch.where(shown, patches.pixels, self.no_data).flatten(2)
+
+    def _noise(self) -> Tensor | float:
+        """Return the variance of the sky noise in stretched pixels, (C, 1) or a number."""
+        return 1.0 if self.config.stretch == "asinh" else self.sky_sigma[:, None].square()
 
     def _sky(self, sky: Tensor | None) -> Tensor | None:
         return sky if self.config.ra_dec else None
@@ -239,27 +290,39 @@ class MaskedImageModel(nn.Module):
         """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
         c = self.config
         mask = check_mask(mask, batch=batch, n_bands=len(c.bands), n_patches=c.n_patches)
-        return mask, count_visible(mask) if c.objective == "mae" else c.n_patches
+        return mask, count_visible(mask, bands_alike=not c.hide_bands) if c.objective == "mae" else c.n_patches
 
     def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
         """Return the prediction, (B, N, C, P): of all patches, or of `mae` for the hidden ones, with 0 in the others."""
-        filled, sky, n_prefix = self._fill(patches), self._sky(sky), self.encoder.n_prefix
+        encoded, order = self._encode(patches, mask, n_visible, sky)
+        return self._decode(encoded, order, n_visible)[0]
+
+    def _encode(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return prefix and patch tokens, of `mae` the visible ones, and the order of the patches, visible first, (B, N)."""
+        order = mask.all(dim=1).to(torch.uint8).argsort(dim=1, stable=True)
         if self.config.objective == "mae":
-            order = mask[:, 0].to(torch.uint8).argsort(dim=1, stable=True)  # visible patches first
-            encoded = self.encoder(filled, keep=order[:, :n_visible], sky=sky)
-            summary = encoded[:, :n_prefix] if self.attention_pool is None else self.attention_pool(encoded)[:, None]
-            hidden = self.decoder(summary, encoded[:, n_prefix:], order)
-            places = order[:, n_visible:, None].expand_as(hidden)
-            prediction = hidden.new_zeros(*order.shape, hidden.shape[2]).scatter(1, places, hidden)
-        else:
-            hidden = self.hidden.expand_as(patches.pixels).flatten(2)
-            shown = torch.where(mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2), hidden, filled)
-            encoded = self.encoder(shown, sky=sky)
-            tokens = encoded[:, n_prefix:]
-            if self.attention_pool is not None:
-                tokens = tokens + self.attention_pool(encoded)[:, None]
-            prediction = self.decoder(tokens)
-        return prediction.view(patches.pixels.shape)
+            shown = self._fill(patches, mask if self.config.hide_bands else None)
+            return self.encoder(shown, keep=order[:, :n_visible], sky=sky), order
+        hidden = self.hidden.expand_as(patches.pixels).flatten(2)
+        hides = mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2)
+        return self.encoder(torch.where(hides, hidden, self._fill(patches)), sky=sky), order
+
+    def _decode(self, encoded: Tensor, order: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
+        """Return the prediction, (B, N, C, P), and of `mae` the tokens it is made of, of the last patches in `order`."""
+        c, n_prefix = self.config, self.encoder.n_prefix
+        shape = (*order.shape, len(c.bands), c.patch_size**2)
+        pooled = None if self.attention_pool is None else self.attention_pool(encoded)[:, None]
+        tokens = encoded[:, n_prefix:]
+        if c.objective != "mae":
+            return self.decoder(tokens if pooled is None else tokens + pooled).view(shape), tokens
+        summary = encoded[:, :n_prefix] if pooled is None else pooled
+        # Where bands are hidden, visible patches have something to predict as well.
+        n_last = c.n_patches if c.hide_bands else c.n_patches - n_visible
+        decoded = self.decoder(summary, tokens, order, n_last=n_last)
+        pixels = self.decoder.head(decoded)
+        places = order[:, c.n_patches - n_last :, None].expand_as(pixels)
+        prediction = pixels.new_zeros(*order.shape, pixels.shape[2]).scatter(1, places, pixels)
+        return prediction.view(shape), decoded
 
 
 def central_patches(n_patches: int, reach: int = 1) -> list[int]:

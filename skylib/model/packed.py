@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from skylib.device import fast_precision
 from skylib.model.vit import GeluLinear
 
+TRAINING_ONLY = {"decoder", "flux_head", "latent", "consistency"}
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -56,6 +58,7 @@ def _pack(module: nn.Module) -> nn.Module:
     for own in ("_parameters", "_buffers", "_forward_hooks"):
         setattr(twin, own, copy(getattr(module, own)))
     twin._modules = {
-        name: child if child is None or name == "decoder" else _pack(child) for name, child in module._modules.items()
+        name: child if child is None or name in TRAINING_ONLY else _pack(child)
+        for name, child in module._modules.items()
     }
     return twin

@@ -46,6 +46,27 @@ def random_band_mask(
     return (noise < ratio).to(device)
 
 
+def random_whole_bands(
+    batch: int,
+    n_bands: int,
+    share: float,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Hide 1 to C - 1 whole bands, each number and each band equally often, in a share of the samples.
+
+    Returns
+    -------
+    Tensor of bool, shape (B, C)
+    """
+    where = _device(generator, device)
+    chosen = torch.rand(batch, 1, generator=generator, device=where) < share
+    n_hidden = 1 + torch.rand(batch, 1, generator=generator, device=where) * (n_bands - 1)
+    rank = torch.rand(batch, n_bands, generator=generator, device=where).argsort(dim=1).argsort(dim=1)
+    return (chosen & (rank < n_hidden.floor())).to(device)
+
+
 def _device(generator: torch.Generator | None, device: torch.device | str) -> torch.device | str:
     return device if generator is None else generator.device
 
@@ -68,17 +89,19 @@ def check_mask(mask: Tensor, *, batch: int, n_bands: int, n_patches: int) -> Ten
     return mask
 
 
-def count_visible(mask: Tensor) -> int:
-    """Return how many patches of each sample a mask (B, C, N) leaves to `mae`.
+def count_visible(mask: Tensor, *, bands_alike: bool = True) -> int:
+    """Return how many patches of each sample a mask (B, C, N) leaves to `mae`, at least in one band.
 
     Raises
     ------
     ValueError
-        If it is not the same in all bands, or the number differs between samples.
+        If the number differs between samples, or the mask between bands where they must be alike.
     """
-    if not bool((mask == mask[:, :1]).all()):
-        raise ValueError("mask differs between bands: 'mae' drops whole tokens; use objective='simmim'")
-    visible = (~mask[:, 0]).sum(dim=1).unique()
+    if bands_alike and not bool((mask == mask[:, :1]).all()):
+        raise ValueError(
+            "mask differs between bands: 'mae' drops whole tokens; use objective='simmim', or hide_bands above 0"
+        )
+    visible = (~mask.all(dim=1)).sum(dim=1).unique()
     if len(visible) > 1:
         raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")
     return int(visible[0])

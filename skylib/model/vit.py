@@ -7,6 +7,8 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -119,9 +121,16 @@ class Encoder(nn.Module):
         -------
         Tensor, shape (B, n_prefix + K or N, width)
         """
+        return self.at_layers(patches, layers=(layer,), keep=keep, sky=sky)[0]
+
+    def at_layers(
+        self, patches: Tensor, *, layers: Sequence[int], keep: Tensor | None = None, sky: Tensor | None = None
+    ) -> list[Tensor]:
+        """Encode patches as `forward` does, and return the tokens after each of several blocks."""
         depth = len(self.blocks)
-        if not -depth <= layer < depth:
-            raise ValueError(f"layer={layer}: must be {-depth} to {depth - 1}")
+        for layer in layers:
+            if not -depth <= layer < depth:
+                raise ValueError(f"layer={layer}: must be {-depth} to {depth - 1}")
         positions = self.positions.expand(len(patches), -1, -1)
         if keep is not None:
             patches = patches.gather(1, keep[..., None].expand(-1, -1, patches.shape[-1]))
@@ -134,9 +143,11 @@ class Encoder(nn.Module):
         if self.registers is not None:
             prefix.append(self.registers.expand(len(patches), -1, -1))
         x = torch.cat([*prefix, self.embed(patches) + positions], dim=1)
-        for block in self.blocks[: layer % depth + 1]:
+        after = []
+        for block in self.blocks[: max(layer % depth for layer in layers) + 1]:
             x = block(x)
-        return self.norm(x) if layer % depth == depth - 1 else x
+            after.append(x)
+        return [self.norm(x) if layer % depth == depth - 1 else after[layer % depth] for layer in layers]
 
 
 class Decoder(nn.Module):
@@ -162,8 +173,8 @@ class Decoder(nn.Module):
         initialise(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, prefix: Tensor, visible: Tensor, order: Tensor) -> Tensor:
-        """Decode the hidden patches; to the last block the visible ones are only keys and values.
+    def forward(self, prefix: Tensor, visible: Tensor, order: Tensor, *, n_last: int) -> Tensor:
+        """Decode the last `n_last` patches; to the last block the others are only keys and values.
 
         Parameters
         ----------
@@ -175,8 +186,8 @@ class Decoder(nn.Module):
 
         Returns
         -------
-        Tensor, shape (B, N - K, patch_dim)
-            The patches ``order[:, K:]``.
+        Tensor, shape (B, n_last, width)
+            Tokens of the patches ``order[:, N - n_last:]``, from which `head` makes pixels.
         """
         n_hidden = order.shape[1] - visible.shape[1]
         prefix, visible = self.embed(prefix), self.embed(visible)
@@ -187,7 +198,7 @@ class Decoder(nn.Module):
         *blocks, final = self.blocks
         for block in blocks:
             x = block(x)
-        return self.head(self.norm(final(x, n_last=n_hidden)))
+        return self.norm(final(x, n_last=n_last))
 
 
 class AttentionPool(nn.Module):

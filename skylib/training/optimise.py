@@ -69,11 +69,14 @@ class Optimiser:
 
     def __init__(self, model: MaskedImageModel, config: PretrainConfig) -> None:
         self.config = config
+        self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.adamw = torch.optim.AdamW(
             _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
         )
-        self.average = deepcopy(model).eval().requires_grad_(False) if config.ema else None
+        # A teacher in the model is shared: it is an average already.
+        shared = {id(model.latent.teacher): model.latent.teacher} if model.latent is not None else {}
+        self.average = deepcopy(model, shared).eval().requires_grad_(False) if config.ema else None
         # Steps that were skipped: in a row now, longest row since the last look, in all.
         self._bad = torch.zeros(3, device=self.parameters[0].device)
 
@@ -112,7 +115,7 @@ class Optimiser:
         self._bad = torch.stack([row, torch.maximum(self._bad[1], row), self._bad[2] + bad])
         if self.average is not None:
             decay = min(self.config.ema, (1 + step) / (10 + step))  # a short memory at first
-            averages: list[Tensor] = list(self.average.parameters())
+            averages: list[Tensor] = [self.average.get_parameter(name) for name in self._trained]
             # On a skipped step the share is 0; a tensor, so that nothing waits for the device.
             share = (1 - decay) * (1 - bad)
             torch._foreach_add_(averages, torch._foreach_mul(torch._foreach_sub(self.parameters, averages), share))
@@ -145,7 +148,8 @@ class Optimiser:
 
 def _decay_groups(model: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
     """Return two groups of parameters: weight matrices, which decay, and all else, which does not."""
-    matrices = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    matrices = [layer.weight for layer in layers if layer.weight.requires_grad]
     ids = {id(weight) for weight in matrices}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]

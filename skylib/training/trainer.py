@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.config import ModelConfig, PretrainConfig, difference, to_dict
+from skylib.config import ModelConfig, PretrainConfig, difference, model_config_from_dict, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import Batch, CutoutLoader, Loader
 from skylib.device import kept_memory, keyed_generator
@@ -135,6 +135,7 @@ class Trainer:
         loss = torch.where(good, error / n_pixels.clamp(min=1e-12), 0.0)
         self._running += torch.stack([loss, good.float()])
         self.step += 1
+        self.model.after_step(self.step, self.config.steps)
         return norm
 
     def _mask(self, n: int) -> Tensor:
@@ -194,7 +195,9 @@ class Trainer:
         save_checkpoint(folder / "last.pt", content, keep=folder / "previous.pt")
 
     def _check(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        if changed := difference(checkpoint["model_config"], to_dict(self.model_config)):
+        if changed := difference(
+            to_dict(model_config_from_dict(checkpoint["model_config"])), to_dict(self.model_config)
+        ):
             raise ValueError(f"{path} is of another model ({changed}); use another run folder, or the same model")
         if changed := difference(checkpoint["pretrain_config"], to_dict(self.config)):
             log.warning("%s goes on with other settings: %s", path, changed)
