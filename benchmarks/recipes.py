@@ -65,8 +65,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bands25": ({"hide_bands": 0.25}, {}),
     "latent": ({"latent_weight": 1.0}, {}),
     "consistency": ({"consistency_weight": 0.1}, {}),
-    "registers": ({"registers": 4}, {}),
-    "attention": ({"attention_pool": True}, {}),
     "deep": ({"decoder_depth": 3}, {}),
     "ema": ({}, {"ema": 0.998}),
     "half": ({"mask_ratio": 0.5}, {}),

@@ -52,12 +52,6 @@ class ModelConfig:
     stretch : {"asinh", "linear"}
     ra_dec : bool
         Give the encoder a token with the position on the sky. Off: positions can leak a survey's footprint.
-    registers : int
-        Extra learned tokens, in which the encoder can keep what belongs to no patch (Darcet et al. 2023,
-        arXiv:2309.16588).
-    attention_pool : bool
-        Gather the tokens by a learned query into a summary that takes part in the reconstruction; `embed` gives it
-        as ``pool="attention"``.
     decoder_width, decoder_depth : int
         ``mae`` only.
     hide_bands : float
@@ -87,8 +81,6 @@ class ModelConfig:
     loss: Loss = "mse"
     stretch: StretchKind = "asinh"
     ra_dec: bool = False
-    registers: int = 0
-    attention_pool: bool = False
     decoder_width: int = 512
     decoder_depth: int = 4
     hide_bands: float = 0.0
@@ -106,7 +98,6 @@ class ModelConfig:
         check_choice("stretch", self.stretch, get_args(StretchKind))
         check_range("patch_size", self.patch_size, 1)
         check_range("decoder_depth", self.decoder_depth, 1)
-        check_range("registers", self.registers, 0)
         check_range("hide_bands", self.hide_bands, 0, 1)
         check_range("latent_layers", self.latent_layers, 1, VIT_SIZES[self.size][1])
         for name in ("flux_weight", "latent_weight", "consistency_weight"):
@@ -318,6 +309,9 @@ def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
     return ", ".join(f"{k}: {mine.get(k)!r} -> {theirs.get(k)!r}" for k in keys if mine.get(k) != theirs.get(k))
 
 
+GONE = ("registers", "attention_pool")  # fields of earlier versions; where they were off, nothing is missing
+
+
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the `ModelConfig` that `to_dict` wrote.
 
@@ -326,7 +320,7 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     ValueError
         If a field is unknown to this version.
     """
-    known = {field.name for field in fields(ModelConfig)}
-    if unknown := set(values) - known:
+    values = {name: value for name, value in values.items() if name not in GONE or value}
+    if unknown := set(values) - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")
     return ModelConfig(**{**values, "bands": tuple(values["bands"])})

@@ -42,6 +42,9 @@ def test_configuration_survives_a_checkpoint_and_shows_differences():
     )
     with pytest.raises(ValueError, match="unknown fields.*depth"):
         model_config_from_dict(to_dict(config) | {"depth": 3})
+    assert model_config_from_dict(to_dict(config) | {"registers": 0, "attention_pool": False}) == config  # earlier
+    with pytest.raises(ValueError, match="unknown fields.*registers"):
+        model_config_from_dict(to_dict(config) | {"registers": 4})
 
 
 def test_the_published_recipe():

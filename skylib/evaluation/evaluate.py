@@ -188,7 +188,7 @@ def evaluate(
     target, task, split
         As in `linear_probe`.
     pools : sequence of str
-        Of `skylib.model.features.FEATURE_POOLS`.
+        Of `skylib.model.pooling.POOLS`.
     layers : sequence of int
     magnitudes : sequence of str, optional
         Columns in the order of wavelength; by default ``mag_g`` … of the model's bands. Where the file has none,

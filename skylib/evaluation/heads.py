@@ -22,7 +22,8 @@ from skylib.device import autocast, kept_memory, keyed_generator, seeded_init
 from skylib.evaluation.labelled import LabelledSet, nested_subset
 from skylib.evaluation.probes import ProbeResult, Task, metric_for, on_test
 from skylib.model.features import random_weights
-from skylib.model.mim import MaskedImageModel, central_patches
+from skylib.model.mim import MaskedImageModel
+from skylib.model.pooling import central_patches
 from skylib.training.optimise import cosine_schedule
 
 _FROZEN = ("linear", "attentive")

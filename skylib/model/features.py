@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 
@@ -15,24 +15,13 @@ from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import Batch, CutoutLoader
 from skylib.device import autocast, kept_memory
-from skylib.model.mim import MaskedImageModel, build_model, central_patches
+from skylib.model.mim import MaskedImageModel, build_model
 from skylib.model.packed import packed
+from skylib.model.pooling import POOLS
 from skylib.model.stretch import stretch
 
 # (layer, pool): vectors (n, D)
 Features = dict[tuple[int, str], np.ndarray]
-
-# From patch tokens (B, N, D) and the cls token (B, D) to (B, D'). "central_flat" is the original's: four tokens side by side.
-_POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": lambda patches, cls: patches.mean(dim=1),
-    "max": lambda patches, cls: patches.amax(dim=1),
-    "cls": lambda patches, cls: cls,
-    "central": lambda patches, cls: _central(patches).mean(dim=1),
-    "central16": lambda patches, cls: _central(patches, 2).mean(dim=1),
-    "central_flat": lambda patches, cls: _central(patches).flatten(1),
-    "mean_central": lambda patches, cls: torch.cat([patches.mean(dim=1), _central(patches).mean(dim=1)], dim=1),
-}
-FEATURE_POOLS = tuple(_POOLS)
 
 
 def encode(
@@ -54,7 +43,7 @@ def encode(
     cutouts : CutoutFile
     rows : ndarray of int, shape (n,)
     pools : sequence of str
-        Of `FEATURE_POOLS`.
+        Of `skylib.model.pooling.POOLS`.
     layers : sequence of int
         After which blocks, counted as in a list.
     drop_bands : sequence of str
@@ -65,7 +54,7 @@ def encode(
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
     for pool in pools:
-        check_choice("pool", pool, FEATURE_POOLS)
+        check_choice("pool", pool, tuple(POOLS))
     depth = len(model.encoder.blocks)
     for layer in layers:
         check_choice("layer", layer, tuple(range(-depth, depth)))
@@ -85,7 +74,7 @@ def encode(
                 for layer in layers:
                     x = last if layer % depth == depth - 1 else seen[layer % depth]
                     for pool in pools:
-                        parts[layer, pool].append(_POOLS[pool](x[:, n_prefix:], x[:, 0]).float().cpu())
+                        parts[layer, pool].append(POOLS[pool](x[:, n_prefix:], x[:, 0]).float().cpu())
     finally:
         model.train(was_training)
     return {key: torch.cat(part).numpy() for key, part in parts.items()}
@@ -155,7 +144,3 @@ def _watched(model: MaskedImageModel) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _central(patches: Tensor, reach: int = 1) -> Tensor:
-    return patches[:, central_patches(patches.shape[1], reach)]

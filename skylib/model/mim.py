@@ -26,12 +26,11 @@ from skylib.model.patches import (
     random_whole_bands,
     unpatchify,
 )
+from skylib.model.pooling import POOLS
 from skylib.model.stretch import stretch, unstretch
 from skylib.model.target import Patches, cut, mean_error, standardise
 from skylib.model.terms import SIGREG_SHARE, Consistency, FluxHead, LatentTargets
-from skylib.model.vit import AttentionPool, Decoder, Encoder, initialise, sky_vector
-
-POOLS = ("mean", "cls", "max", "central", "central16", "attention", "tokens")
+from skylib.model.vit import Decoder, Encoder, initialise, sky_vector
 
 
 class MIMOutput(NamedTuple):
@@ -67,9 +66,8 @@ class MaskedImageModel(nn.Module):
         pixels = (1, 1, len(config.bands), config.patch_size**2)
         self.encoder = Encoder(
             patch_dim=config.patch_dim, n_patches=config.n_patches, width=width, depth=depth, heads=heads,
-            sky_position=config.ra_dec, registers=config.registers,
+            sky_position=config.ra_dec,
         )  # fmt: skip
-        self.attention_pool = AttentionPool(width, heads) if config.attention_pool else None
         self.no_data = nn.Parameter(torch.zeros(pixels))  # learned stand-in for NaN pixels
         self.sky_sigma: Tensor
         self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
@@ -84,14 +82,9 @@ class MaskedImageModel(nn.Module):
             self.decoder = nn.Linear(width, config.patch_dim)
             initialise(self.decoder)
         # Last, so that all else begins with the same weights whether they are there or not.
-        c = config
-        self.flux_head = FluxHead(width=width, n_bands=len(c.bands), image_size=c.image_size) if c.flux_weight else None
-        self.latent = (
-            LatentTargets(self.encoder, decoder_width=c.decoder_width, n_layers=c.latent_layers)
-            if c.latent_weight
-            else None
-        )
-        self.consistency = Consistency(width=width) if c.consistency_weight else None
+        self.flux_head = FluxHead(config) if config.flux_weight else None
+        self.latent = LatentTargets(self.encoder, config) if config.latent_weight else None
+        self.consistency = Consistency(width) if config.consistency_weight else None
 
     def set_sky_noise(self, sigma: Tensor) -> None:
         """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
@@ -135,13 +128,11 @@ class MaskedImageModel(nn.Module):
         """Draw a mask as the configuration says: bool (B, C, N), True where hidden."""
         c, n_bands = self.config, len(self.config.bands)
         if c.objective == "mae":
-            drawn = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)
-            mask = drawn[:, None].expand(-1, n_bands, -1)
+            dropped = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)[:, None]
             if not c.hide_bands:
-                return mask
-            return (
-                mask | random_whole_bands(batch, n_bands, c.hide_bands, generator=generator, device=device)[..., None]
-            )
+                return dropped.expand(-1, n_bands, -1)
+            bands = random_whole_bands(batch, n_bands, c.hide_bands, generator=generator, device=device)[..., None]
+            return dropped | bands
         return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
 
     def compare(
@@ -151,7 +142,7 @@ class MaskedImageModel(nn.Module):
         """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
         c = self.config
         n_visible = c.n_visible if n_visible is None else n_visible
-        patches, sky = self._patches(flux), self._sky(sky_vector(ra, dec))
+        patches, sky = self._patches(flux), self._sky(ra, dec)
         encoded, order = self._encode(patches, mask, n_visible, sky)
         prediction, decoded = self._decode(encoded, order, n_visible)
         pixels, _, _ = standardise(patches, c.norm_pix, noise=self._noise())
@@ -180,27 +171,16 @@ class MaskedImageModel(nn.Module):
         return MIMOutput(loss, prediction, mask, n_pixels, parts)
 
     def after_step(self, step: int, steps: int) -> None:
-        """Let the teacher, if there is one, follow the encoder; to be called after each optimiser step.
-
-        Parameters
-        ----------
-        step, steps : int
-            How many steps were made, and how many the training has.
-        """
+        """Let the teacher, if there is one, follow the encoder; to be called after each of the `steps` of a training."""
         if self.latent is not None:
             self.latent.follow(self.encoder, step, steps)
 
     def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
         """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
-        return self.encoder(self._fill(self._patches(flux)), sky=self._sky(sky_vector(ra, dec)), layer=layer)
+        return self.encoder(self._fill(self._patches(flux)), sky=self._sky(ra, dec), layer=layer)
 
     def tokens(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
-        """Encode whole images into patch tokens.
-
-        Returns
-        -------
-        Tensor, shape (B, N, D)
-        """
+        """Encode whole images into patch tokens, (B, N, D)."""
         return self.features(flux, ra=ra, dec=dec, layer=layer)[:, self.encoder.n_prefix :]
 
     def embed(
@@ -211,9 +191,8 @@ class MaskedImageModel(nn.Module):
         Parameters
         ----------
         flux : Tensor of float32, shape (B, C, S, S)
-        pool : {"mean", "cls", "max", "central", "central16", "attention", "tokens"}
-            ``central`` is the mean of the four patches around the centre (one where the grid is odd), ``central16``
-            of the sixteen (nine); ``attention`` needs ``attention_pool=True``; ``tokens`` does not pool.
+        pool : str
+            A row of `skylib.model.pooling.POOLS`.
         layer : int
             After which block.
 
@@ -221,21 +200,9 @@ class MaskedImageModel(nn.Module):
         -------
         Tensor, shape (B, D), or (B, N, D) for ``tokens``
         """
-        check_choice("pool", pool, POOLS)
+        check_choice("pool", pool, tuple(POOLS))
         x = self.features(flux, ra=ra, dec=dec, layer=layer)
-        patches = x[:, self.encoder.n_prefix :]
-        if pool == "cls":
-            return x[:, 0]
-        if pool == "tokens":
-            return patches
-        if pool == "attention":
-            if self.attention_pool is None:
-                raise ValueError("pool='attention': this model was built without attention_pool=True")
-            return self.attention_pool(x)
-        if pool.startswith("central"):
-            reach = 2 if pool == "central16" else 1
-            return patches[:, central_patches(self.config.n_patches, reach)].mean(dim=1)
-        return patches.mean(dim=1) if pool == "mean" else patches.amax(dim=1)
+        return POOLS[pool](x[:, self.encoder.n_prefix :], x[:, 0])
 
     @torch.no_grad()
     def reconstruct(
@@ -261,7 +228,8 @@ class MaskedImageModel(nn.Module):
             mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
         else:
             mask, n_visible = self._checked(mask, len(flux))
-        prediction = self._predict(patches, mask, n_visible, self._sky(sky_vector(ra, dec))).float()
+        encoded, order = self._encode(patches, mask, n_visible, self._sky(ra, dec))
+        prediction = self._decode(encoded, order, n_visible)[0].float()
         _, mean, scale = standardise(patches, c.norm_pix, noise=self._noise())
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
@@ -283,19 +251,14 @@ class MaskedImageModel(nn.Module):
         """Return the variance of the sky noise in stretched pixels, (C, 1) or a number."""
         return 1.0 if self.config.stretch == "asinh" else self.sky_sigma[:, None].square()
 
-    def _sky(self, sky: Tensor | None) -> Tensor | None:
-        return sky if self.config.ra_dec else None
+    def _sky(self, ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
+        return sky_vector(ra, dec) if self.config.ra_dec else None
 
     def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
         """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
         c = self.config
         mask = check_mask(mask, batch=batch, n_bands=len(c.bands), n_patches=c.n_patches)
         return mask, count_visible(mask, bands_alike=not c.hide_bands) if c.objective == "mae" else c.n_patches
-
-    def _predict(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> Tensor:
-        """Return the prediction, (B, N, C, P): of all patches, or of `mae` for the hidden ones, with 0 in the others."""
-        encoded, order = self._encode(patches, mask, n_visible, sky)
-        return self._decode(encoded, order, n_visible)[0]
 
     def _encode(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return prefix and patch tokens, of `mae` the visible ones, and the order of the patches, visible first, (B, N)."""
@@ -311,32 +274,16 @@ class MaskedImageModel(nn.Module):
         """Return the prediction, (B, N, C, P), and of `mae` the tokens it is made of, of the last patches in `order`."""
         c, n_prefix = self.config, self.encoder.n_prefix
         shape = (*order.shape, len(c.bands), c.patch_size**2)
-        pooled = None if self.attention_pool is None else self.attention_pool(encoded)[:, None]
-        tokens = encoded[:, n_prefix:]
+        prefix, tokens = encoded[:, :n_prefix], encoded[:, n_prefix:]
         if c.objective != "mae":
-            return self.decoder(tokens if pooled is None else tokens + pooled).view(shape), tokens
-        summary = encoded[:, :n_prefix] if pooled is None else pooled
+            return self.decoder(tokens).view(shape), tokens
         # Where bands are hidden, visible patches have something to predict as well.
         n_last = c.n_patches if c.hide_bands else c.n_patches - n_visible
-        decoded = self.decoder(summary, tokens, order, n_last=n_last)
+        decoded = self.decoder(prefix, tokens, order, n_last=n_last)
         pixels = self.decoder.head(decoded)
         places = order[:, c.n_patches - n_last :, None].expand_as(pixels)
         prediction = pixels.new_zeros(*order.shape, pixels.shape[2]).scatter(1, places, pixels)
         return prediction.view(shape), decoded
-
-
-def central_patches(n_patches: int, reach: int = 1) -> list[int]:
-    """Return the numbers of the patches up to `reach` from the centre of the grid.
-
-    Examples
-    --------
-    >>> central_patches(16), central_patches(9), len(central_patches(64, reach=2))
-    ([5, 6, 9, 10], [4], 16)
-    """
-    side = round(n_patches**0.5)
-    middle, odd = divmod(side, 2)
-    lines = [line for line in range(middle - reach + odd, middle + reach) if 0 <= line < side]
-    return [row * side + col for row in lines for col in lines]
 
 
 def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skylib.config import ModelConfig
 from skylib.device import keyed_generator
 from skylib.model.vit import Encoder, GeluLinear, initialise
 
@@ -33,9 +34,10 @@ class FluxHead(nn.Module):
     of which less than half has data is left out.
     """
 
-    def __init__(self, *, width: int, n_bands: int, image_size: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layers = nn.Sequential(GeluLinear(width, 2 * width), nn.Linear(2 * width, n_bands * APERTURES))
+        width, image_size = config.width, config.image_size
+        self.layers = nn.Sequential(GeluLinear(width, 2 * width), nn.Linear(2 * width, len(config.bands) * APERTURES))
         initialise(self)
         from_centre = (torch.arange(image_size) - (image_size - 1) / 2).square()
         radii = torch.tensor([image_size / 16, image_size / 8, image_size / 4])
@@ -66,16 +68,15 @@ class LatentTargets(nn.Module):
     ----------
     encoder : Encoder
         Of which the teacher begins as a copy.
-    decoder_width, n_layers : int
-        Width of the decoder's tokens, and how many blocks of the teacher, evenly spaced, are predicted.
+    config : ModelConfig
     """
 
-    def __init__(self, encoder: Encoder, *, decoder_width: int, n_layers: int) -> None:
+    def __init__(self, encoder: Encoder, config: ModelConfig) -> None:
         super().__init__()
-        depth, width = len(encoder.blocks), encoder.cls.shape[2]
+        depth, n_layers = len(encoder.blocks), config.latent_layers
         self.layers = [depth * (i + 1) // n_layers - 1 for i in range(n_layers)]
         self.teacher = deepcopy(encoder).requires_grad_(False)
-        self.head = nn.Linear(decoder_width, n_layers * width)
+        self.head = nn.Linear(config.decoder_width, n_layers * config.width)
         initialise(self.head)
         self.ramp: Tensor
         self.register_buffer("ramp", torch.zeros(()))  # from 0 to 1 as the training goes
@@ -109,7 +110,7 @@ class LatentTargets(nn.Module):
 class Consistency(nn.Module):
     """Asks that two views of an image give the same vector, and that vectors of all images are spread as a Gaussian."""
 
-    def __init__(self, *, width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.projector = nn.Sequential(GeluLinear(width, 4 * width), nn.Linear(4 * width, PROJECTED))
         initialise(self)

@@ -1,4 +1,4 @@
-"""A plain Vision Transformer [1]_ on flat patches: encoder, light decoder, attention pooling.
+"""A plain Vision Transformer [1]_ on flat patches: encoder and light decoder.
 
 References
 ----------
@@ -75,32 +75,26 @@ class Encoder(nn.Module):
     n_patches, width, depth, heads : int
     sky_position : bool
         Also take a token with the position on the sky.
-    registers : int
-        Extra learned tokens.
     """
 
     def __init__(
-        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False,
-        registers: int = 0,
+        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False
     ) -> None:  # fmt: skip
         super().__init__()
         self.embed = nn.Linear(patch_dim, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.sky = nn.Linear(3, width) if sky_position else None
-        self.registers = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.positions: Tensor
         self.register_buffer("positions", sincos_positions(n_patches, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         initialise(self)
         nn.init.normal_(self.cls, std=0.02)
-        if self.registers is not None:
-            nn.init.normal_(self.registers, std=0.02)
 
     @property
     def n_prefix(self) -> int:
-        """Number of tokens before the patch tokens: cls, the position on the sky, registers."""
-        return 1 + (self.sky is not None) + (0 if self.registers is None else self.registers.shape[1])
+        """Number of tokens before the patch tokens: cls, and the position on the sky."""
+        return 1 + (self.sky is not None)
 
     def forward(
         self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None, layer: int = -1
@@ -140,8 +134,6 @@ class Encoder(nn.Module):
             if sky is None:
                 raise ValueError("this model was built with ra_dec=True: give ra and dec")
             prefix.append(self.sky(sky)[:, None])
-        if self.registers is not None:
-            prefix.append(self.registers.expand(len(patches), -1, -1))
         x = torch.cat([*prefix, self.embed(patches) + positions], dim=1)
         after = []
         for block in self.blocks[: max(layer % depth for layer in layers) + 1]:
@@ -199,30 +191,6 @@ class Decoder(nn.Module):
         for block in blocks:
             x = block(x)
         return self.norm(final(x, n_last=n_last))
-
-
-class AttentionPool(nn.Module):
-    """Gather tokens into one vector: a learned query attends to them, and a residual perceptron follows."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Parameter(torch.zeros(1, 1, width))
-        self.kv = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = GeluLinear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-        initialise(self)
-        nn.init.normal_(self.query, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to vectors (B, D)."""
-        b, _, d = x.shape
-        k, v = split_heads(self.kv(x), self.heads, parts=2)
-        q = self.query.to(k.dtype).expand(b, -1, -1).view(b, 1, self.heads, d // self.heads).transpose(1, 2)
-        pooled = self.proj(attend(q, k, v).transpose(1, 2).reshape(b, d))
-        return pooled + self.fc2(self.fc1(self.norm(pooled)))
 
 
 def sincos_positions(n_patches: int, width: int) -> Tensor:

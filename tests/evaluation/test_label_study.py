@@ -177,15 +177,15 @@ def test_every_method_gets_as_many_trials_and_validation_chooses(easy, model):
 
 
 def test_nothing_of_an_encoder_stays_untrained(model):
-    """Registers and the position on the sky too, and each parameter once: in the group before the blocks."""
-    whole = build_model(dataclasses.replace(model.config, registers=2, ra_dec=True))
+    """The cls token and the position on the sky too, and each parameter once: in the group before the blocks."""
+    whole = build_model(dataclasses.replace(model.config, ra_dec=True))
     network = EncoderWithHead(whole, Head(whole.config.width, 2, attentive=True))
     groups = _groups(network, "finetune", 1.0, QUICK)
     trained = [id(p) for group in groups for p in group["params"]]
     assert len(trained) == len(set(trained))
     assert set(trained) == {id(p) for p in (*whole.encoder.parameters(), whole.no_data, *network.head.parameters())}
     first = min(groups, key=lambda group: group["lr"])
-    assert {id(whole.encoder.registers), id(whole.encoder.sky.weight)} <= {id(p) for p in first["params"]}
+    assert {id(whole.encoder.cls), id(whole.encoder.sky.weight)} <= {id(p) for p in first["params"]}
 
 
 def test_labels_without_weight_are_not_learnt(easy, model):

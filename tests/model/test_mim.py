@@ -6,8 +6,8 @@ import torch
 from skylib import ModelConfig, build_model
 from skylib.data.augment import random_orientation
 from skylib.device import keyed_generator
-from skylib.model.mim import central_patches
 from skylib.model.patches import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
+from skylib.model.pooling import central_patches
 from skylib.model.target import standardise
 from skylib.model.vit import attend
 
@@ -131,22 +131,6 @@ def test_weights_count_in_the_loss(flux, objective):
     torch.testing.assert_close(out.n_pixels, patches.sum())
 
 
-@pytest.mark.parametrize("objective", ["mae", "simmim"])
-@pytest.mark.parametrize("values", [{"registers": 4}, {"attention_pool": True}])
-def test_registers_and_attention_pooling_learn_with_the_rest(flux, objective, values):
-    model = model_for(objective=objective, **values)
-    model(flux, generator=keyed_generator(0)).loss.backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    extra = model.encoder.registers if "registers" in values else model.attention_pool.query
-    assert extra.grad.abs().max() > 0
-    assert model.tokens(flux).shape == (6, 16, 128)
-    if "registers" in values:
-        with pytest.raises(ValueError, match="built without attention_pool=True"):
-            model.embed(flux, pool="attention")
-    else:
-        assert model.embed(flux, pool="attention").shape == (6, 128)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_both_ways_to_attend_agree(dtype):
     q, k, v = torch.randn(3, 2, 4, 65, 32, generator=keyed_generator(0)).to(dtype)
@@ -162,9 +146,8 @@ def test_both_ways_to_attend_agree(dtype):
         torch.testing.assert_close(mine.grad, theirs.grad, **close)
 
 
-@pytest.mark.parametrize("values", [{}, {"attention_pool": True, "registers": 2}])
-def test_a_decoder_that_leaves_out_what_is_visible_decodes_the_rest_alike(flux, values):
-    model = model_for(decoder_depth=3, **values)
+def test_a_decoder_that_leaves_out_what_is_visible_decodes_the_rest_alike(flux):
+    model = model_for(decoder_depth=3)
     mask = random_token_mask(6, 16, 10, generator=keyed_generator(3))
     out = model(flux, mask=mask)
     out.loss.backward()
@@ -175,14 +158,13 @@ def test_a_decoder_that_leaves_out_what_is_visible_decodes_the_rest_alike(flux, 
     decoder, n_prefix = model.decoder, model.encoder.n_prefix
     order = mask.to(torch.uint8).argsort(dim=1, stable=True)
     encoded = model.encoder(model._fill(model._patches(flux)), keep=order[:, :10])
-    summary = model.attention_pool(encoded)[:, None] if values else encoded[:, :n_prefix]
     x = decoder.mask_token.expand(6, 16, -1).clone()
     for i in range(6):
         x[i, order[i, :10]] = decoder.embed(encoded[i, n_prefix:])
-    x = torch.cat([decoder.embed(summary), x + decoder.positions], dim=1)
+    x = torch.cat([decoder.embed(encoded[:, :n_prefix]), x + decoder.positions], dim=1)
     for block in decoder.blocks:
         x = block(x)
-    prediction = decoder.head(decoder.norm(x[:, summary.shape[1] :])).view_as(out.prediction)
+    prediction = decoder.head(decoder.norm(x[:, n_prefix:])).view_as(out.prediction)
     torch.testing.assert_close(out.prediction[mask], prediction[mask], rtol=1e-4, atol=1e-5)
     assert (out.prediction[~mask] == 0).all()
 
@@ -235,7 +217,7 @@ def test_a_perfect_prediction_reconstructs_the_image(flux, monkeypatch):
         model = model_for(norm_pix=norm_pix, stretch=stretch)
         model.set_sky_noise(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
         target = standardise(model._patches(flux), norm_pix, noise=model._noise())[0]
-        monkeypatch.setattr(model, "_predict", lambda *_, t=target: t)
+        monkeypatch.setattr(model, "_decode", lambda *_, t=target: (t, None))
         torch.testing.assert_close(model.reconstruct(flux)[0], flux, rtol=1e-3, atol=1e-4)
 
 
@@ -304,8 +286,8 @@ def test_the_position_token_is_used_only_when_asked_for(flux):
 
 OTHER = {
     "bands": ("g", "r"), "size": "tiny", "image_size": 16, "patch_size": 4, "objective": "simmim", "mask_ratio": 0.5,
-    "max_mask_ratio": 0.5, "norm_pix": None, "loss": "l1", "stretch": "linear", "ra_dec": True, "registers": 2,
-    "attention_pool": True, "decoder_width": 32, "decoder_depth": 2, "hide_bands": 0.5, "flux_weight": 0.3,
+    "max_mask_ratio": 0.5, "norm_pix": None, "loss": "l1", "stretch": "linear", "ra_dec": True,
+    "decoder_width": 32, "decoder_depth": 2, "hide_bands": 0.5, "flux_weight": 0.3,
     "latent_weight": 1.0, "latent_layers": 2, "consistency_weight": 0.1,
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def test_terms_belong_to_mae(name):
 
 
 def test_fluxes_of_an_even_image_are_those_of_its_apertures():
-    head = FluxHead(width=16, n_bands=2, image_size=32)
+    head = FluxHead(ModelConfig(bands=("g", "r"), **SMALL))
     flux = torch.full((2, 2, 32, 32), 6.0)
     flux[1, 0] = torch.nan  # a band without data
     flux[1, 1, 16:] = torch.nan  # half of one: the noise is that of the pixels left
