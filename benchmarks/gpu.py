@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
-    "tests", "training base simmim", "training base mae", "embedding base", "search", "training nano simmim",
-    "training small mae", "training small simmim", "profile", "training tiny mae", "training tiny simmim", "training nano mae",
+    "tests", "training base simmim", "training base mae", "embedding base", "search", "training nano mae 256",
+    "profile", "training small mae", "training small simmim", "training nano simmim", "training tiny mae",
+    "training tiny simmim", "training nano mae",
 )  # fmt: skip
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
 BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
@@ -81,25 +84,28 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
     }
     environ.setdefault("OMP_NUM_THREADS", str(threads))
     with open(given.out / "gpu.log", "ab") as log:
-        while (waiting or running) and time.monotonic() < end:
-            while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                print(f"{given.minutes * 60 - end + time.monotonic():6.1f} s  {name}", flush=True)
-                command = [sys.executable, str(Path(__file__)), "--job", name, *options]
-                running[name] = (
-                    subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environ),
-                    time.monotonic(),
-                )
-            for name, (process, start) in list(running.items()):
-                if process.poll() is not None:
-                    row = {"seconds": time.monotonic() - start, "exit status": process.returncode}
-                    keep(given.out, "jobs", name, row)
-                    del running[name]
-            time.sleep(0.1)
-        for name, (process, start) in running.items():
-            process.kill()
-            process.wait()
-            keep(given.out, "jobs", name, {"seconds": time.monotonic() - start, "ended": "the time was up"})
+        try:
+            while (waiting or running) and time.monotonic() < end:
+                while waiting and len(running) < at_once:
+                    name = waiting.pop(0)
+                    print(f"{given.minutes * 60 - end + time.monotonic():6.1f} s  {name}", flush=True)
+                    command = [sys.executable, str(Path(__file__)), "--job", name, *options]
+                    process = subprocess.Popen(
+                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environ,
+                        start_new_session=True,
+                    )  # fmt: skip
+                    running[name] = process, time.monotonic()
+                for name, (process, start) in list(running.items()):
+                    if process.poll() is not None:
+                        row = {"seconds": time.monotonic() - start, "exit status": process.returncode}
+                        keep(given.out, "jobs", name, row)
+                        del running[name]
+                time.sleep(0.1)
+        finally:
+            for name, (process, start) in running.items():
+                os.killpg(process.pid, signal.SIGKILL)  # and what it started
+                process.wait()
+                keep(given.out, "jobs", name, {"seconds": time.monotonic() - start, "ended": "the time was up"})
     for name in waiting:
         keep(given.out, "jobs", name, {"ended": "not begun: the time was up"})
 
@@ -169,19 +175,19 @@ class Job:
         row = {"seconds": time.perf_counter() - start, "exit status": done.returncode, **found}
         keep(self.out, "tests", "tests/test_gpu.py", row | ({"output": done.stdout[-6000:]} if done.returncode else {}))
 
-    def training(self, size: str, objective: str) -> None:
+    def training(self, size: str, objective: str, images: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
         import torch
         import training
         from harness import DEVICE, bf16_peak
 
-        from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles
+        from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles, pretrain
 
         shape: dict[str, Any] = {"image_size": 32, "patch_size": 4} if size == "nano" else {}
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
         config = ModelConfig(size=size, objective=objective, **shape)
-        batch = self.batch or (4 if self.quick else fitting(BATCH[size]))
-        name, cuda = f"{size} {objective}", DEVICE.type == "cuda"
+        batch = self.batch or (4 if self.quick else int(images or fitting(BATCH[size])))
+        name, cuda = " ".join([size, objective, images]).rstrip(), DEVICE.type == "cuda"
         work = training.gflop(config, batch=2 if self.quick else 8)
         case = training.Ours(config, training.settings(batch, compile=cuda and not self.quick))
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
@@ -218,6 +224,12 @@ class Job:
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
             tell("from a file", rates(from_file, batch, self.seconds), **self.busy(f"{name}, from a file", from_file))
             tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
+        if size == "nano":
+            with tempfile.TemporaryDirectory() as folder:
+                steps = 4 if self.quick else 600
+                settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
+                result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
+            tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
         eager = training.Ours(config, training.settings(batch, compile=False))
         plain = partial(eager, training.same_batch(config, batch))
         plain()
@@ -228,10 +240,8 @@ class Job:
             import transformers  # noqa: F401
         except ImportError:
             return
-        with ExitStack() as stack:
-            other = stack.enter_context(training.hugging_face(config, case.run))
-            for _ in range(2):
-                other()
+        with training.hugging_face(config, case.run) as other:
+            other()
             with self.alone():
                 torch.cuda.reset_peak_memory_stats() if cuda else None
                 for _ in range(2):  # in turns
@@ -521,7 +531,7 @@ def fitting(batch: int) -> int:
 
 
 def write_report(out: Path) -> str:
-    """Write ``gpu.json`` and ``gpu.md`` from what was kept, and return the latter."""
+    """Write ``gpu.json`` and ``gpu.md`` from what was kept; return the latter without the kernels."""
     from harness import where
 
     parts: dict[str, dict[str, Row]] = defaultdict(dict)
@@ -534,30 +544,31 @@ def write_report(out: Path) -> str:
     for part in ("tests", "training", "embedding", "search", "profile", "jobs"):
         if part in parts:
             text += ["", f"## {part.capitalize()}", "", *table(parts[part])]
-    for name, row in parts.get("kernels", {}).items():
-        text += ["", f"### Kernels: {name}", f"busy {row['busy']:.1%}", ""]
-        text += ["| kernel | a step | ms a step | share |", "|---|---|---|---|"]
-        text += [f"| `{kernel[:100]}` | {n} | {ms:.3g} | {share:.1%} |" for kernel, n, ms, share in row["kernels"]]
     for name, row in parts.get("errors", {}).items():
         text += ["", f"## Failed: {name}", "", "```", row["error"].rstrip(), "```"]
-    (out / "gpu.md").write_text("\n".join(text) + "\n")
+    kernels = []
+    for name, row in parts.get("kernels", {}).items():
+        kernels += ["", f"## Kernels: {name}", "", f"The GPU is busy {row['busy']:.1%} of the time.", ""]
+        kernels += ["| kernel | a step | ms a step | share |", "|---|---|---|---|"]
+        kernels += [f"| `{kernel[:100]}` | {n} | {ms:.3g} | {share:.1%} |" for kernel, n, ms, share in row["kernels"]]
+    (out / "gpu.md").write_text("\n".join([*text, *kernels]) + "\n")
     return "\n".join(text)
 
 
 def table(rows: Mapping[str, Row]) -> list[str]:
     """Return lines of Markdown."""
     columns = [c for c in dict.fromkeys(name for row in rows.values() for name in row) if c != "output"]
-    text = ["| case | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        cells = (row.get(c) for c in columns)
-        text.append(
-            f"| {name} | "
-            + " | ".join("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in cells)
-            + " |"
-        )
-        if "output" in row:
-            text += ["", "```", row["output"], "```", ""]
+    text = [f"| case | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    text += [f"| {name} | {' | '.join(cell(row.get(c)) for c in columns)} |" for name, row in rows.items()]
+    for row in rows.values():
+        text += ["", "```", row["output"], "```"] if "output" in row else []
     return text
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -99,13 +99,13 @@ def _run(
             encode = torch.compile(model.embed, dynamic=False) if compile else packed(model, precision=precision).embed
             batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
             bar = tqdm(batches, total=len(starts), desc="embed", unit="batch", leave=False, disable=len(starts) < 20)
-            waiting: tuple[int, Tensor] | None = None  # on the device: fetched when the next batch is under way
+            waiting: _Found | None = None  # stored when the next batch is under way
             for start, flux, ra, dec in bar:
                 vectors = encode(flux, pool=pool, ra=ra, dec=dec, layer=layer).float()
                 if out is None:
                     out = np.empty((len(rows), *vectors.shape[1:]), dtype=np.float32)
                 _store(out, waiting)
-                waiting = (start, vectors)
+                waiting = _fetch(start, vectors)
             if out is None:
                 raise ValueError(f"{cutouts.path}: no cutouts to embed")
             _store(out, waiting)
@@ -143,7 +143,24 @@ def _batches(
         yield start, flux, place[0], place[1]
 
 
-def _store(out: np.ndarray, found: tuple[int, Tensor] | None) -> None:
+class _Found(NamedTuple):
+    """Vectors of a batch, on their way to the host."""
+
+    start: int
+    vectors: Tensor
+    arrived: torch.cuda.Event | None
+
+
+def _fetch(start: int, vectors: Tensor) -> _Found:
+    if vectors.device.type != "cuda":
+        return _Found(start, vectors, None)
+    there, arrived = vectors.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(vectors.device))
+    return _Found(start, there, arrived)
+
+
+def _store(out: np.ndarray, found: _Found | None) -> None:
     if found is not None:
-        start, vectors = found
-        out[start : start + len(vectors)] = vectors[: len(out) - start].cpu().numpy()
+        if found.arrived is not None:
+            found.arrived.synchronize()
+        out[found.start : found.start + len(found.vectors)] = found.vectors[: len(out) - found.start].cpu().numpy()
