@@ -27,13 +27,13 @@ _HOMES = {
     "model.embeddings": "Embeddings",
     "model.mim": "MaskedImageModel MIMOutput build_model",
     "runner.runs": "run_notebook",
-    "search.export": "write_objects",
+    "search.export": "hit_cutouts write_objects",
     "search.filters": "parse_filter",
     "search.index": "SearchIndex search",
     "search.maps": "EmbeddingMap fit_map trustworthiness umap_map",
     "search.queries": "target_vectors",
     "search.ranking": "feedback_scores rank_anomalies",
-    "search.sky_search": "hit_cutouts search_tiles",
+    "search.sky_search": "search_tiles",
     "stopping": "Interrupted",
     "training.pretrain": "PretrainResult pretrain",
 }
@@ -67,13 +67,13 @@ if TYPE_CHECKING:
     from skylib.model.embeddings import Embeddings
     from skylib.model.mim import MaskedImageModel, MIMOutput, build_model
     from skylib.runner.runs import run_notebook
-    from skylib.search.export import write_objects
+    from skylib.search.export import hit_cutouts, write_objects
     from skylib.search.filters import parse_filter
     from skylib.search.index import SearchIndex, search
     from skylib.search.maps import EmbeddingMap, fit_map, trustworthiness, umap_map
     from skylib.search.queries import target_vectors
     from skylib.search.ranking import feedback_scores, rank_anomalies
-    from skylib.search.sky_search import hit_cutouts, search_tiles
+    from skylib.search.sky_search import search_tiles
     from skylib.stopping import Interrupted
     from skylib.training.pretrain import PretrainResult, pretrain
 

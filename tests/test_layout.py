@@ -49,7 +49,6 @@ KNOWN: dict[str, set[str]] = {
         "evaluation.probes",
         "evaluation.redshift",
         "runner.runs",
-        "search.sky_search",
     },
 }
 

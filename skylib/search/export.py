@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from astropy.table import Table
 
+from skylib.data.cutouts import CutoutFile, slice_cutout, write_cutouts
+from skylib.data.tiles import TilePaths, read_tile
 from skylib.files import replaced
 
 FORMATS = {"csv": "ascii.csv", "vot": "votable", "fits": "fits", "reg": None}  # suffix: astropy's name
@@ -76,3 +80,33 @@ def sky_links(ra: float, dec: float) -> dict[str, str]:
         "Legacy viewer": f"https://www.legacysurvey.org/viewer?ra={ra:.6f}&dec={dec:.6f}&layer=hsc-dr3&zoom=16",
         "SIMBAD": f"https://simbad.cds.unistra.fr/simbad/sim-coo?Coord={ra:.6f}{quote(f'{dec:+.6f}')}&CooFrame=ICRS&Radius=10&Radius.unit=arcsec",
     }
+
+
+def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, size: int = 64) -> CutoutFile:
+    """Save the images of hits, cut from the tiles where they were found, with all their columns.
+
+    Parameters
+    ----------
+    hits : Table
+        From `search_tiles`.
+    tiles : sequence of TilePaths
+    out : path
+        The new HDF5 file, in the order of the hits.
+    size : int
+        Side in pixels.
+    """
+    by_name = {tile.name: tile for tile in tiles}
+    if unknown := sorted(set(map(str, hits["tile"])) - set(by_name)):
+        raise ValueError(f"hits lie in tiles that were not given: {', '.join(unknown[:5])}")
+    if not len(hits):
+        raise ValueError("no hits: there is nothing to save")
+    bands = tuple(tiles[0].paths)
+    flux = np.empty((len(hits), len(bands), size, size), dtype=np.float32)
+    for name in dict.fromkeys(map(str, hits["tile"])):
+        image = read_tile(by_name[name]).flux
+        for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
+            flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
+    columns: dict[str, Any] = {name: np.asarray(hits[name]) for name in hits.colnames if name not in ("ra", "dec")}
+    ra, dec = np.asarray(hits["ra"]), np.asarray(hits["dec"])
+    provenance = f"hits of a search through {len(tiles)} tiles"
+    return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)

@@ -1,4 +1,4 @@
-"""What one searches for: images of objects, as the vectors of a model."""
+"""What one searches for: images of objects, which become vectors of a model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from skylib.data.augment import turn
+from skylib.data.cutouts import CutoutFile
+from skylib.data.loading import CutoutLoader
 from skylib.model.mim import MaskedImageModel
 
 
@@ -13,7 +15,7 @@ def target_vectors(
     model: MaskedImageModel, flux: np.ndarray, *, augment: bool = False, pool: str = "mean", layer: int = -1,
     ra: np.ndarray | None = None, dec: np.ndarray | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Embed images of targets, if wanted in all eight turns and mirrors, for a search that does not care for them.
+    """Embed images of targets, on request in all eight rotations and flips, for a search that ignores orientation.
 
     Parameters
     ----------
@@ -49,3 +51,22 @@ def target_vectors(
             return torch.cat(vectors).numpy()
     finally:
         model.train(was_training)
+
+
+def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return images in the model's bands and size (t, C, S, S), or vectors (t, D), and the positions if the model uses them.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are neither.
+    """
+    c = model.config
+    if isinstance(targets, CutoutFile):
+        loader = CutoutLoader(targets, batch_size=1, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
+        flux = loader.flux(np.arange(len(targets)))
+        return flux, {"ra": targets.ra, "dec": targets.dec} if c.ra_dec else {}
+    targets = np.asarray(targets, dtype=np.float32)
+    if targets.ndim not in (2, 4) or not len(targets):
+        raise ValueError(f"targets of shape {targets.shape}: must be images (t, C, S, S), or vectors (t, D)")
+    return targets, {}

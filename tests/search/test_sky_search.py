@@ -1,5 +1,4 @@
 import copy
-import json
 import os
 import shutil
 import signal
@@ -18,9 +17,8 @@ from skylib.config import to_dict
 from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.sky import near_any
 from skylib.model.checkpoint import save_checkpoint
-from skylib.search.export import write_objects
-from skylib.search.sky_search import hit_cutouts
-from skylib.search.skyscan import WindowScan, window_corners
+from skylib.search.export import hit_cutouts, write_objects
+from skylib.search.windows import WindowScan, window_corners
 from skylib.stopping import Interrupted
 
 QUESTION = {"k": 25, "min_separation": 3.0, "snr_range": (5.0, None)}
@@ -125,7 +123,7 @@ def test_shards_that_start_together_use_the_same_reference(sky, tmp_path):
         import sys, time, numpy as np
         from pathlib import Path
         from skylib import ModelConfig, build_model, find_tiles
-        from skylib.search import sky_search as skysearch
+        from skylib.search import windows as skysearch
         mine, other = map(Path, sys.argv[1:])
         save = skysearch.Embeddings.save
         def together(reference, path):
@@ -137,8 +135,8 @@ def test_shards_that_start_together_use_the_same_reference(sky, tmp_path):
         skysearch.Embeddings.save = together
         model = build_model(ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1))
         tiles = find_tiles({str(sky.tiles)!r}, bands="grizy", min_bands=4)
-        scan = skysearch.WindowScan(model, stride=64)
-        reference = skysearch._reference(scan, tiles, (), "raise", Path("search"))
+        scan = skysearch.WindowScan(model=model, stride=64)
+        reference = skysearch.shared_reference(scan, tiles, Path("search"))
         np.save(f"{{mine}}.npy", reference.vectors)
     """
     (tmp_path / "run.py").write_text(textwrap.dedent(code))
@@ -159,7 +157,7 @@ def test_windows_have_their_own_positions(sky, cutouts, tiles, tmp_path):
     config = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, ra_dec=True)
     model = build_model(config).eval()
     tile = read_tile(tiles[0])
-    ((_, _, vectors),) = WindowScan(model, stride=38).batches(tile, np.array([[38, 57]]))
+    ((_, _, vectors),) = WindowScan(model=model, stride=38).batches(tile, np.array([[38, 57]]))
     ra, dec = (torch.tensor([float(value)]) for value in tile.sky_at(54.0, 73.0))
     flux = torch.from_numpy(tile.flux[None, :, 38:70, 57:89])
     with torch.inference_mode():
@@ -181,8 +179,8 @@ def test_a_search_stops_when_asked_and_goes_on(model, targets, tiles, single, tm
     with pytest.raises(Interrupted, match="a STOP file after 1 tiles"):
         search_tiles(model, targets, tiles, run_dir=tmp_path, **QUESTION)
     assert not (tmp_path / "STOP").exists()
-    (state,) = tmp_path.glob("search/*/shard-0000.json")
-    assert json.loads(state.read_text())["done"] == [0]
+    (state,) = tmp_path.glob("search/*/shard-0000.npz")
+    assert np.load(state)["done"].tolist() == [0]
     same(single, search_tiles(model, targets, tiles, run_dir=tmp_path, **QUESTION))
 
 
@@ -193,13 +191,13 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
         import os, signal, sys, numpy as np
         from skylib import ModelConfig, build_model, find_tiles, search_tiles
         from skylib.search import sky_search as skysearch
-        hits, seen = skysearch._hits, []
+        hits, seen = skysearch.scan_tile, []
         def counting(scan, tile, *rest):
             seen.append(tile.name)
             if sys.argv[1] == "kill" and len(seen) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             return hits(scan, tile, *rest)
-        skysearch._hits = counting
+        skysearch.scan_tile = counting
         model = build_model(ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1))
         tiles = find_tiles({str(sky.tiles)!r}, bands="grizy", min_bands=4)
         table = search_tiles(model, np.load("targets.npy"), tiles, run_dir=".", **{QUESTION!r})
@@ -269,8 +267,8 @@ def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path, caplo
         search_tiles(model, targets, bad, run_dir=tmp_path / "raise", **QUESTION)
     found = search_tiles(model, targets, bad, run_dir=tmp_path / "skip", on_error="skip", **QUESTION)
     assert set(found["tile"]) == {"9813-0,0"}
-    (state,) = (tmp_path / "skip").glob("search/*/shard-0000.json")
-    assert json.loads(state.read_text())["done"] == [0]
+    (state,) = (tmp_path / "skip").glob("search/*/shard-0000.npz")
+    assert np.load(state)["done"].tolist() == [0]
     assert "R-9813-1,0" in found.meta["skipped"]["9813-1,0"]
     merged = search_tiles(model, targets, bad, run_dir=tmp_path / "skip", on_error="skip", shard=None, **QUESTION)
     same(found, merged)
