@@ -9,19 +9,23 @@ _HOMES = {
     "bands": "canonical_band register_band sort_bands",
     "browse": "SimilarityBrowser",
     "config": "ModelConfig PretrainConfig ProbeConfig",
-    "data.augment": "random_orientation",
+    "data.augment": "Augmentation random_orientation",
     "data.cutouts": "CutoutFile make_cutouts write_cutouts",
     "data.loading": "Batch CutoutLoader TileLoader",
-    "data.photometry": "measure_sky_noise signal_to_noise",
+    "data.photometry": "aperture_snr brighter measure_sky_noise signal_to_noise",
     "data.simulate": "SimulatedSky simulate_sky",
     "data.splits": "sky_split split_cutouts",
     "data.tiles": "Tile TilePaths find_tiles read_tile",
+    "evaluation.binned": "redshift_bins",
+    "evaluation.bootstrap": "binned_metrics",
+    "evaluation.diagnostics": "find_label_errors missing_bands nuisance_audit observing_conditions position_leakage",
     "evaluation.evaluate": "Evaluation evaluate layer_sweep write_results",
     "evaluation.heads": "train_head",
-    "evaluation.label_study": "label_efficiency label_grid labels_to_match",
-    "evaluation.metrics": "photoz_metrics",
+    "evaluation.label_study": "label_efficiency label_grid labels_to_match seed_means",
+    "evaluation.metrics": "classification_metrics photoz_metrics",
     "evaluation.probes": "Probe ProbeResult catalogue_probe constant_probe knn_probe linear_probe original_probe",
     "evaluation.redshift": "RedshiftPDF redshift_pdf",
+    "evaluation.summary": "count_labels write_summary",
     "model.checkpoint": "load_model",
     "model.embed": "embed",
     "model.embeddings": "Embeddings",
@@ -41,17 +45,26 @@ if TYPE_CHECKING:
     from skylib.bands import canonical_band, register_band, sort_bands
     from skylib.browse import SimilarityBrowser
     from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
-    from skylib.data.augment import random_orientation
+    from skylib.data.augment import Augmentation, random_orientation
     from skylib.data.cutouts import CutoutFile, make_cutouts, write_cutouts
     from skylib.data.loading import Batch, CutoutLoader, TileLoader
-    from skylib.data.photometry import measure_sky_noise, signal_to_noise
+    from skylib.data.photometry import aperture_snr, brighter, measure_sky_noise, signal_to_noise
     from skylib.data.simulate import SimulatedSky, simulate_sky
     from skylib.data.splits import sky_split, split_cutouts
     from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile
+    from skylib.evaluation.binned import redshift_bins
+    from skylib.evaluation.bootstrap import binned_metrics
+    from skylib.evaluation.diagnostics import (
+        find_label_errors,
+        missing_bands,
+        nuisance_audit,
+        observing_conditions,
+        position_leakage,
+    )
     from skylib.evaluation.evaluate import Evaluation, evaluate, layer_sweep, write_results
     from skylib.evaluation.heads import train_head
-    from skylib.evaluation.label_study import label_efficiency, label_grid, labels_to_match
-    from skylib.evaluation.metrics import photoz_metrics
+    from skylib.evaluation.label_study import label_efficiency, label_grid, labels_to_match, seed_means
+    from skylib.evaluation.metrics import classification_metrics, photoz_metrics
     from skylib.evaluation.probes import (
         Probe,
         ProbeResult,
@@ -62,6 +75,7 @@ if TYPE_CHECKING:
         original_probe,
     )
     from skylib.evaluation.redshift import RedshiftPDF, redshift_pdf
+    from skylib.evaluation.summary import count_labels, write_summary
     from skylib.model.checkpoint import load_model
     from skylib.model.embed import embed
     from skylib.model.embeddings import Embeddings

@@ -31,10 +31,6 @@ LONGEST = 300  # lines of a module
 
 KNOWN: dict[str, set[str]] = {
     "direction": {
-        "plotting.evaluation -> evaluation.label_study",
-        "plotting.evaluation -> evaluation.metrics",
-        "plotting.redshift -> evaluation.bootstrap",
-        "plotting.redshift -> evaluation.metrics",
         "training.pretrain -> evaluation.probes",
         "training.trainer -> evaluation.probes",
     },

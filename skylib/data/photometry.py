@@ -132,3 +132,13 @@ def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, inside: np.ndarray) ->
         n_known.append(np.isfinite(pixels).sum(axis=-1))
         flux.append(np.where(n_known[-1] > 0, np.nansum(pixels, axis=-1), np.nan))
     return np.concatenate(flux), np.concatenate(n_known)
+
+
+def brighter(cutouts: CutoutFile, column: str, limit: float) -> np.ndarray:
+    """Return which objects are brighter than a magnitude (n,); all, if the file lacks the column.
+
+    An unknown magnitude (NaN) is not brighter.
+    """
+    if column not in cutouts.columns:
+        return np.ones(len(cutouts), dtype=bool)
+    return np.asarray(cutouts.column(column) < limit)

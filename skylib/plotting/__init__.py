@@ -9,14 +9,15 @@ from skylib.plotting.evaluation import (
     plot_progress,
     plot_regression,
 )
-from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts
+from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts, show_tile
 from skylib.plotting.maps import plot_density, plot_map, plot_thumbnails
 from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
-from skylib.plotting.style import COLOURS, METRIC_LABELS, set_style
+from skylib.plotting.style import COLOURS, METRIC_LABELS, column_label, set_style
 
 __all__ = [
     "COLOURS",
     "METRIC_LABELS",
+    "column_label",
     "plot_binned",
     "plot_comparison",
     "plot_confusion",
@@ -39,4 +40,5 @@ __all__ = [
     "set_style",
     "show_bands",
     "show_cutouts",
+    "show_tile",
 ]

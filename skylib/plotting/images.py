@@ -1,14 +1,17 @@
-"""Pictures of the sky: colour images, single bands, reconstructions."""
+"""Pictures of the sky: tiles, colour images of objects, single bands, reconstructions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from astropy.visualization import make_lupton_rgb
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from skylib.plotting.style import plain
 
 
 def rgb_image(
@@ -28,24 +31,46 @@ def rgb_image(
     bands : sequence of str
         Of the planes.
     rgb : sequence of str
-        Bands shown as red, green and blue; a band that is not there is shown as the nearest one that is.
+        Bands shown as red, green and blue; a band without data is replaced by the nearest one that has some.
     stretch, q : float
         Brightness (small is bright) and softening.
 
     Returns
     -------
     ndarray of uint8, shape (H, W, 3)
+        Black where no band has data.
     """
     bands = list(bands)
-    there = [c for c in range(len(bands)) if np.isfinite(flux[c]).any()] or [0]
+    filled = [c for c in range(len(bands)) if np.isfinite(flux[c]).any()] or [0]
     planes = []
     for position, band in enumerate(rgb):
         wanted = bands.index(band) if band in bands else round((2 - position) / 2 * (len(bands) - 1))
-        planes.append(flux[min(there, key=lambda c: abs(c - wanted))])
+        planes.append(flux[min(filled, key=lambda c: abs(c - wanted))])
     gain = (0.8, 1.0, 1.6)  # brings the noise of i, r and g to about one level
     r, g, b = (np.nan_to_num(plane.astype(np.float64)) * k for plane, k in zip(planes, gain, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):  # where all three are zero
         return make_lupton_rgb(r, g, b, stretch=stretch, Q=q)
+
+
+def show_tile(
+    flux: np.ndarray,
+    bands: Sequence[str],
+    *,
+    wcs: Any = None,
+    title: str = "",
+    stretch: float = 1.0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Show a tile (C, H, W) in colour, with right ascension and declination if its WCS is given; black is no data."""
+    if ax is None:
+        ax = plt.figure(figsize=(6, 6)).add_subplot(projection=wcs)
+    ax.imshow(rgb_image(flux, bands, stretch=stretch))
+    if wcs is None:
+        ax.set(xlabel="column (pixels)", ylabel="row (pixels)")
+    else:
+        ax.set(xlabel="right ascension", ylabel="declination")
+    ax.set_title(plain(title))
+    return ax
 
 
 def show_cutouts(
@@ -57,7 +82,8 @@ def show_cutouts(
     stretch: float = 1.0,
     zoom: float = 1.2,
 ) -> Figure:
-    """Show colour pictures of cutouts (n, C, S, S) in a grid."""
+    """Show colour pictures of cutouts (n, C, S, S) in a grid; "no data" is written where a picture is all NaN."""
+    n_cols = max(1, min(n_cols, len(flux)))
     n_rows = max(1, -(-len(flux) // n_cols))
     height = zoom * (1.15 if len(titles) else 1.02)
     figure, axes = plt.subplots(n_rows, n_cols, figsize=(zoom * n_cols, height * n_rows), squeeze=False)
@@ -65,8 +91,10 @@ def show_cutouts(
         ax.axis("off")
     for i, (ax, image) in enumerate(zip(axes.flat, flux, strict=False)):
         ax.imshow(rgb_image(image, bands, stretch=stretch))
+        if not np.isfinite(image).any():
+            _say_no_data(ax, colour="white")
         if i < len(titles):
-            ax.set_title(titles[i], fontsize=7, pad=2)
+            ax.set_title(plain(titles[i]), fontsize=7, pad=2)
     return figure
 
 
@@ -78,16 +106,28 @@ def show_bands(
         axes = plt.subplots(1, len(bands), figsize=(1.5 * len(bands), 1.7))[1]
     for ax, image, band, sigma in zip(np.atleast_1d(np.asarray(axes)), flux, bands, sky_sigma, strict=True):
         ax.imshow(np.arcsinh(image / sigma), cmap="gray", vmin=-1.5, vmax=5)
-        ax.set_title(band)
+        if not np.isfinite(image).any():
+            _say_no_data(ax, colour="black")
+        ax.set_title(plain(band))
         ax.set(xticks=[], yticks=[])
     return axes
 
 
+def _say_no_data(ax: Axes, *, colour: str) -> None:
+    ax.text(0.5, 0.5, "no data", transform=ax.transAxes, ha="center", va="center", color=colour, fontsize=8)
+
+
 def plot_reconstruction(
-    flux: np.ndarray, reconstruction: np.ndarray, mask: np.ndarray, bands: Sequence[str], *, norm_pix: str | None = None,
-    band: str | None = None, sky_sigma: np.ndarray | None = None,
-) -> Figure:  # fmt: skip
-    """Show original, what the model saw, what it filled in, and the difference, one object a row.
+    flux: np.ndarray,
+    reconstruction: np.ndarray,
+    mask: np.ndarray,
+    bands: Sequence[str],
+    *,
+    norm_pix: str | None = None,
+    band: str | None = None,
+    sky_sigma: np.ndarray | None = None,
+) -> Figure:
+    """Show the original, what the model saw, what it filled in, and the difference, one object per row.
 
     Parameters
     ----------
@@ -96,7 +136,7 @@ def plot_reconstruction(
     mask : ndarray of bool, shape (n, C, S, S)
         True where hidden.
     norm_pix : str, optional
-        As in the model; then the title says whose statistics the picture uses.
+        As in the model; if it is set, a line above the figure says that true statistics of each patch are used.
     band : str, optional
         Whose difference is shown; the middle one by default.
     sky_sigma : ndarray, shape (C,), optional
@@ -114,13 +154,12 @@ def plot_reconstruction(
         picture = row[3].imshow((filled[c] - original[c]) / sigma, cmap="RdBu_r", vmin=-10, vmax=10)
         for ax in row:
             ax.set(xticks=[], yticks=[])
-    for ax, title in zip(
-        axes[0], ("original", "seen by the model", "reconstruction", f"difference, {bands[c]}"), strict=True
-    ):
+    for ax, title in zip(axes[0], ("original", "seen by the model", "reconstruction"), strict=False):
         ax.set_title(title)
-    figure.colorbar(
-        picture, ax=axes[:, 3], shrink=min(1.0, 2 / n), label="sky sigma" if sky_sigma is not None else "counts"
-    )
+    axes[0, 3].set_title(f"difference, {plain(bands[c])}")
+    unit = "difference (sky noise)" if sky_sigma is not None else "difference (counts)"
+    figure.colorbar(picture, ax=axes[:, 3], shrink=min(1.0, 2 / n), label=unit, extend="both")
     if norm_pix:
-        figure.suptitle("Hidden patches use the true mean and scale of each patch (norm_pix): structure is predicted, level is not", fontsize=8)  # fmt: skip
+        note = "Hidden patches are shown with their true mean and scale (norm_pix): the model predicts structure only"
+        figure.suptitle(note, fontsize=8)
     return figure

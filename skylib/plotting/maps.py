@@ -1,4 +1,4 @@
-"""Maps of embeddings: coloured points, and pictures laid over them."""
+"""Maps of embeddings: coloured points, density, and thumbnails."""
 
 from __future__ import annotations
 
@@ -10,43 +10,65 @@ from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from skylib.plotting.images import rgb_image
-from skylib.plotting.style import COLOURS
+from skylib.plotting.style import COLOURS, plain
+
+UNLABELLED = "0.85"
 
 
 def plot_map(
-    xy: np.ndarray, values: np.ndarray, *, label: str = "", names: Sequence[str] | None = None, ax: Axes | None = None
+    xy: np.ndarray,
+    values: np.ndarray,
+    *,
+    label: str = "",
+    names: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
-    """Show a map (n, 2) coloured by class (with `names`) or by a value; unlabelled objects grey, below."""
+    """Show a map coloured by class or by a value; objects without one are grey, below the others.
+
+    Parameters
+    ----------
+    xy : ndarray, shape (n, 2)
+    values : ndarray, shape (n,)
+        Classes if `names` are given (negative = unlabelled), else numbers (NaN = unknown). Colours cover the central
+        96 % of the numbers; an arrow on the colour bar says that some lie beyond.
+    label : str
+        Of the colours, with their unit.
+    names : sequence of str, optional
+        Of classes 0, 1, …
+    """
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
-    size = float(np.clip(4e4 / len(xy), 1, 16))
-    known = values >= 0 if names else np.isfinite(values)
-    ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c="0.85", lw=0)
+    size = float(np.clip(4e4 / max(1, len(xy)), 1, 16))
+    has_value = values >= 0 if names else np.isfinite(values)
+    ax.scatter(*xy[~has_value].T, s=size, c=UNLABELLED, lw=0)
     if names:
-        order = np.random.default_rng(0).permutation(np.flatnonzero(known))  # no class covers another
-        ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v)] for v in values[order]], lw=0)
+        order = np.random.default_rng(0).permutation(np.flatnonzero(has_value))  # no class covers another
+        ax.scatter(*xy[order].T, s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
         for c, name in enumerate(names):
             if (values == c).any():
-                ax.scatter([], [], c=COLOURS[c], s=25, label=name)
-        if (~known).any():
-            ax.scatter([], [], c="0.85", s=25, label="unlabelled")
-        ax.legend(loc="best", markerscale=1)
-    else:
-        low, high = np.percentile(values[known], [2, 98])
-        points = ax.scatter(
-            xy[known, 0], xy[known, 1], s=size, c=values[known], vmin=low, vmax=high, cmap="viridis", lw=0
-        )
-        ax.figure.colorbar(points, ax=ax)
-    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=label)
+                ax.scatter([], [], c=COLOURS[c % 7], s=25, label=plain(name))
+        if not has_value.all():
+            ax.scatter([], [], c=UNLABELLED, s=25, label="unlabelled")
+        ax.legend(loc="best", title=label or None)
+    elif has_value.any():
+        known = values[has_value]
+        low, high = np.percentile(known, [2, 98])
+        points = ax.scatter(*xy[has_value].T, s=size, c=known, vmin=low, vmax=high, cmap="viridis", lw=0)
+        ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
+        extend = ends[bool(known.min() < low), bool(known.max() > high)]
+        ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
+    _frame(ax, xy)
     return ax
 
 
-def plot_density(xy: np.ndarray, *, label: str = "density", ax: Axes | None = None) -> Axes:
+def plot_density(xy: np.ndarray, *, label: str = "objects per cell", ax: Axes | None = None) -> Axes:
     """Show how many objects lie where on a map (n, 2), in hexagons, on a logarithmic scale."""
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     n_side = int(np.clip(np.sqrt(len(xy)) / 2, 10, 80))
-    hexes = ax.hexbin(xy[:, 0], xy[:, 1], gridsize=n_side, mincnt=1, bins="log", cmap="cividis", lw=0)
-    ax.figure.colorbar(hexes, ax=ax, label="objects", format="%d").ax.yaxis.set_minor_formatter("")
-    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=label)
+    (left, right), (bottom, top) = _limits(xy)
+    extent = (left, right, bottom, top)
+    hexes = ax.hexbin(*xy.T, gridsize=n_side, extent=extent, mincnt=1, bins="log", cmap="cividis", lw=0)
+    ax.figure.colorbar(hexes, ax=ax, label=label, format="%d").ax.yaxis.set_minor_formatter("")
+    _frame(ax, xy)
     return ax
 
 
@@ -59,24 +81,34 @@ def plot_thumbnails(
     stretch: float = 1.0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Lay pictures over a map (n, 2): in each cell of a grid, the object nearest to its middle."""
+    """Lay pictures over a map (n, 2): in each cell of a grid, the object nearest to its centre."""
     ax = ax or plt.subplots(figsize=(7.5, 7.5))[1]
-    low, high = xy.min(axis=0), xy.max(axis=0)
-    cells = np.clip(((xy - low) / (high - low) * n_side).astype(int), 0, n_side - 1)
-    middle = low + (cells + 0.5) / n_side * (high - low)
-    off_centre = np.linalg.norm((xy - middle) / (high - low), axis=1)
-    ax.scatter(xy[:, 0], xy[:, 1], s=1, c="0.8", lw=0)
-    for cell in np.unique(cells, axis=0):
+    low, high = _limits(xy).T
+    span = np.where(high > low, high - low, 1.0)
+    inside = ((xy >= low) & (xy <= high)).all(axis=1)
+    cells = np.clip(((xy - low) / span * n_side).astype(int), 0, n_side - 1)
+    middle = low + (cells + 0.5) / n_side * span
+    off_centre = np.where(inside, np.linalg.norm((xy - middle) / span, axis=1), np.inf)
+    ax.scatter(*xy.T, s=1, c="0.8", lw=0)
+    for cell in np.unique(cells[inside], axis=0):
         members = np.flatnonzero((cells == cell).all(axis=1))
         i = members[off_centre[members].argmin()]
         picture = OffsetImage(rgb_image(flux[i], bands, stretch=stretch), zoom=30 / flux.shape[-1])
         ax.add_artist(AnnotationBbox(picture, middle[i], frameon=False, pad=0))
-    margin = (high - low) / n_side / 2
-    ax.set(
-        xticks=[],
-        yticks=[],
-        xlim=(low[0] - margin[0], high[0] + margin[0]),
-        ylim=(low[1] - margin[1], high[1] + margin[1]),
-    )
-    ax.set(xlabel="UMAP 1", ylabel="UMAP 2")
+    _frame(ax, xy)
     return ax
+
+
+def _limits(xy: np.ndarray) -> np.ndarray:
+    """Return the lower and upper limit of each axis, (2, 2): a few objects far out do not shrink all the others."""
+    if not len(xy):
+        return np.array([[0.0, 1.0], [0.0, 1.0]])
+    low, high = np.percentile(xy, [0.5, 99.5], axis=0)
+    margin = 0.06 * np.where(high > low, high - low, 1.0)
+    return np.stack([low - margin, high + margin], axis=1)
+
+
+def _frame(ax: Axes, xy: np.ndarray) -> None:
+    """Leave out the ticks, since the axes of UMAP have no unit, and show where most objects are."""
+    (left, right), (bottom, top) = _limits(xy)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", xlim=(left, right), ylim=(bottom, top))

@@ -28,10 +28,19 @@ from skylib.runner.status import Record
 log = logging.getLogger(__name__)
 
 NOTEBOOKS = ROOT / "notebooks"
-CHAIN = ("00_make_cutouts", "01_pretrain", "02_evaluate", "03_umap", "04_label_efficiency", "05_similarity")
+CHAIN = (
+    "00_make_cutouts",
+    "01_pretrain",
+    "02_evaluate",
+    "02b_diagnostics",
+    "03_umap",
+    "04_label_efficiency",
+    "05_similarity",
+)
 NEEDS = {  # whose results in the run folder a notebook takes up
     "01_pretrain": "00_make_cutouts",
     "02_evaluate": "01_pretrain",
+    "02b_diagnostics": "02_evaluate",
     "03_umap": "02_evaluate",
     "04_label_efficiency": "01_pretrain",
     "05_similarity": "02_evaluate",

@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import skylib
 from skylib import plotting
 
 
@@ -77,7 +78,7 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
     drawn = [
         plotting.show_cutouts(flux[:5], bands, titles=list("abcde")),
         plotting.show_bands(flux[0], bands, sky_sigma=sigma)[0].figure,
-        plotting.plot_counts({"mag_i": cutouts.column("mag_i"), "class": cutouts.column("class")}, "mag_i", cutouts.class_names()).figure,
+        plotting.plot_counts(cutouts.column("mag_i"), cutouts.column("class"), names=cutouts.class_names()).figure,
         plotting.plot_progress(metrics),
         plotting.plot_reconstruction(flux[:2], flux[:2], np.zeros(flux[:2].shape, bool), bands, norm_pix="band", sky_sigma=sigma),
         plotting.plot_comparison({"a": (0.5, (0.4, 0.6)), "b": (0.1, (0.1, 0.1))}, label="accuracy").figure,
@@ -87,8 +88,8 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.plot_density(xy).figure,
         plotting.plot_thumbnails(xy, flux, bands, n_side=4).figure,
         plotting.plot_label_efficiency(table, reference="a").figure,
-        plotting.plot_redshift(z_phot, z_spec).figure,
-        plotting.plot_redshift_panels(z_phot, z_spec),
+        plotting.plot_redshift(z_phot, z_spec, metrics=skylib.photoz_metrics(z_phot, z_spec)).figure,
+        plotting.plot_redshift_panels(z_phot, z_spec, skylib.redshift_bins(z_phot, z_spec)),
         plotting.plot_residual_by_snr(z_phot, z_spec, rng.uniform(5, 100, 400), band="i").figure,
         plotting.plot_pit(rng.random(400)).figure,
         plotting.plot_layer_sweep(sweep, label="accuracy").figure,
@@ -103,16 +104,91 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
 
 def test_panels_by_predicted_redshift_hold_what_was_predicted_there():
     z_spec = np.repeat([0.25, 0.75], 50)
-    figures = [plotting.plot_redshift_panels(z_spec[::-1], z_spec, by=by, n_bins=2) for by in ("z_spec", "z_pred")]
-    bias = [figure.axes[2].lines[0].get_ydata(orig=False) for figure in figures]
+    bias = []
+    for by in ("z_spec", "z_pred"):
+        table = skylib.redshift_bins(z_spec[::-1], z_spec, by=by, n_bins=2)
+        figure = plotting.plot_redshift_panels(z_spec[::-1], z_spec, table, by=by)
+        bias.append(figure.axes[2].lines[0].get_ydata(orig=False))
     np.testing.assert_allclose(bias[0], [0.5 / 1.25, -0.5 / 1.75])
     np.testing.assert_allclose(bias[1], bias[0][::-1])
     with pytest.raises(ValueError, match="by='z'"):
-        plotting.plot_redshift_panels(z_spec, z_spec, by="z")
+        plotting.plot_redshift_panels(z_spec, z_spec, table, by="z")
+    with pytest.raises(ValueError, match="by='z'"):
+        skylib.redshift_bins(z_spec, z_spec, by="z")
+
+
+def test_interval_of_no_outliers_is_not_empty():
+    """Where 0 of 50 are outliers, the share may be as large as 7 % (Wilson)."""
+    z = np.linspace(0.1, 1, 100)
+    table = skylib.redshift_bins(z, z, n_bins=2)
+    assert (table["outlier_fraction"] == 0).all()
+    assert table["outlier_fraction_high"].between(0.05, 0.1).all()
+
+
+def test_few_objects_are_points_and_many_a_density():
+    rng = np.random.default_rng(0)
+    for n, collections in ((100, 0), (3000, 1)):
+        z = rng.uniform(0, 2, n)
+        assert len(plotting.plot_redshift(z, z).collections) == collections
+
+
+@pytest.mark.parametrize("name", ["cost ($)", "$x_{$", r"cost $\frac{$"])
+def test_a_dollar_in_a_name_is_a_dollar(name, tmp_path):
+    rng, c = np.random.default_rng(0), np.arange(30) % 3
+    xy, value = rng.normal(size=(30, 2)), np.arange(30.0)
+    table = pd.DataFrame({"method": name, "n_labels": [8, 16], "seed": 0, "r2": [0.3, 0.5]})
+    dropped = pd.DataFrame({"dropped": ["", name], "n_dropped": [0, 1], "r2": 0.5, "low": 0.4, "high": 0.6})
+    audit = pd.DataFrame({"nuisance": [name], "value": 0.4, "low": 0.3, "high": 0.5, "chance": 0.0})
+    drawn = [
+        plotting.plot_map(xy, c, names=("a", name, "b")).figure,
+        plotting.plot_map(xy, value, label=plotting.column_label(name)).figure,
+        plotting.plot_confusion(c, c, ("a", name, "b")).figure,
+        plotting.plot_regression(value, value, label=name).figure,
+        plotting.plot_counts(value, c, names=("a", name, "b"), label=plotting.column_label(name)).figure,
+        plotting.plot_comparison({name: (0.5, (0.4, 0.6))}, label="accuracy").figure,
+        plotting.plot_label_efficiency(table, metric="r2").figure,
+        plotting.plot_missing_bands(dropped, metric="r2").figure,
+        plotting.plot_nuisances(audit).figure,
+        plotting.plot_progress(pd.DataFrame({"step": [1], "loss": [1.0], f"probe_{name}_r2": [0.5]})),
+        plotting.show_cutouts(np.ones((1, 1, 8, 8)), ["r"], titles=[name]),
+    ]
+    for figure in drawn:
+        figure.savefig(tmp_path / "figure.png")
+
+
+def test_one_object_far_out_does_not_shrink_the_map():
+    xy = np.random.default_rng(0).normal(size=(1000, 2))
+    xy[0] = 1e4
+    for ax in (plotting.plot_map(xy, xy[:, 0]), plotting.plot_density(xy)):
+        assert ax.get_xlim()[1] < 10
+        assert ax.get_ylim()[1] < 10
+
+
+def test_a_clipped_colour_bar_has_arrows():
+    values = np.r_[np.zeros(90), np.linspace(0, 1, 10)]
+    figure = plotting.plot_map(np.random.default_rng(0).normal(size=(100, 2)), values, label="z").figure
+    assert figure.axes[1]._colorbar.extend == "max"
+
+
+def test_a_picture_without_data_says_so():
+    flux = np.full((2, 2, 8, 8), np.nan)
+    flux[1] = 1
+    figure = plotting.show_cutouts(flux, "gr")
+    assert [[t.get_text() for t in ax.texts] for ax in figure.axes] == [["no data"], []]
+    axes = plotting.show_bands(np.stack([flux[0, 0], flux[1, 0]]), "gr", sky_sigma=np.ones(2))
+    assert [[t.get_text() for t in ax.texts] for ax in axes] == [["no data"], []]
+
+
+def test_a_tile_has_sky_coordinates(tiles):
+    tile = skylib.read_tile(tiles[0])
+    ax = plotting.show_tile(tile.flux, tile.bands, wcs=tile.wcs, title=tile.name)
+    assert ax.get_xlabel() == "right ascension"
+    ax.figure.canvas.draw()
+    assert plotting.show_tile(tile.flux, tile.bands).get_xlabel() == "column (pixels)"
 
 
 def test_little_to_show_is_shown():
-    """One seed has no interval; where no nuisance could be judged, there is none."""
+    """One seed is a point and a line, without a band; where no nuisance could be judged, there is none."""
     one = pd.DataFrame({"method": "a", "n_labels": [8, 16], "seed": 0, "balanced_accuracy": [0.3, 0.5], "n": 40})
     assert not plotting.plot_label_efficiency(one, reference="a").collections
     nothing = pd.DataFrame({name: [] for name in ("nuisance", "value", "low", "high", "chance")})
