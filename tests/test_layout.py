@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 SKYLIB = Path(__file__).parents[1] / "skylib"
-GROUND, BANDS, TOP = "ground", "data.bands", "top"
+GROUND, TOP = "ground", "top"
 ROOMS = ("data", "model", "training", "evaluation", "search", "plotting", "browse", "runner")
-ALLOWED = {  # besides the ground, the room itself and the table of bands, which all may import
+ALLOWED = {  # besides the ground and the room itself
     GROUND: (),
-    BANDS: (),
     "plotting": (),
     "runner": (),
     "data": (),
@@ -67,10 +66,10 @@ def tree(name: str) -> ast.Module:
 def node(name: str) -> str:
     """Return the room, or the ground file, that a module belongs to: a node in the picture of the imports.
 
-    >>> node("data.loading.tiles"), node("data.bands"), node("config"), node("__main__")
-    ('data', 'data.bands', 'config', '__main__')
+    >>> node("data.loading.tiles"), node("config"), node("__main__")
+    ('data', 'config', '__main__')
     """
-    return name if name == BANDS else name.split(".")[0]
+    return name.split(".")[0]
 
 
 def floor(name: str) -> str:
@@ -130,7 +129,7 @@ def test_imports_point_one_way():
     wrong = set()
     for name, other in edges():
         here, target = node(name), node(other)
-        if here == target or floor(target) in (GROUND, BANDS):
+        if here == target or floor(target) == GROUND:
             continue
         if target not in ALLOWED[floor(here)]:
             wrong.add(f"{name} -> {other}")

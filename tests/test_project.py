@@ -134,7 +134,7 @@ def test_public_names_are_loaded_from_where_type_checkers_find_them():
 
 
 def test_the_search_of_the_library_is_the_function_whatever_is_imported_first():
-    code = "import skylib.search.index as room, skylib; assert skylib.search is room.search"
+    code = "from skylib.search import index as room; import skylib; assert skylib.search is room.search"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
