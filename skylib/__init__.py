@@ -25,7 +25,7 @@ _HOMES = {
     "evaluation.metrics": "classification_metrics photoz_metrics",
     "evaluation.probes": "Probe ProbeResult catalogue_probe constant_probe knn_probe linear_probe original_probe",
     "evaluation.redshift": "RedshiftPDF redshift_pdf",
-    "evaluation.summary": "count_labels write_summary",
+    "evaluation.summary": "count_labels of_class write_summary",
     "model.checkpoint": "load_model",
     "model.embed": "embed",
     "model.embeddings": "Embeddings",
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
         original_probe,
     )
     from skylib.evaluation.redshift import RedshiftPDF, redshift_pdf
-    from skylib.evaluation.summary import count_labels, write_summary
+    from skylib.evaluation.summary import count_labels, of_class, write_summary
     from skylib.model.checkpoint import load_model
     from skylib.model.embed import embed
     from skylib.model.embeddings import Embeddings

@@ -107,14 +107,17 @@ def aperture_magnitudes(
 
 
 def aperture_snr(
-    cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float, radius: float = 8.0
+    cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float | None = None, radius: float = 8.0
 ) -> np.ndarray:
     """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data.
 
-    Pixels without data bring neither flux nor noise.
+    Pixels without data bring neither flux nor noise. Without `sky_sigma` the noise is measured on the first 500 cutouts.
     """
     check_choice("band", band, cutouts.bands)
-    flux, n_pixels = (one[:, cutouts.bands.index(band)] for one in _aperture_flux(cutouts, rows, _aperture(cutouts.size, radius)))  # fmt: skip
+    plane = cutouts.bands.index(band)
+    if sky_sigma is None:
+        sky_sigma = float(measure_sky_noise(cutouts.flux(slice(0, 500)))[plane])
+    flux, n_pixels = (one[:, plane] for one in _aperture_flux(cutouts, rows, _aperture(cutouts.size, radius)))
     return flux / (sky_sigma * np.sqrt(np.maximum(n_pixels, 1)))
 
 

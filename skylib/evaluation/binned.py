@@ -67,9 +67,9 @@ def redshift_bins(
         return photoz_metrics(prediction, truth, outlier_threshold=outlier_threshold)
 
     table = binned_metrics(z_phot, z_spec, x, edges=edges, metric=measure, min_count=min_count, seed=seed)
-    for name in [name for name in table if str(name).startswith("outlier_fraction") and f"{name}_low" in table]:
-        for i in table.index[table[name].notna()]:
-            table.loc[i, [f"{name}_low", f"{name}_high"]] = fraction_interval(
-                table.loc[i, name], int(table.loc[i, "n"])
-            )
+    for name in ("outlier_fraction", "outlier_fraction_0.05"):
+        if name in table:
+            pairs = zip(table[name].tolist(), table["n"].tolist(), strict=True)
+            intervals = [fraction_interval(f, n) if np.isfinite(f) else (np.nan, np.nan) for f, n in pairs]
+            table[[f"{name}_low", f"{name}_high"]] = intervals
     return table

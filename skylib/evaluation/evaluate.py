@@ -43,6 +43,7 @@ TABLE_METRICS = (
     "accuracy", "balanced_accuracy", "roc_auc", "r2", "rms", "bias", "bias_median", "sigma_mad", "outlier_fraction",
     "outlier_fraction_0.05",
 )  # fmt: skip
+SHORT = ("balanced_accuracy", "r2", "sigma_mad", "outlier_fraction")
 OF_A_CLASS = ("completeness_", "purity_")  # measures that each class has, and stand in the table too
 
 
@@ -89,11 +90,18 @@ class Evaluation:
         """Name of the measure by which settings were chosen."""
         return metric_for(self.task, self.target)[1]
 
-    def table(self) -> pd.DataFrame:
+    @property
+    def chosen(self) -> tuple[str, int]:
+        """Pooling and layer of the pretrained network that were chosen on validation."""
+        best = self.sweep[self.sweep["chosen"] & (self.sweep["encoder"] == "pretrained")]
+        return str(best["pool"].item()), int(best["layer"].item())
+
+    def table(self, *, short: bool = False) -> pd.DataFrame:
         """Return every measure of every method on test, as text with its 95 % interval, and n.
 
         What is not defined is left empty, such as the purity of a class to which a method puts nothing. The last
-        column says by how much the pretrained network beats each of the others, on the same objects.
+        column says by how much the pretrained network beats each of the others, on the same objects. The short table has
+        the main measures alone, and the best method on top.
         """
         rows = []
         for name, result in self.results.items():
@@ -106,7 +114,12 @@ class Evaluation:
                 row[f"{self.score}: pretrained minus it"] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
         index = pd.MultiIndex.from_tuples([(self.target, name) for name in self.results], names=["target", "method"])
-        return pd.DataFrame(rows, index=index).fillna("")
+        table = pd.DataFrame(rows, index=index).fillna("")
+        if not short:
+            return table
+        names = [c for c in map(str, table) if c in SHORT or c.startswith("completeness_") or c.endswith("minus it")]
+        order = sorted(self.results, key=lambda name: -self.results[name].metrics[self.score])
+        return table.droplevel("target").loc[order][[*names, "n"]]
 
     def _named(self, measure: str) -> str:
         """Return a measure with the name of its class in the place of the number."""

@@ -34,14 +34,14 @@ def count_labels(
     DataFrame
         A row for each part.
     """
-    lines = {}
+    lines: dict[str, dict[str, int]] = {}
     for name, part in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
         inside = split == part
         lines[name] = {"objects": int(inside.sum())}
-        if class_target in cutouts.columns:
+        if class_target is not None and class_target in cutouts.columns:
             classes = cutouts.column(class_target)[inside]
             lines[name] |= {str(n): int((classes == c).sum()) for c, n in enumerate(cutouts.class_names(class_target))}
-        if regression_target in cutouts.columns:
+        if regression_target is not None and regression_target in cutouts.columns:
             values = cutouts.column(regression_target)[inside]
             lines[name][f"with {regression_target}"] = int(np.isfinite(values).sum())
     return pd.DataFrame(lines).T
@@ -58,19 +58,27 @@ def summarise(evaluation: Evaluation) -> str:
     return f"Pretraining {verb} the {score} of {target} {values} {interval}."
 
 
-def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation], *, figure: str, alt: str) -> str:
+def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation]) -> str:
     """Write ``summary.json``, with which the page of results opens, and return its text.
 
     Parameters
     ----------
     run_dir : path
+        Its ``figures/classification.png`` or ``figures/regression.png`` is named as the figure to show.
     evaluations : sequence of Evaluation
-        A sentence for each, of `summarise`.
-    figure : str
-        In the run folder.
-    alt : str
-        What the figure shows.
+        A sentence for each, of `summarise`; nothing is written if there are none.
     """
+    if not evaluations:
+        return "Nothing was evaluated: the file has no labels."
     text = " ".join(summarise(one) for one in evaluations)
+    figure = f"figures/{evaluations[0].task}.png"
+    alt = "Test scores of the pretrained network and of all baselines, with 95 % intervals"
     write_json(Path(run_dir) / "summary.json", {"text": text, "figure": figure, "alt": alt})
     return text
+
+
+def of_class(cutouts: CutoutFile, column: str, number: int) -> np.ndarray:
+    """Return which objects are of a class (n,); all, for a negative number or if the file lacks the column."""
+    if number < 0 or column not in cutouts.columns:
+        return np.ones(len(cutouts), dtype=bool)
+    return np.asarray(cutouts.column(column) == number)

@@ -12,7 +12,7 @@ from skylib.plotting.evaluation import (
 from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts, show_tile
 from skylib.plotting.maps import plot_density, plot_map, plot_thumbnails
 from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
-from skylib.plotting.style import COLOURS, METRIC_LABELS, column_label, set_style
+from skylib.plotting.style import COLOURS, METRIC_LABELS, column_label, save_figure, set_style
 
 __all__ = [
     "COLOURS",
@@ -37,6 +37,7 @@ __all__ = [
     "plot_residual_by_snr",
     "plot_thumbnails",
     "rgb_image",
+    "save_figure",
     "set_style",
     "show_bands",
     "show_cutouts",

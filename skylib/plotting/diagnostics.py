@@ -52,13 +52,14 @@ def plot_missing_bands(table: pd.DataFrame, *, metric: str = "balanced_accuracy"
     ax = ax or plt.subplots(figsize=(4.8, 3.2))[1]
     mean = table.groupby("n_dropped")[metric].mean()
     ax.plot(mean.index, mean, color=COLOURS[0], label="mean")
-    for n, rows in table.groupby("n_dropped"):
+    for n in mean.index.tolist():
+        rows = table[table["n_dropped"] == n]
         ax.plot([n] * len(rows), rows[metric], "o", ms=4, color=COLOURS[1], alpha=0.7)
         named = rows if len(rows) <= 6 else rows.sort_values(metric).iloc[[0, -1]]  # all, or the worst and the best
         for dropped, value in zip(named["dropped"], named[metric], strict=True):
             if dropped:
                 text = f"no {plain(dropped)}"
-                ax.annotate(text, (float(n), value), xytext=(5, -3), textcoords="offset points", fontsize=7)
+                ax.annotate(text, (n, value), xytext=(5, -3), textcoords="offset points", fontsize=7)
     whole = table[table["n_dropped"] == 0].iloc[0]
     ax.axhspan(whole["low"], whole["high"], color="0.9", lw=0, label="all bands, 95 %")
     ax.set(xlabel="number of missing bands", ylabel=f"{metric_label(metric)} on test", xticks=list(mean.index))

@@ -40,7 +40,8 @@ def plot_counts(
     values = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(values)
     if finite.any():
-        edges = np.linspace(*np.percentile(values[finite], [0.2, 99.8]), 25).tolist()
+        low, high = np.percentile(values[finite], [0.2, 99.8])
+        edges = np.linspace(low, high, 25).tolist()
         if classes is None:
             ax.hist(values[finite], edges, color=COLOURS[0])
         else:

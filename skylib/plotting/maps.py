@@ -39,10 +39,10 @@ def plot_map(
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     size = float(np.clip(4e4 / max(1, len(xy)), 1, 16))
     has_value = values >= 0 if names else np.isfinite(values)
-    ax.scatter(*xy[~has_value].T, s=size, c=UNLABELLED, lw=0)
+    ax.scatter(xy[~has_value, 0], xy[~has_value, 1], s=size, c=UNLABELLED, lw=0)
     if names:
         order = np.random.default_rng(0).permutation(np.flatnonzero(has_value))  # no class covers another
-        ax.scatter(*xy[order].T, s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
+        ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
         for c, name in enumerate(names):
             if (values == c).any():
                 ax.scatter([], [], c=COLOURS[c % 7], s=25, label=plain(name))
@@ -52,7 +52,9 @@ def plot_map(
     elif has_value.any():
         known = values[has_value]
         low, high = np.percentile(known, [2, 98])
-        points = ax.scatter(*xy[has_value].T, s=size, c=known, vmin=low, vmax=high, cmap="viridis", lw=0)
+        points = ax.scatter(
+            xy[has_value, 0], xy[has_value, 1], s=size, c=known, vmin=low, vmax=high, cmap="viridis", lw=0
+        )
         ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
         extend = ends[bool(known.min() < low), bool(known.max() > high)]
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
@@ -66,7 +68,7 @@ def plot_density(xy: np.ndarray, *, label: str = "objects per cell", ax: Axes | 
     n_side = int(np.clip(np.sqrt(len(xy)) / 2, 10, 80))
     (left, right), (bottom, top) = _limits(xy)
     extent = (left, right, bottom, top)
-    hexes = ax.hexbin(*xy.T, gridsize=n_side, extent=extent, mincnt=1, bins="log", cmap="cividis", lw=0)
+    hexes = ax.hexbin(xy[:, 0], xy[:, 1], gridsize=n_side, extent=extent, mincnt=1, bins="log", cmap="cividis", lw=0)
     ax.figure.colorbar(hexes, ax=ax, label=label, format="%d").ax.yaxis.set_minor_formatter("")
     _frame(ax, xy)
     return ax
@@ -89,7 +91,7 @@ def plot_thumbnails(
     cells = np.clip(((xy - low) / span * n_side).astype(int), 0, n_side - 1)
     middle = low + (cells + 0.5) / n_side * span
     off_centre = np.where(inside, np.linalg.norm((xy - middle) / span, axis=1), np.inf)
-    ax.scatter(*xy.T, s=1, c="0.8", lw=0)
+    ax.scatter(xy[:, 0], xy[:, 1], s=1, c="0.8", lw=0)
     for cell in np.unique(cells[inside], axis=0):
         members = np.flatnonzero((cells == cell).all(axis=1))
         i = members[off_centre[members].argmin()]

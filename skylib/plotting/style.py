@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Okabe & Ito: readers with colour blindness can tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -45,6 +49,15 @@ def set_style() -> None:
             "figure.constrained_layout.use": True,
         }
     )
+
+
+def save_figure(drawn: Axes | Figure, run_dir: str | Path, name: str) -> None:
+    """Write a figure, or the one that an Axes is in, to ``figures/NAME.png`` of a run folder."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
+    assert figure is not None
+    folder = Path(run_dir) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png")
 
 
 def plain(text: object) -> str:
@@ -93,7 +106,9 @@ def draw_cloud(
     if len(x) < FEW:
         ax.plot(x, y, "o", ms=3, alpha=0.5, mew=0, color=COLOURS[0])
         return
-    scale = "log" if len(x) > 5000 else None  # a logarithm of few objects has no room for its numbers
+    scale: Literal["log"] | None = (
+        "log" if len(x) > 5000 else None
+    )  # a logarithm of few objects has no room for its numbers
     hexes = ax.hexbin(x, y, gridsize=gridsize, extent=extent, mincnt=1, cmap="viridis", bins=scale, lw=0)
     bar = ax.figure.colorbar(hexes, ax=ax, label="objects per cell", format="%d", pad=0.01)
     bar.ax.yaxis.set_minor_formatter("")
