@@ -79,7 +79,7 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
     environ = {
         **os.environ,
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
     }
     environ.setdefault("OMP_NUM_THREADS", str(threads))
