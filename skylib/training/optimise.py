@@ -75,7 +75,7 @@ class Optimiser:
             _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
         )
         # A teacher in the model is shared: it is an average already.
-        shared = {id(model.latent.teacher): model.latent.teacher} if model.latent is not None else {}
+        shared = {} if model.latent is None else {id(x): x for x in (model.latent.teacher, model.latent.ramp)}
         self.average = deepcopy(model, shared).eval().requires_grad_(False) if config.ema else None
         # Steps that were skipped: in a row now, longest row since the last look, in all.
         self._bad = torch.zeros(3, device=self.parameters[0].device)

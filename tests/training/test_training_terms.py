@@ -1,0 +1,44 @@
+"""That the terms of the loss beside the pixels keep what a training promises."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from skylib import Interrupted, load_model, pretrain
+from skylib.model.checkpoint import load_checkpoint
+from tests.training.test_pretrain import MODEL, config, same
+
+SUMMED = replace(MODEL, hide_bands=0.5, flux_weight=0.3, latent_weight=1.0, norm_pix="noise")
+RUN = config(steps=6, log_every=1, checkpoint_every=4, validate_every=6)
+
+
+@pytest.fixture(scope="module")
+def whole_run(cutouts, tmp_path_factory):
+    return pretrain(SUMMED, RUN, train=cutouts, validation=cutouts, run_dir=tmp_path_factory.mktemp("whole"))
+
+
+def test_resumed_with_a_teacher_and_averaged_weights_equals_uninterrupted(cutouts, tmp_path):
+    model, run = replace(SUMMED, consistency_weight=0.1), replace(RUN, ema=0.9)
+    pretrain(model, run, train=cutouts, validation=cutouts, run_dir=tmp_path / "whole")
+    (tmp_path / "halves").mkdir()
+    (tmp_path / "halves" / "STOP").touch()
+    with pytest.raises(Interrupted):
+        pretrain(model, run, train=cutouts, validation=cutouts, run_dir=tmp_path / "halves")
+    pretrain(model, run, train=cutouts, validation=cutouts, run_dir=tmp_path / "halves")
+    one, two = (load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "halves"))
+    assert same(one["model"], two["model"])
+    assert one["model"]["latent.ramp"] == 1
+    average = one["optimiser"]["average"]
+    assert same(average, two["optimiser"]["average"])
+    shared = [name for name in average if name.startswith("latent.teacher") or name == "latent.ramp"]
+    assert all((average[name] == one["model"][name]).all() for name in shared)  # averages already
+    assert not same(average, one["model"])
+    assert same(load_model(tmp_path / "halves").state_dict(), average)
+
+
+def test_parts_and_processes_give_the_same_as_the_whole(whole_run, cutouts, tmp_path):
+    parts = pretrain(SUMMED, replace(RUN, accumulate=4), train=cutouts, run_dir=tmp_path / "parts")
+    np.testing.assert_allclose(parts.metrics["loss"], whole_run.metrics["loss"], rtol=1e-4)
+    two = pretrain(SUMMED, RUN, train=cutouts, run_dir=tmp_path / "two", processes=2, device="cpu")
+    np.testing.assert_allclose(two.metrics["loss"], whole_run.metrics["loss"], rtol=1e-4)
