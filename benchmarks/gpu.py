@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
     "tests", "training base simmim", "training base mae", "embedding base", "search", "training nano mae 256",
-    "profile", "training small mae", "training small simmim", "training nano simmim", "training tiny mae",
+    "profile", "training base simmim 2048", "training small mae", "training small simmim", "training nano simmim", "training tiny mae",
     "training tiny simmim", "training nano mae",
 )  # fmt: skip
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
@@ -47,7 +47,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=ROOT / "test-artifacts" / "gpu", help="folder for what is found")
     options.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
     options.add_argument("--minutes", type=float, default=8.0, help="for everything")
-    options.add_argument("--side-by-side", type=int, help="jobs that get ready at once; 4 where there are the cores")
+    options.add_argument("--side-by-side", type=int, help="jobs that get ready at once; by default one for 3 cores")
     options.add_argument("--batch", type=int, help="images a training step")
     options.add_argument("--job", help=argparse.SUPPRESS)
     options.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -61,7 +61,7 @@ def main() -> None:
     for name in ("gpu.jsonl", "gpu.json", "gpu.md", "gpu.log"):
         (given.out / name).unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = given.side_by_side or (4 if cores >= 8 else 1)
+    at_once = given.side_by_side or min(5, max(1, cores // 3))
     jobs = [job for job in (QUICK if given.quick else JOBS) if job.split()[0] in given.parts.split(",")]
     try:
         with tempfile.TemporaryDirectory() as data:
@@ -373,26 +373,38 @@ class Job:
                 {"TFLOP/s": 1e-12 * flops, "share of peak": flops / bf16_peak(quick=self.quick), "ms": 1e3 / rate},
             )
 
-        def attend(backend: SDPBackend, *qkv: torch.Tensor) -> None:
+        def attend(backend: SDPBackend, *qkv: torch.Tensor, mask: torch.Tensor | None = None) -> None:
             with sdpa_kernel(backend):
-                F.scaled_dot_product_attention(*qkv).sum().backward()
+                F.scaled_dot_product_attention(*qkv, attn_mask=mask).sum().backward()
 
-        for n in (tokens, 17):
-            q, k, v = (draw(batch, heads, n, width // heads).requires_grad_() for _ in range(3))
-            for backend in (
-                SDPBackend.FLASH_ATTENTION,
-                SDPBackend.CUDNN_ATTENTION,
-                SDPBackend.EFFICIENT_ATTENTION,
-                SDPBackend.MATH,
-            ):
-                run = partial(attend, backend, q, k, v)
-                label = f"attention of {n} tokens, forward and backward, {backend.name.lower()}"
-                try:
-                    run()
-                    with self.alone():
-                        keep(self.out, "profile", label, {"ms": 1e3 / median(rates(run, 1, self.seconds))})
-                except RuntimeError as error:
-                    keep(self.out, "profile", label, {"not there": str(error).splitlines()[0][:100]})
+        def tell(label: str, run: Callable[[], Any]) -> None:
+            try:
+                run()
+                with self.alone():
+                    keep(self.out, "profile", label, {"ms": 1e3 / median(rates(run, 1, self.seconds / 3))})
+            except RuntimeError as error:
+                keep(self.out, "profile", label, {"not there": str(error).splitlines()[0][:60]})
+
+        backends = (
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+            SDPBackend.MATH,
+        )
+        for n, d in ((tokens, width // heads), (tokens, 32), (17, width // heads)):
+            shape = batch, heads * (width // heads) // d, n, d
+            qkv = [draw(*shape).requires_grad_() for _ in range(3)]
+            for backend in backends:
+                tell(f"attention of {n} tokens, heads {d} wide, forward and backward, {backend.name.lower()}", partial(attend, backend, *qkv))  # fmt: skip
+        # Several images of few tokens as one sequence, each of which sees only itself.
+        together = 4
+        qkv = [draw(batch // together, heads, 17 * together, width // heads).requires_grad_() for _ in range(3)] if batch >= together else []  # fmt: skip
+        own = torch.arange(17 * together, device=DEVICE) // 17
+        mask = torch.zeros(len(own), len(own), device=DEVICE, dtype=torch.bfloat16).masked_fill(
+            own[:, None] != own, -torch.inf
+        )
+        for backend in backends[1:] if qkv else ():
+            tell(f"attention of {together} x 17 tokens, forward and backward, {backend.name.lower()}", partial(attend, backend, *qkv, mask=mask))  # fmt: skip
 
     def tiles(self) -> Path:
         """Return a folder of two tiles; the first job that needs them makes them."""

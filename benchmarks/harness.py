@@ -8,6 +8,7 @@ import gc
 import json
 import multiprocessing
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -163,14 +164,14 @@ def bf16_peak(*, quick: bool = False) -> float:
 def where() -> dict[str, Any]:
     """Return device, versions, revision and date."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    described = subprocess.run(git, capture_output=True, text=True)
+    described = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []  # fmt: skip
     return {
         "cpu": names[0] if names else platform.processor(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "skylib": skylib.__version__, "revision": described.stdout.strip() or None,
+        "skylib": skylib.__version__, "revision": described or None,
         "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 

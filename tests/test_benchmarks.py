@@ -1,5 +1,6 @@
 """Every benchmark runs; what it measures here is not looked at."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -41,3 +42,14 @@ def test_the_benchmark_of_gpus_runs_on_a_cpu(tmp_path):
     assert found["training"]["nano mae, from tiles"]["images/s"] > 0
     assert found["search"]["64 queries, plain product and topk"]["same answers"] > 0.99
     assert "| nano mae, from a file |" in (tmp_path / "gpu.md").read_text()
+
+
+def test_the_busy_share_counts_each_moment_once():
+    spec = importlib.util.spec_from_file_location("gpu", FOLDER / "gpu.py")
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    kernel = {"cat": "kernel", "name": "a"}
+    events = [{**kernel, "ts": 0, "dur": 4}, {**kernel, "ts": 2, "dur": 4, "name": "b"}, {**kernel, "ts": 8, "dur": 2},
+              {"cat": "gpu_user_annotation", "name": "step", "ts": 0, "dur": 100}, {"ph": "M", "name": "meta"}]  # fmt: skip
+    assert gpu.read_trace(events) == (0.8, [("a", 2, 0.006, 0.6), ("b", 1, 0.004, 0.4)])
+    assert gpu.read_trace([]) == (0.0, [])
