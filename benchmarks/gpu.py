@@ -32,9 +32,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
-    "tests", "training base simmim", "training base mae", "embedding base", "search", "training nano mae 256",
-    "profile", "training base simmim 2048", "training small mae", "training small simmim", "training nano simmim", "training tiny mae",
-    "training tiny simmim", "training nano mae",
+    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano mae 256",
+    "training base simmim 1024 narrow", "training base mae 2048", "training small mae", "training small simmim",
+    "training nano simmim", "training tiny mae", "training tiny simmim", "training nano mae",
 )  # fmt: skip
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
 BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
@@ -175,7 +175,7 @@ class Job:
         row = {"seconds": time.perf_counter() - start, "exit status": done.returncode, **found}
         keep(self.out, "tests", "tests/test_gpu.py", row | ({"output": done.stdout[-6000:]} if done.returncode else {}))
 
-    def training(self, size: str, objective: str, images: str = "") -> None:
+    def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
         import torch
         import training
@@ -187,9 +187,13 @@ class Job:
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
         config = ModelConfig(size=size, objective=objective, **shape)
         batch = self.batch or (4 if self.quick else int(images or fitting(BATCH[size])))
-        name, cuda = " ".join([size, objective, images]).rstrip(), DEVICE.type == "cuda"
+        name, cuda = " ".join([size, objective, images, stream]).rstrip(), DEVICE.type == "cuda"
         work = training.gflop(config, batch=2 if self.quick else 8)
         case = training.Ours(config, training.settings(batch, compile=cuda and not self.quick))
+        if stream == "narrow":  # what passes from block to block in bf16
+            for blocks in (case.model.encoder.blocks, getattr(case.model.decoder, "blocks", [])):
+                for block in list(blocks)[:1]:
+                    block.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
         start = time.perf_counter()
         step = partial(case, training.same_batch(config, batch))
