@@ -24,7 +24,7 @@ from astropy.wcs import WCS
 from harness import measure, parser, report
 
 from skylib import CutoutFile, CutoutLoader, TileLoader, find_tiles, make_cutouts, read_tile
-from skylib.data.cutouts.write import create, mapped
+from skylib.data.cutouts.write import create, prepare_columns
 from skylib.model.patches import random_band_mask
 
 BANDS = ("g", "r", "i", "z", "y", "NB0387", "NB0816", "NB0921", "NB1010")
@@ -90,11 +90,11 @@ def cutouts(folder: Path, *, n: int, repeats: int) -> dict[str, dict[str, Any]]:
     """Read a file of cutouts, shuffled and in order, beside the plain loader."""
     path = folder / "cutouts.h5"
     zeros = np.zeros(n)
-    create(path, n=n, bands=BANDS[:5], size=SIZE, columns={"ra": zeros, "dec": zeros}, attributes={})
-    pixels, rng = mapped(path), np.random.default_rng(0)
-    for start in range(0, n, 1024):
-        pixels[start : start + 1024] = rng.normal(size=pixels[start : start + 1024].shape)
-    del pixels
+    columns, rng = prepare_columns({"ra": zeros, "dec": zeros}, n), np.random.default_rng(0)
+    create(path, n=n, bands=BANDS[:5], size=SIZE, columns=columns, attributes={})
+    with h5py.File(path, "r+") as written:
+        for start in range(0, n, 1024):
+            written["cutouts"][start : start + 1024] = rng.normal(size=(min(1024, n - start), 5, SIZE, SIZE))
     file = CutoutFile(path)
     block = 64 * 2**20
     kept = CutoutLoader(file, batch_size=BATCH, shuffle=True)

@@ -15,6 +15,7 @@ _HOMES = {
     "data.photometry": "aperture_snr brighter measure_sky_noise signal_to_noise",
     "data.simulate": "SimulatedSky simulate_sky",
     "data.splits": "sky_split split_cutouts",
+    "data.surveys": "Survey get_survey register_survey",
     "data.tiles": "Tile TilePaths find_tiles read_tile",
     "evaluation.binned": "redshift_bins",
     "evaluation.bootstrap": "binned_metrics",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from skylib.data.photometry import aperture_snr, brighter, measure_sky_noise, signal_to_noise
     from skylib.data.simulate import SimulatedSky, simulate_sky
     from skylib.data.splits import sky_split, split_cutouts
+    from skylib.data.surveys import Survey, get_survey, register_survey
     from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile
     from skylib.evaluation.binned import redshift_bins
     from skylib.evaluation.bootstrap import binned_metrics

@@ -94,6 +94,26 @@ def canonical_band(name: str) -> str:
     return band
 
 
+def split_bands(text: str) -> list[str]:
+    """Take a string of names apart, in its order: at spaces and commas, or name by name, longer names first.
+
+    Examples
+    --------
+    >>> split_bands("iKsg"), split_bands("HSC-I, g")
+    (['i', 'Ks', 'g'], ['HSC-I', 'g'])
+    """
+    text = text.strip()
+    if re.search(r"[\s,]", text):
+        return [name for name in re.split(r"[\s,]+", text) if name]
+    if not text or is_band(text):
+        return [text] if text else []
+    names = "|".join(re.escape(band) for band in sorted((*BROAD_BANDS, *NARROW_BANDS), key=len, reverse=True))
+    for flags in (0, re.IGNORECASE):
+        if re.fullmatch(f"(?:{names})+", text, flags):
+            return re.findall(names, text, flags)
+    return list(text) if text.isalpha() else [text]
+
+
 def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
     """Return canonical names in wavelength order: broad bands first, then narrow bands.
 
@@ -116,7 +136,7 @@ def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
     >>> sort_bands("ugrizyJHKs") == sort_bands("u g r i z y J H Ks")
     True
     """
-    bands = [canonical_band(name) for name in (_split(names) if isinstance(names, str) else names)]
+    bands = [canonical_band(name) for name in (split_bands(names) if isinstance(names, str) else names)]
     if not bands:
         raise ValueError("no band given")
     if twice := {band for band in bands if bands.count(band) > 1}:
@@ -146,17 +166,3 @@ def _find(name: str) -> str | None:
     known = {band.lower(): band for band in (*BROAD_BANDS, *NARROW_BANDS)} | _ALIASES
     key = str(name).strip().lower()
     return known.get(key, known.get(key.rsplit("-", 1)[-1]))
-
-
-def _split(text: str) -> list[str]:
-    """Take a string of names apart: at spaces and commas, or name by name, longer names first."""
-    text = text.strip()
-    if re.search(r"[\s,]", text):
-        return [name for name in re.split(r"[\s,]+", text) if name]
-    if not text or is_band(text):
-        return [text] if text else []
-    names = "|".join(re.escape(band) for band in sorted((*BROAD_BANDS, *NARROW_BANDS), key=len, reverse=True))
-    for flags in (0, re.IGNORECASE):
-        if re.fullmatch(f"(?:{names})+", text, flags):
-            return re.findall(names, text, flags)
-    return list(text) if text.isalpha() else [text]

@@ -6,10 +6,22 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 
-def unit_vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+def unit_vectors(ra: np.ndarray | float, dec: np.ndarray | float) -> np.ndarray:
     """Return positions in degrees as points on the unit sphere, float64 (n, 3)."""
     ra, dec = np.deg2rad(np.asarray(ra, float)), np.deg2rad(np.asarray(dec, float))
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1)
+
+
+def separation(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray | float, dec0: np.ndarray | float) -> np.ndarray:
+    """Return the angle (deg) between positions in degrees.
+
+    Examples
+    --------
+    >>> float(separation(np.array([10.0]), np.array([60.0]), 12.0, 60.0)[0].round(4))
+    1.0
+    """
+    half = np.linalg.norm(unit_vectors(ra, dec) - unit_vectors(ra0, dec0), axis=-1) / 2
+    return np.rad2deg(2 * np.arcsin(half.clip(0, 1)))
 
 
 def chord(arcsec: float) -> float:

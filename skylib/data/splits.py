@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import SkyCoord
 from astropy_healpix import HEALPix
 
 from skylib.data.cutouts import CutoutFile
+from skylib.data.sky import near_any
 
 log = logging.getLogger(__name__)
 
@@ -141,12 +141,11 @@ def apply_guard(split: np.ndarray, ra: np.ndarray, dec: np.ndarray, *, guard: fl
     guarded = split.copy()
     used = split >= 0
     _check_finite(ra[used], dec[used])
-    sky = SkyCoord(np.where(used, ra, 0), np.where(used, dec, 0), unit="deg")
     for part in (TRAIN, VALIDATION):
-        mine, later = np.flatnonzero(split == part), np.flatnonzero(split > part)
-        if len(mine) and len(later):
-            _, separation, _ = sky[mine].match_to_catalog_sky(sky[later])
-            guarded[mine[separation.arcsec < guard]] = UNUSED
+        members, later = np.flatnonzero(split == part), np.flatnonzero(split > part)
+        if len(members) and len(later):
+            near = near_any(ra[members], dec[members], ra[later], dec[later], radius=guard)
+            guarded[members[near]] = UNUSED
     return guarded
 
 

@@ -1,27 +1,25 @@
-"""FITS coadd tiles: find them by name, read them as one array with a WCS."""
+"""Tiles: images of a part of the sky, found by their names, and read as one array with a WCS."""
 
 from __future__ import annotations
 
 import logging
-import math
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from astropy.io import fits
-from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 
 from skylib.bands import ZERO_POINT, sort_bands
-from skylib.data.surveys import split_tile_name
+from skylib.data.grids import grid_offset, pixel_position, resample, sky_position
+from skylib.data.planes import BandImage, bands_in, read_band, read_header
+from skylib.data.presets import HSC
+from skylib.data.surveys import Survey, get_survey
 
 log = logging.getLogger(__name__)
 
 _new_memory = partial(np.empty, dtype=np.float32)
-_HDU_POSITION = {"IMAGE": 1, "MASK": 2, "VARIANCE": 3}
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,20 @@ class TilePaths:
 
     name: str
     paths: dict[str, Path | None]  # in wavelength order; None = this band is missing
+    survey: Survey = field(default=HSC, repr=False)
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """The bands that are there."""
+        """The bands that exist."""
         return tuple(band for band, path in self.paths.items() if path is not None)
+
+    @property
+    def first(self) -> Path:
+        """The file of the first band that exists."""
+        for path in self.paths.values():
+            if path is not None:
+                return path
+        raise ValueError(f"tile {self.name}: no file for any of the bands {', '.join(self.paths)}")
 
 
 @dataclass(frozen=True)
@@ -44,31 +51,49 @@ class Tile:
     Attributes
     ----------
     flux : ndarray of float32, shape (C, H, W)
-        Counts; NaN = no data, also for a whole missing band.
+        In `unit`; NaN = no data, also for a whole missing band.
     bands : tuple of str
-    wcs : astropy.wcs.WCS
+    wcs : astropy.wcs.WCS, or None
+        None where positions are pixels only.
     name : str
     variance : ndarray of float32, shape (C, H, W), or None
+        In `unit` squared.
+    zero_point : float
+        AB magnitude of one unit of flux: that of all tiles, whatever their files hold.
     """
 
     flux: np.ndarray
     bands: tuple[str, ...]
-    wcs: WCS
+    wcs: WCS | None
     name: str
     variance: np.ndarray | None = None
+    zero_point: float = ZERO_POINT
+
+    @property
+    def unit(self) -> str:
+        """The unit of flux, as text."""
+        return f"counts at AB zero-point {self.zero_point:g}"
 
     def sky_at(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ra and dec (deg, ICRS) at pixel positions (0 = centre of the first pixel)."""
-        return tuple(self.wcs.all_pix2world(cols, rows, 0))  # (x, y) = (col, row), inside WCS calls only
+        return sky_position(self._grid(), rows, cols)
 
     def pixel_at(self, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS."""
-        cols, rows = self.wcs.all_world2pix(ra, dec, 0)
-        return rows, cols
+        return pixel_position(self._grid(), ra, dec)
+
+    def _grid(self) -> WCS:
+        if self.wcs is None:
+            raise ValueError(f"tile {self.name} has no sky coordinates: its positions are pixels")
+        return self.wcs
 
 
 def find_tiles(
-    directory: str | Path, *, bands: str | Sequence[str] = "grizy", min_bands: int | None = None
+    directory: str | Path,
+    *,
+    bands: str | Sequence[str] | None = None,
+    min_bands: int | None = None,
+    survey: str | Path | Survey = "hsc",
 ) -> list[TilePaths]:
     """Find the tiles below a directory by the names of their files.
 
@@ -76,9 +101,12 @@ def find_tiles(
     ----------
     directory : path
         Searched with its sub-directories for names such as ``calexp-HSC-I-9813-4,5.fits`` (``.fits.fz``, ``.fits.gz``).
-    bands : str or sequence of str
+    bands : str or sequence of str, optional
+        By default g r i z y of HSC, and all bands of other surveys.
     min_bands : int, optional
         Keep tiles with at least this many of the bands; all of them by default.
+    survey : str, path or Survey
+        A name such as ``"sdss"``, the path of a ``.toml`` file, or a `Survey`.
 
     Returns
     -------
@@ -90,167 +118,145 @@ def find_tiles(
     FileNotFoundError
         If the directory does not exist or holds no tile with enough bands; the message says what was found.
     ValueError
-        If a band is unknown, `min_bands` is out of range, or two files hold the same band of a tile.
+        If a survey or band is unknown, `min_bands` is out of range, or two files hold the same band of a tile.
     """
-    directory, bands = Path(directory), sort_bands(bands)
+    directory, survey = Path(directory), get_survey(survey)
+    if bands is None:
+        bands = "grizy" if survey.name == HSC.name else tuple(survey.bands)
+    bands = sort_bands(bands)
+    if foreign := [band for band in bands if band not in survey.bands]:
+        raise ValueError(f"bands {', '.join(foreign)}: the survey {survey.name!r} has {', '.join(survey.bands)}")
     min_bands = len(bands) if min_bands is None else min_bands
     if not 1 <= min_bands <= len(bands):
         raise ValueError(f"min_bands={min_bands}: must be 1 to {len(bands)}, the number of bands")
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory of tiles")
     found: dict[str, dict[str, Path]] = {}
-    for path in sorted(directory.rglob("*.fits*")):
-        if (parts := split_tile_name(path)) is None:
+    others = []
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() or path.is_symlink()):
+        if (parts := survey.match(path.name)) is None:
+            others.append(path.name)
             continue
-        band, name = parts
-        other = found.setdefault(name, {}).setdefault(band, path)
-        if other != path:
-            raise ValueError(f"tile {name} has band {band} twice: {other} and {path}")
+        name, one_band = parts
+        for band in bands_in(path, survey) if one_band is None else (one_band,):
+            other = found.setdefault(name, {}).setdefault(band, path)
+            if other != path:
+                raise ValueError(f"tile {name} has band {band} twice: {other} and {path}")
     if not found:
-        raise FileNotFoundError(f"{directory}: no tile found; looked for names such as calexp-HSC-I-9813-4,5.fits")
-    tiles = [TilePaths(name, {band: files.get(band) for band in bands}) for name, files in sorted(found.items())]
+        held = ", ".join(others[:5]) + ", …" * (len(others) > 5) if others else "no file"
+        example = "calexp-HSC-I-9813-4,5.fits" if survey.name == HSC.name else survey.examples
+        raise FileNotFoundError(
+            f"{directory}: no tile found; looked for names such as {example} (survey {survey.name!r}); it holds {held}"
+        )
+    tiles = [TilePaths(name, {b: files.get(b) for b in bands}, survey) for name, files in sorted(found.items())]
     kept = [tile for tile in tiles if len(tile.bands) >= min_bands]
     if not kept:
-        there = sort_bands({band for files in found.values() for band in files})
+        exist = sort_bands({band for files in found.values() for band in files})
         raise FileNotFoundError(
             f"{directory}: none of {len(tiles)} tiles has {min_bands} of the bands {', '.join(bands)}; "
-            f"bands found: {', '.join(there)}"
+            f"bands found: {', '.join(exist)}"
         )
     if len(kept) < len(tiles):
-        log.warning("%s: left out %d of %d tiles with fewer than %d bands", directory, len(tiles) - len(kept), len(tiles), min_bands)  # fmt: skip
+        n_left = len(tiles) - len(kept)
+        log.warning("%s: left out %d of %d tiles with fewer than %d bands", directory, n_left, len(tiles), min_bands)
     return kept
 
 
-def read_wcs(paths: TilePaths) -> tuple[WCS, tuple[int, int]]:
+def read_wcs(paths: TilePaths) -> tuple[WCS | None, tuple[int, int]]:
     """Return the WCS and the shape (H, W) of a tile without reading its pixels."""
-    path = next(path for path in paths.paths.values() if path is not None)
-    try:
-        with fits.open(path) as hdus:
-            hdu = _find_hdu(hdus, "IMAGE", path)
-            return WCS(hdu.header), hdu.shape
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
-        raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
+    return read_header(paths.first, paths.survey, paths.bands[0])
 
 
 def read_tile(
-    paths: TilePaths, *, bad_planes: Sequence[str] = (), variance: bool = False,
+    paths: TilePaths,
+    *,
+    bad_planes: Sequence[str | int] = (),
+    variance: bool = False,
+    align: bool | None = None,
+    sky: bool | None = None,
     allocate: Callable[[tuple[int, int, int]], np.ndarray] = _new_memory,
-) -> Tile:  # fmt: skip
+) -> Tile:
     """Read all bands of a tile.
 
     Parameters
     ----------
     paths : TilePaths
-        From `find_tiles`. A missing band becomes a plane of NaN.
-    bad_planes : sequence of str
-        Mask planes, named as in the ``MP_*`` cards, whose pixels become NaN.
+        From `find_tiles`. A missing band becomes a plane of NaN, as does one that is zero everywhere.
+    bad_planes : sequence of str or int
+        Mask planes, named as in the ``MP_*`` cards or by the survey, or bits, whose pixels become NaN.
     variance : bool
-        Also read the variance plane.
+        Also read the variance; weights and standard deviations are turned into it.
+    align : bool, optional
+        Bring bands whose pixels lie elsewhere on the sky to those of the first band, by cubic interpolation; by default
+        as the survey says. If not, such bands are refused.
+    sky : bool, optional
+        Refuse images without sky coordinates; by default as the survey says.
     allocate : callable
         Given a shape, returns the memory (float32) to read into.
 
     Returns
     -------
     Tile
-        Counts at zero-point 27: where a file states another by ``FLUXMAG0``, flux and variance are scaled.
+        Counts at zero-point 27, whatever the unit of the files.
 
     Raises
     ------
     OSError
         If a file is truncated or no FITS tile; the message names it.
     ValueError
-        If the bands differ in shape or position on the sky, a mask plane is unknown, or a variance is missing.
+        If the bands differ in shape or position on the sky, a mask plane is unknown, a variance is missing, or the
+        calibration or the sky coordinates are.
     """
-    there = {plane: path for plane, path in enumerate(paths.paths.values()) if path is not None}
-    if not there:
+    survey = paths.survey
+    align, sky = survey.align if align is None else align, survey.sky if sky is None else sky
+    planes = (*survey.bad_planes, *bad_planes)
+
+    def read(band: str, path: Path) -> BandImage:
+        image = read_band(path, survey, band, bad_planes=planes, variance=variance)
+        if sky and image.wcs is None:
+            raise ValueError(
+                f"{path}: no sky coordinates in the header; Survey(sky=False), and objects with columns x and y, take such files"
+            )
+        return image
+
+    if not paths.bands:
         raise ValueError(f"tile {paths.name}: no file for any of the bands {', '.join(paths.paths)}")
-    first = _read_band(next(iter(there.values())), mask=bool(bad_planes), variance=variance)
-    height, width = first.image.shape
-    flux = allocate((len(paths.paths), height, width))
+    first = read(paths.bands[0], paths.first)
+    shape = first.image.shape
+    flux = allocate((len(paths.paths), *shape))
     noise = allocate(flux.shape) if variance else None
-    for planes in (flux, noise):
-        if planes is not None:
-            planes[[plane for plane in range(len(planes)) if plane not in there]] = np.nan
-    for plane, path in there.items():
-        band = first if path == first.path else _read_band(path, mask=bool(bad_planes), variance=variance)
-        if band.image.shape != first.image.shape:
-            raise ValueError(f"{path}: {band.image.shape} pixels, but {first.path} of the same tile has {first.image.shape}")  # fmt: skip
-        if (apart := _offset(band.wcs, first.wcs, band.image.shape)) > 0.5:
-            raise ValueError(f"{path}: {apart:.1f} pixels off the sky position of {first.path}")
-        flux[plane] = band.image
-        if (infinite := np.isinf(flux[plane])).any():
-            flux[plane][infinite] = np.nan
-        for name in bad_planes:
-            flux[plane][band.pixels_in(name)] = np.nan
-        if noise is not None:
-            if band.variance is None or band.variance.shape != band.image.shape:
-                got = "no" if band.variance is None else f"{band.variance.shape} pixels of"
-                raise ValueError(f"{path}: {got} variance for an image of {band.image.shape} pixels")
-            noise[plane] = band.variance
-        if band.scale != 1:
-            flux[plane] *= band.scale
+    for plane, (band, path) in enumerate(paths.paths.items()):
+        if path is None:
+            flux[plane] = np.nan
             if noise is not None:
-                noise[plane] *= band.scale**2
+                noise[plane] = np.nan
+            continue
+        image = first if band == paths.bands[0] else read(band, path)
+        if not _moved(image, first, align=align):
+            image.flux(flux[plane])
+            if noise is not None:
+                image.variance(noise[plane])
+            continue
+        memory = np.empty(image.image.shape, np.float32)
+        flux[plane] = resample(image.flux(memory), image.wcs, first.wcs, shape)
+        if noise is not None:
+            noise[plane] = resample(image.variance(memory), image.wcs, first.wcs, shape, order=1, power=2)
     return Tile(flux=flux, bands=tuple(paths.paths), wcs=first.wcs, name=paths.name, variance=noise)
 
 
-@dataclass(frozen=True)
-class _Band:
-    """One file as it is: big-endian, and perhaps mapped into memory rather than read."""
-
-    path: Path
-    image: np.ndarray
-    wcs: WCS
-    scale: float  # to counts at zero-point 27
-    variance: np.ndarray | None
-    mask: np.ndarray | None
-    planes: dict[str, int]  # bit of each mask plane
-
-    def pixels_in(self, name: str) -> np.ndarray:
-        """Return where a mask plane is set."""
-        if self.mask is None or name not in self.planes:
-            raise ValueError(f"{self.path}: no mask plane {name!r}; planes there: {', '.join(self.planes) or 'none'}")
-        return (self.mask & (1 << self.planes[name])) != 0
-
-
-def _read_band(path: Path, *, mask: bool, variance: bool) -> _Band:
-    try:
-        with fits.open(path) as hdus:
-            hdu = _find_hdu(hdus, "IMAGE", path)
-            if hdu.data is None or hdu.data.ndim != 2:
-                raise KeyError(f"{path} has no two-dimensional image in HDU {hdu.name or 1}")
-            bits = _find_hdu(hdus, "MASK", path) if mask else None
-            noise = _find_hdu(hdus, "VARIANCE", path) if variance else None
-            # A survey's long plane names are HIERARCH cards, which astropy gives under the same keys.
-            planes = {k.removeprefix("MP_"): v for k, v in bits.header.items() if k.startswith("MP_")} if bits else {}
-            zero_point = hdus[0].header.get("FLUXMAG0", hdu.header.get("FLUXMAG0"))
-            return _Band(
-                path=path, image=hdu.data, wcs=WCS(hdu.header),
-                scale=1.0 if zero_point is None else _zero_point_scale(float(zero_point)),
-                variance=noise.data if noise else None,
-                mask=bits.data if bits else None, planes=planes,
-            )  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, AstropyUserWarning) as error:
-        raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
-
-
-def _zero_point_scale(flux_at_mag_0: float) -> float:
-    """Return the factor from counts of this calibration to counts at zero-point 27; 1 if they are the same."""
-    zero_point = 2.5 * math.log10(flux_at_mag_0)
-    return 1.0 if abs(zero_point - ZERO_POINT) < 1e-4 else 10 ** (0.4 * (ZERO_POINT - zero_point))
-
-
-def _find_hdu(hdus: fits.HDUList, name: str, path: Path) -> fits.ImageHDU:
-    """Return the HDU with EXTNAME or EXTTYPE `name`, or else the one at HSC's position."""
-    for hdu in hdus:
-        if name in (hdu.name, str(hdu.header.get("EXTTYPE", "")).strip()):
-            return hdu
-    if _HDU_POSITION[name] < len(hdus) and not hdus[_HDU_POSITION[name]].name:
-        return hdus[_HDU_POSITION[name]]
-    raise KeyError(f"{path} has no {name} among its HDUs {[hdu.name for hdu in hdus]}")
-
-
-def _offset(one: WCS, other: WCS, shape: tuple[int, ...]) -> float:
-    """Return how far (pixels) the centre of the image lies apart in two WCS."""
-    centre = np.array([[shape[1] / 2, shape[0] / 2]])
-    return float(np.hypot(*(other.all_world2pix(one.all_pix2world(centre, 0), 0) - centre)[0]))
+def _moved(image: BandImage, first: BandImage, *, align: bool) -> bool:
+    """Whether a band lies elsewhere than the first one and is to be aligned."""
+    if image is first:
+        return False
+    shape = image.image.shape
+    if shape != first.image.shape:
+        problem = f"{shape} pixels, but {first.path} of the same tile has {first.image.shape}"
+    elif (apart := grid_offset(image.wcs, first.wcs, shape)) > (0.02 if align else 0.5):
+        problem = f"{apart:.1f} pixels off the sky position of {first.path}"
+    else:
+        return False
+    if not align:
+        raise ValueError(f"{image.path}: {problem}; align=True brings the bands to one grid")
+    if image.wcs is None or first.wcs is None:
+        raise ValueError(f"{image.path}: {problem}, and without sky coordinates it cannot be aligned")
+    return True

@@ -421,7 +421,7 @@ def test_an_interruption_at_the_very_end_loses_nothing(tiles, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("skylib.data.cutouts.make.keep_rows", interrupted)
+        patch.setattr("skylib.data.cutouts.resume.keep_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make_cutouts(tiles[-1:], catalogue, tmp_path / "x.h5", size=4)
     monkeypatch.setattr("skylib.data.cutouts.make.read_tile", interrupted)  # nothing is read again

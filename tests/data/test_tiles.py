@@ -9,8 +9,8 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from skylib import find_tiles, read_tile
+from skylib.data.presets import HSC
 from skylib.data.simulate import tile_wcs
-from skylib.data.surveys import split_tile_name
 from skylib.data.tiles import Tile, TilePaths
 
 
@@ -22,7 +22,7 @@ def test_names_of_the_archive_and_of_others(tmp_path):
         "NB0816-9813-4,5.fits",
     ):
         (tmp_path / name).touch()
-        assert split_tile_name(tmp_path / name)[1] == "9813-4,5"
+        assert HSC.match(name)[0] == "9813-4,5"
     for name in ("catalogue.fits", "det-HSC-G-9813-4,5.fits", "forced_src-HSC-I-9813-4,5.fits"):
         (tmp_path / name).touch()  # what lies beside coadds in the archive
     (tile,) = find_tiles(tmp_path, bands=["NB0816", "i", "g", "y"], min_bands=3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.bands import ZERO_POINT, sort_bands
-from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, detect, find_columns, stated_bands, text
+from skylib.bands import ZERO_POINT, canonical_band, is_band, register_band, sort_bands, split_bands
+from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, check_links, detect, find_columns, stated_bands, text
+from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.surveys import PIXEL_SCALE
 
-_GAP = 4  # rows between two that are asked for, up to which reading on is faster than a new start
 Index = int | slice | Sequence[int] | np.ndarray
 
 
@@ -32,6 +31,9 @@ class CutoutFile:
         A key of `LAYOUTS`, or ``"auto"`` to tell it by what the file holds.
     bands : str or sequence of str, optional
         The order of the planes, for a file that does not state it.
+    zero_point, pixel_scale : float, optional
+        AB magnitude of one unit of flux in the file, and arcsec per pixel, for a file that does not state them; by default
+        those of HSC coadds, 27 and 0.168.
 
     Attributes
     ----------
@@ -41,6 +43,10 @@ class CutoutFile:
         Degrees ICRS; NaN where the file has none.
     shape : (int, int, int, int)
         (n, C, S, S).
+    zero_point : float
+        Of the flux that is returned: 27, whatever the unit in the file, whose own is `file_zero_point`.
+    survey : str
+        Where the images come from, if the file says so, else empty.
 
     Raises
     ------
@@ -49,40 +55,61 @@ class CutoutFile:
     OSError
         If the file is truncated or no HDF5.
     ValueError
-        If its layout or its bands are not known, or the lengths of its columns differ.
+        If its layout or its bands are not known, the lengths of its columns differ, the images are not square, or it refers
+        to other files; the message names it.
     """
 
-    def __init__(self, path: str | Path, *, layout: str = "auto", bands: str | Sequence[str] | None = None) -> None:
+    zero_point = ZERO_POINT
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        layout: str = "auto",
+        bands: str | Sequence[str] | None = None,
+        zero_point: float | None = None,
+        pixel_scale: float | None = None,
+    ) -> None:
         self.path = Path(path)
-        self._handle: tuple[int, h5py.File] | None = None
-        self._mapped: dict[str, np.ndarray] = {}
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file of cutouts")
         if layout != "auto" and layout not in LAYOUTS:
             raise ValueError(f"layout={layout!r}: one of 'auto', {', '.join(map(repr, LAYOUTS))}")
         with self._open() as file:
+            check_links(file, self.path)
             self._layout = LAYOUTS[detect(file, self.path) if layout == "auto" else layout]
-            if self._layout.flux not in file or file[self._layout.flux].ndim != 4:
-                raise ValueError(
-                    f"{self.path}: no dataset {self._layout.flux!r} of shape (n, C, S, S); it holds {', '.join(file)}"
-                )
-            self.shape: tuple[int, int, int, int] = file[self._layout.flux].shape
-            order = list(bands) if bands is not None else stated_bands(file, self._layout, self.path)
+            images = file.get(self._layout.flux)
+            if not isinstance(images, h5py.Dataset) or images.ndim != 4 or images.dtype.kind not in "fiub":
+                held = ", ".join(list(file)[:20])
+                raise ValueError(f"no dataset {self._layout.flux!r} of numbers of shape (n, C, S, S); it holds {held}")
+            self.shape: tuple[int, int, int, int] = images.shape
+            if self.shape[2] != self.shape[3]:
+                raise ValueError(f"cutouts of {self.shape[2]} x {self.shape[3]} pixels: must be square")
+            order = stated_bands(file, self._layout, self.path) if bands is None else bands
             if order is None:
-                raise ValueError(
-                    f"{self.path}: the file does not say which bands it holds; give bands='…' in its order"
-                )
+                raise ValueError("the file does not say which bands it holds; give bands='…' in its order")
+            order = split_bands(order) if isinstance(order, str) else list(order)
             if len(order) != self.shape[1]:
-                raise ValueError(f"{self.path}: {len(order)} bands {order} stated for {self.shape[1]} planes")
+                raise ValueError(f"{len(order)} bands {order} stated for {self.shape[1]} planes")
+            for band, wavelength in zip(order, np.atleast_1d(file.attrs.get("wavelengths", [])), strict=False):
+                if not is_band(band):  # a band of another survey, known where the file was made
+                    register_band(band, float(wavelength))
             self.bands = sort_bands(order)
-            planes = [sort_bands([band])[0] for band in order]
-            self._planes = [planes.index(band) for band in self.bands]
-            self.pixel_scale = float(file.attrs.get("pixel_scale", PIXEL_SCALE))
-            self.zero_point = float(file.attrs.get("zero_point", ZERO_POINT))
+            planes = [canonical_band(band) for band in order]
+            order_of_planes = [planes.index(band) for band in self.bands]
+            self.pixel_scale = _number(file, "pixel_scale", pixel_scale, PIXEL_SCALE)
+            self.file_zero_point = _number(file, "zero_point", zero_point, ZERO_POINT)
+            same = abs(self.file_zero_point - ZERO_POINT) < 1e-4
+            self._scale = np.float32(1 if same else 10 ** (0.4 * (ZERO_POINT - self.file_zero_point)))
+            self.survey = text(file.attrs.get("survey", ""))
             self._columns = find_columns(file, self._layout, len(self), self.path)
-            weight = self._layout.weight
-            self.has_weight = weight is not None and weight in file and file[weight].ndim == 4
-            self._places = {key: _place(file[key]) for key in self._layout.images if key in file}
+            shape_of = {k: file[k].shape for k in self._layout.images if isinstance(file.get(k), h5py.Dataset)}
+            self.has_weight = self._layout.weight in shape_of and len(shape_of[self._layout.weight]) == 4
+            for key in (self._layout.weight if self.has_weight else None, self._layout.good):
+                if key in shape_of and shape_of[key] != self.shape:
+                    raise ValueError(f"{key!r} has shape {shape_of[key]}, the images {self.shape}")
+            stored = [key for key, shape in shape_of.items() if shape == self.shape]
+            self._images = {key: StoredImages(self.path, file[key], order_of_planes) for key in stored}
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
     def __len__(self) -> int:
@@ -90,9 +117,6 @@ class CutoutFile:
 
     def __repr__(self) -> str:
         return f"CutoutFile({str(self.path)!r}: {len(self)} cutouts, bands {' '.join(self.bands)}, {self.size} pixels)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None, "_mapped": {}}
 
     @property
     def size(self) -> int:
@@ -107,6 +131,9 @@ class CutoutFile:
     def column(self, name: str) -> np.ndarray:
         """Return one label of all objects, shape (n,); text as str.
 
+        What the catalogue masked is NaN, -1 in a class, empty in text; integers above 2^53 that have masked ones among them
+        stay integers, and `missing_value` says which one stands for those.
+
         Raises
         ------
         KeyError
@@ -117,7 +144,15 @@ class CutoutFile:
         key, part = self._columns[name]
         with self._open() as file:
             values = file[key][:] if part is None else file[key][:, part]
-        return np.array([text(v) for v in values], dtype=str) if values.dtype.kind in "OS" else values
+        if values.dtype.kind in "OS":
+            return np.array([text(v) for v in values], dtype=str)
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def missing_value(self, name: str) -> int | None:
+        """Return the integer that stands for masked values of a column, or None where none does."""
+        with self._open() as file:
+            value = file[self._columns[name][0]].attrs.get("missing") if name in self._columns else None
+        return None if value is None else int(value)
 
     def class_names(self, name: str = "class") -> tuple[str, ...]:
         """Return what the integers of a class column stand for: as the file says, or else the numbers.
@@ -133,7 +168,9 @@ class CutoutFile:
             else map(text, names)
         )
 
-    def flux(self, index: Index = slice(None), *, size: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    def flux(
+        self, index: Index = slice(None), *, size: int | None = None, pad: bool = False, out: np.ndarray | None = None
+    ) -> np.ndarray:
         """Return cutouts in the order asked for.
 
         Parameters
@@ -141,24 +178,42 @@ class CutoutFile:
         index : int, slice, or array of int or bool
         size : int, optional
             Only the central `size` x `size` pixels.
+        pad : bool
+            Let `size` be larger than the cutouts: NaN around them.
         out : ndarray of float32, shape (n, C, S, S), optional
             Memory to read into.
 
         Returns
         -------
         ndarray of float32, shape (n, C, S, S)
-            Bands in the order of `bands`; NaN = no data.
+            Counts at zero-point 27; bands in the order of `bands`; NaN = no data, also in a band that is zero everywhere
+            while another is not.
 
         Raises
         ------
         IndexError
-            If a row is out of range.
+            If a row is out of range, or a mask has another length than there are cutouts.
         ValueError
-            If `size` is larger than the cutouts.
+            If `size` is larger than the cutouts, without `pad`.
+        OSError
+            If the pixels cannot be read or decoded.
         """
-        flux = self._read(self._layout.flux, index, size, out)
-        if self._layout.good is not None and self._layout.good in self._places:
-            flux[~self._read(self._layout.good, index, size)] = np.nan
+        if pad and size is not None and size > self.size:
+            inner = self.flux(index)
+            flux = np.full((*inner.shape[:2], size, size), np.nan, np.float32) if out is None else out
+            flux[:] = np.nan
+            start = size // 2 - self.size // 2
+            flux[:, :, start : start + self.size, start : start + self.size] = inner
+            return flux
+        flux = self._read(self._layout.flux, index, size=size, out=out)
+        if self._layout.good is not None and self._layout.good in self._images:
+            flux[~self._read(self._layout.good, index, size=size, dtype=bool)] = np.nan
+        if flux.shape[1] > 1 and (maybe := flux[:, :, 0, 0] == 0).any():
+            zero = np.zeros(maybe.shape, bool)
+            zero[maybe] = (flux[maybe] == 0).all(axis=(-2, -1))
+            flux[zero & ~zero.all(axis=1, keepdims=True)] = np.nan
+        if self._scale != 1:
+            flux *= self._scale
         return flux
 
     def weight(self, index: Index = slice(None), *, size: int | None = None) -> np.ndarray:
@@ -171,67 +226,44 @@ class CutoutFile:
         """
         if not self.has_weight or self._layout.weight is None:
             raise KeyError(f"{self.path}: holds no inverse variances")
-        return self._read(self._layout.weight, index, size)
+        weight = self._read(self._layout.weight, index, size=size)
+        return weight if self._scale == 1 else weight / self._scale**2
 
-    def _read(self, key: str, index: Index, size: int | None, out: np.ndarray | None = None) -> np.ndarray:
-        data, window = self._source(key), self._window(size)
+    def row_numbers(self, index: Index) -> np.ndarray:
+        """Return the rows, int64, that numbers (from the end if negative), a slice, or a mask stand for.
+
+        Raises
+        ------
+        IndexError
+            If a row is out of range, or a mask has another length than there are cutouts.
+        """
         if isinstance(index, slice):
-            images = data[(index, slice(None), *window)]
-            images = images.copy() if isinstance(data, np.ndarray) else images  # not a view of the file
-        else:
-            rows = self._rows(index)
-            if isinstance(data, np.ndarray):
-                if out is not None and size in (None, self.size) and data.dtype == out.dtype and self._in_order():
-                    return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
-                images = data[(slice(None), slice(None), *window)][rows]
-            elif not len(rows):
-                images = data[(slice(0, 0), slice(None), *window)]
-            else:
-                unique, inverse = np.unique(rows, return_inverse=True)
-                runs = np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)
-                images = np.concatenate([data[(slice(r[0], r[-1] + 1), slice(None), *window)][r - r[0]] for r in runs])
-                images = images[inverse]
-        if not self._in_order():
-            images = images[:, self._planes]
-        images = np.asarray(images, dtype=bool if key == self._layout.good else np.float32)
-        if out is None:
-            return images
-        out[:] = images
-        return out
-
-    def _in_order(self) -> bool:
-        return self._planes == list(range(len(self._planes)))
-
-    def _rows(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
+            return np.arange(len(self))[index]
         rows = np.atleast_1d(np.asarray(index))
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        if rows.dtype == bool:
+            if rows.shape != (len(self),):
+                raise IndexError(f"{self.path}: a mask of rows of shape {rows.shape} for {len(self)} cutouts")
+            return np.flatnonzero(rows)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise IndexError(
+                f"{self.path}: rows of type {rows.dtype} and shape {rows.shape}: must be integers, or a mask"
+            )
+        rows = rows.astype(np.int64)
         if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
             wrong = rows.max() if rows.max() >= len(self) else rows.min()
             raise IndexError(f"{self.path}: row {wrong} of {len(self)} cutouts")
-        return rows % len(self)
+        return rows % max(1, len(self))
 
-    def _window(self, size: int | None) -> tuple[slice, slice]:
-        if size is None:
-            return slice(None), slice(None)
-        if not 0 < size <= self.size:
-            raise ValueError(f"size={size}: {self.path} holds cutouts of {self.size} pixels")
-        start = self.size // 2 - size // 2
-        return slice(start, start + size), slice(start, start + size)
-
-    def _source(self, key: str) -> np.ndarray | h5py.Dataset:
-        """Return images to index: mapped into memory where they lie in one piece, else through HDF5."""
-        place = self._places[key]
-        if place is None:
-            return self._file()[key]
-        if key not in self._mapped:
-            offset, shape, dtype = place
-            self._mapped[key] = np.memmap(self.path, dtype, "r", offset, shape).view(np.ndarray)
-        return self._mapped[key]
+    def _read(self, key: str, index: Index, *, size: int | None = None, **how: Any) -> np.ndarray:
+        return self._images[key].read(index if isinstance(index, slice) else self.row_numbers(index), size=size, **how)
 
     def _position(self, name: str) -> np.ndarray:
         if name not in self._columns:
             return np.full(len(self), np.nan)
-        return np.asarray(self.column(name), dtype=np.float64)
+        values = self.column(name)
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"{self.path}: column {name!r} holds {values.dtype}: must be degrees")
+        return values.astype(np.float64)
 
     @contextmanager
     def _open(self) -> Iterator[h5py.File]:
@@ -243,18 +275,20 @@ class CutoutFile:
                 hint = "locked; where the disk knows no locks, set HDF5_USE_FILE_LOCKING=FALSE"
             raise OSError(f"{self.path}: cannot be read as HDF5 ({hint}?): {error}") from error
         with file:
-            yield file
+            try:
+                yield file
+            except ValueError as error:
+                named = str(error).startswith(str(self.path))
+                raise error if named else ValueError(f"{self.path}: {error}") from error
+            except Exception as error:  # damage raises errors of many kinds in the layers below
+                raise OSError(f"{self.path}: damaged, or not as expected: {type(error).__name__}: {error}") from error
 
-    def _file(self) -> h5py.File:
-        """Return a handle of this very process, kept open for images in chunks: it would not survive a fork."""
-        if self._handle is None or self._handle[0] != os.getpid():
-            self._handle = (os.getpid(), h5py.File(self.path, "r"))
-        return self._handle[1]
 
-
-def _place(data: h5py.Dataset) -> tuple[int, tuple[int, ...], np.dtype] | None:
-    """Return where in the file the numbers lie, if in one piece and as they are."""
-    offset = data.id.get_offset() if data.chunks is None and data.external is None and not data.is_virtual else None
-    if offset is None or data.size == 0 or data.dtype.kind not in "fiub":
-        return None
-    return offset, data.shape, data.dtype
+def _number(file: h5py.File, name: str, given: float | None, default: float) -> float:
+    """Return what the file states, which goes first, what the user states, or what HSC has."""
+    value = file.attrs.get(name, default if given is None else given)
+    if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be a number")
+    if name in file.attrs and given is not None and abs(given - float(value)) > 1e-3 * abs(float(value)):
+        raise ValueError(f"{name}={given!r} is given, but the file states {float(value)!r}")
+    return float(value)

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 
 CLASS_NAMES = ("galaxy", "qso", "star")
+_MAX_DATASETS = 10_000
+_SLASH = "\N{DIVISION SLASH}"  # stands for "/", which parts groups in HDF5
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,42 @@ def detect(file: h5py.File, path: Path) -> str:
     if "cutouts" in file:
         return "skylib" if "bands" in file.attrs else "sky_embeddings"
     raise ValueError(
-        f"{path}: unknown layout; it holds {', '.join(file) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}"
+        f"{path}: unknown layout; it holds {', '.join(list(file)[:20]) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}"
     )
+
+
+def check_links(file: h5py.File, path: Path) -> None:
+    """Refuse what leads out of the file, or claims more than the file can hold.
+
+    Raises
+    ------
+    ValueError
+        The message names the file and the dataset.
+    """
+    if len(file) > _MAX_DATASETS:
+        raise ValueError(f"{path}: {len(file)} datasets; at most {_MAX_DATASETS} are read")
+    limit = 1000 * path.stat().st_size + 2**26
+    for key in file:
+        link = file.get(key, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(
+                f"{path}: {key!r} is a link into another file, {link.filename!r}, and links are not followed"
+            )
+        try:
+            data = file[key]
+        except KeyError:
+            target = f" to {link.path!r}" if isinstance(link, h5py.SoftLink) else ""
+            raise ValueError(f"{path}: {key!r} is a link{target} that leads nowhere") from None
+        if data.file.id != file.id and Path(data.file.filename) != path:
+            raise ValueError(
+                f"{path}: {key!r} leads into another file, {data.file.filename!r}, and links are not followed"
+            )
+        if not isinstance(data, h5py.Dataset):
+            continue
+        if data.external or data.is_virtual:
+            raise ValueError(f"{path}: the numbers of {key!r} are in other files, which are not read")
+        if data.shape is None or data.nbytes > limit:
+            raise ValueError(f"{path}: {key!r} claims a shape of {data.shape}, more than the file can hold")
 
 
 def stated_bands(file: h5py.File, layout: Layout, path: Path) -> list[str] | None:
@@ -88,7 +124,10 @@ def stated_bands(file: h5py.File, layout: Layout, path: Path) -> list[str] | Non
         If the order differs between objects.
     """
     if "bands" in file.attrs:
-        return [text(band) for band in file.attrs["bands"]]
+        stated = file.attrs["bands"]
+        if isinstance(stated, str | bytes) or np.ndim(stated) != 1:
+            raise ValueError(f"{path}: the attribute bands is {stated!r}: must be a list of names")
+        return [text(band) for band in stated]
     if layout.band_names is not None:
         orders = np.unique(file[layout.band_names][:], axis=0)
         if len(orders) != 1:
@@ -112,16 +151,32 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
     for key, data in file.items():
         if key in layout.images or not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
             continue
-        name = ours.get(key, key)
+        name = ours.get(key, name_of(key, data))
         if len(data) != n:
             raise ValueError(f"{path}: column {name!r} has {len(data)} rows for {n} cutouts")
         if data.ndim == 1:
             columns[name] = (key, None)
         else:
-            columns |= {f"{name}_{i}": (key, i) for i in range(data.shape[1])}
+            columns |= {f"{name}_{i}": (key, i) for i in range(min(data.shape[1], _MAX_DATASETS))}
     return columns
+
+
+def key_of(name: str) -> str:
+    """Return the name of the dataset that holds a column, whose own name may contain what HDF5 does not allow.
+
+    Examples
+    --------
+    >>> "/" in key_of("B/T")
+    False
+    """
+    return {".": "_dot", "..": "_dots"}.get(name, name.replace("/", _SLASH).replace("\0", ""))
+
+
+def name_of(key: str, data: h5py.Dataset) -> str:
+    """Return the name of the column that a dataset holds."""
+    return text(data.attrs["name"]) if isinstance(data.attrs.get("name"), str | bytes) else key
 
 
 def text(value: Any) -> str:
     """Return text that HDF5 or FITS gave as bytes."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

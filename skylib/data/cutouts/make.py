@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
 import numpy as np
 from astropy.table import Table
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT
-from skylib.data.cutouts.catalogue import assign_tiles, describe_centre, describe_extent, read_catalogue
+from skylib.checks import check_choice
+from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
+from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
-from skylib.data.cutouts.write import PixelWriter, create, keep_rows
+from skylib.data.cutouts.resume import CutoutJob
+from skylib.data.grids import pixel_scale
+from skylib.data.surveys import PIXEL_SCALE
 from skylib.data.tiles import TilePaths, read_tile, read_wcs
 
 log = logging.getLogger(__name__)
+_BLOCK = 256  # cutouts written together
 
 
 def make_cutouts(
@@ -32,47 +34,51 @@ def make_cutouts(
     *,
     size: int = 64,
     columns: Sequence[str] | None = None,
-    bad_planes: Sequence[str] = (),
+    bad_planes: Sequence[str | int] = (),
     variance: bool = False,
+    align: bool | None = None,
     edge: Literal["pad", "drop"] = "pad",
     on_error: Literal["raise", "skip"] = "raise",
     workers: int | None = None,
 ) -> CutoutFile:
     """Cut an image out of the tiles around every object of a catalogue.
 
-    Each tile is read once, several at a time. A call that was killed goes on with the tiles that are missing when it is
-    made again; one whose file is there already, of the same tiles, objects and settings, returns it.
+    Each tile is read once, several at a time. A call that was killed resumes with the tiles that are missing when it is
+    made again; one whose file exists already, of the same tiles, objects and settings, returns it.
 
     Parameters
     ----------
     tiles : sequence of TilePaths
         From `find_tiles`. An object in several tiles is taken from the one where it is farthest from the edge.
     catalogue : path or Table
-        Any format that astropy reads, with columns ``ra`` and ``dec`` (deg, ICRS).
+        Any format that astropy reads, with columns ``ra`` and ``dec`` (deg, ICRS) or their usual other names and units;
+        or with ``x`` and ``y``, pixels from 0 at the centre of the first, and the name of the ``tile`` if there are several.
     out : path
-        The new HDF5 file. The objects keep the catalogue's order; those outside all tiles, and those without a single
-        pixel of data, are dropped, with a warning that counts them.
+        The new HDF5 file. The objects keep the catalogue's order; those without a position, outside all tiles, or
+        without a single pixel of data, are dropped, with a warning that counts them.
     size : int
         Side in pixels. The object's pixel is ``[size // 2, size // 2]``.
     columns : sequence of str, optional
-        Which to keep as labels; all one-dimensional ones by default.
-    bad_planes : sequence of str
+        Which to keep as labels; all with one number or text per object by default.
+    bad_planes : sequence of str or int
         Mask planes whose pixels become NaN.
     variance : bool
         Also keep the inverse variance of each pixel (`CutoutFile.weight`).
+    align : bool, optional
+        As in `read_tile`.
     edge : {"pad", "drop"}
         What becomes of objects whose cutout reaches over the edge of the tile: NaN beyond it, or dropped.
     on_error : {"raise", "skip"}
         ``skip``: tiles that cannot be read are logged, and listed in the file's attribute ``skipped_tiles``; their
         objects are dropped and counted.
     workers : int, optional
-        Tiles read at the same time, each of which must fit in memory; by default up to four, one a core.
+        Tiles read at the same time, each of which must fit in memory; by default up to four, one per core.
 
     Returns
     -------
     CutoutFile
-        With the columns ``tile``, ``row``, ``col`` (pixels) and ``file`` (that of the tile's first band) beside the
-        catalogue's own.
+        Counts at zero-point 27, with the columns ``tile``, ``row``, ``col`` (pixels) and ``file`` (that of the tile's
+        first band) beside the catalogue's own. Columns of the catalogue with these names are kept as ``catalogue_tile`` ….
 
     Raises
     ------
@@ -81,19 +87,18 @@ def make_cutouts(
     OSError
         If a file cannot be read, or `out` cannot be written.
     """
-    table = read_catalogue(catalogue, columns=columns or ())
-    where = "" if isinstance(catalogue, Table) else f" {catalogue}"
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("edge", edge, ("pad", "drop"))
+    table = read_catalogue(catalogue, columns=columns or (), pixels=True)
+    where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if not tiles:
         raise ValueError("no tiles given")
     if size < 1:
         raise ValueError(f"size={size}: must be at least 1 pixel")
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error={on_error!r}: one of 'raise', 'skip'")
     bands = tuple(tiles[0].paths)
     for tile in tiles:
         if tuple(tile.paths) != bands:
             raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {bands}")
-    position = np.asarray(table["ra"], float), np.asarray(table["dec"], float)
     unreadable: dict[int, str] = {}
 
     def skip(t: int, error: OSError | ValueError) -> None:
@@ -102,144 +107,62 @@ def make_cutouts(
         log.warning("tile %s is skipped: %s", tiles[t].name, error)
         unreadable[t] = str(error)
 
-    tile_of, rows, cols = assign_tiles(tiles, *position, size=size, edge=edge, on_unreadable=skip)
+    found = assign_tiles(tiles, table, size=size, edge=edge, on_unreadable=skip)
     if len(unreadable) == len(tiles):
         raise OSError(f"none of {len(tiles)} tiles can be read; the first: {next(iter(unreadable.values()))}")
-    kept = np.flatnonzero(tile_of >= 0)
-    if not len(kept):
-        raise ValueError(
-            f"none of the {len(table)} objects of the catalogue{where} lies in the {len(tiles)} tiles: "
-            f"the catalogue covers {describe_extent(table)}; tile {tiles[0].name} is centred at "
-            f"{describe_centre(tiles[0])}"
-        )
-    if len(kept) < len(table):
-        log.warning("%d of %d objects lie outside the tiles%s and are left out", len(table) - len(kept), len(table),
-                    " or at their edge" if edge == "drop" else "")  # fmt: skip
-    table, tile_of, rows, cols = table[kept], tile_of[kept], rows[kept], cols[kept]
-    labels = {name: table[name] for name in (columns or table.colnames) if table[name].ndim == 1}
-    files = [str(next(path for path in tile.paths.values() if path is not None)) for tile in tiles]
-    labels |= {"ra": table["ra"], "dec": table["dec"], "row": rows, "col": cols}
-    labels |= {"tile": np.array([tiles[t].name for t in tile_of]), "file": np.array([files[t] for t in tile_of])}
-    wcs, _ = read_wcs(tiles[tile_of[0]])
-    attributes = {
-        "pixel_scale": float(np.sqrt(np.abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600), "zero_point": ZERO_POINT,
-        "provenance": f"{len(tiles)} tiles, first {Path(files[0]).name}; catalogue{where or ' given as a table'}",
-    }  # fmt: skip
+    _report_outside(found, table, tiles, where, edge)
+    kept = np.flatnonzero(found.tile >= 0)
+    tile_of, rows, cols = found.tile[kept], found.rows[kept], found.cols[kept]
+    labels, attributes = _describe(table[kept], columns, tiles, tile_of, rows, cols, where)
     used = np.unique(tile_of).tolist()
-    stats = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for t in used for path in tiles[t].paths.values() if path]  # fmt: skip
-    settings = {"files": stats, "bands": bands, "size": size, "bad_planes": list(bad_planes), "variance": variance}
-    job = _Job(Path(out), settings, labels)
+    stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for t in used for p in tiles[t].paths.values() if p]
+    settings = {
+        "files": stats, "bands": bands, "size": size, "bad_planes": list(bad_planes), "variance": variance, "align": align,
+        "survey": repr(tiles[0].survey),
+    }  # fmt: skip
+    job = CutoutJob(Path(out), settings, labels)
     if job.is_finished() and not unreadable:
-        log.info("%s: is there already, made of the same tiles and objects", out)
+        log.info("%s: exists already, made of the same tiles and objects", out)
         job.remove()
         return CutoutFile(out)
-    if not job.resumes:
-        job.remove()
-        create(job.partial, n=len(kept), bands=bands, size=size, columns=labels, attributes=attributes, weight=variance)
-        job.begin()
-    writers = [PixelWriter(job.partial, name) for name in (("cutouts", "weight") if variance else ("cutouts",))]
+    with job.open(len(kept), len(tiles), bands, size, attributes, weight=variance):
 
-    def cut(t: int) -> list[int]:
-        """Write the cutouts of a tile; return the numbers of those without data."""
-        tile = read_tile(tiles[t], bad_planes=bad_planes, variance=variance)
-        images = [tile.flux] if tile.variance is None else [tile.flux, _inverse(tile.variance, tile.flux)]
-        mine = np.flatnonzero(tile_of == t)
-        corners = [(np.round(v[mine]).astype(int) - size // 2).tolist() for v in (rows, cols)]
-        empty = []
-        for index, top, left in zip(mine.tolist(), *corners, strict=True):
-            windows = [slice_window(image, top, left, size) for image in images]
-            for writer, window in zip(writers, windows, strict=True):
-                writer.write(index, window)
-            if not (np.isfinite(windows[0][:, size // 2, size // 2]).any() or np.isfinite(windows[0]).any()):
-                empty.append(index)
-        for writer in writers:
-            writer.sync()  # before the journal says so
-        return empty
+        def cut(t: int) -> None:
+            """Write the cutouts of a tile."""
+            tile = read_tile(tiles[t], bad_planes=bad_planes, variance=variance, align=align, sky=not found.by_pixel)
+            images = [tile.flux] if tile.variance is None else [tile.flux, _inverse(tile.variance, tile.flux)]
+            members = np.flatnonzero(tile_of == t)
+            top, left = (np.round(v[members]).astype(int) - size // 2 for v in (rows, cols))
+            for start in range(0, len(members), _BLOCK):
+                part = slice(start, start + _BLOCK)
+                corners = list(zip(top[part].tolist(), left[part].tolist(), strict=True))
+                job.write(members[part], *(_windows(image, corners, size) for image in images))
+            job.finish(t)
 
-    todo = [t for t in used if t not in job.done]
-    if job.done:
-        log.info("%s: goes on, with %d of %d tiles done", out, len(job.done), len(used))
-    with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
-        running = {pool.submit(cut, t): t for t in todo}
-        try:
-            for future in tqdm(as_completed(running), desc="cutouts", unit="tile", total=len(todo)):
-                t = running[future]
-                try:
-                    job.finish(t, future.result())
-                except (OSError, ValueError) as error:
-                    skip(t, error)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for writer in writers:
-                writer.close()
-    lost = np.isin(tile_of, list(unreadable))
+        todo = [t for t in used if not job.done[t]]
+        if len(todo) < len(used):
+            log.info("%s: resumes, with %d of %d tiles done", out, len(used) - len(todo), len(used))
+        with ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1)) as pool:
+            running = {pool.submit(cut, t): t for t in todo}
+            try:
+                for future in tqdm(as_completed(running), desc="cutouts", unit="tile", total=len(todo)):
+                    try:
+                        future.result()
+                    except (OSError, ValueError) as error:
+                        if not job.is_writable:
+                            raise
+                        skip(running[future], error)
+            finally:
+                pool.shutdown(cancel_futures=True)
+        lost, empty = np.isin(tile_of, list(unreadable)), job.empty
     if lost.all():
         job.remove()
         raise OSError(f"none of {len(used)} tiles can be read; the first: {next(iter(unreadable.values()))}")
-    empty = np.isin(np.arange(len(tile_of)), [index for indices in job.done.values() for index in indices])
-    for reason, which in (("lie in tiles that were skipped", lost), ("have no pixel of data", empty)):
+    for reason, which in (("lie in tiles that were skipped", lost), ("have no pixel of data", empty & ~lost)):
         if which.any():
             log.warning("%d of %d objects %s and are left out", which.sum(), len(which), reason)
-    return job.complete(~(lost | empty), [tiles[t].name for t in sorted(unreadable)])
-
-
-class _Job:
-    """A file in the making: all but the pixels is there from the start; a journal beside it has a line a tile done."""
-
-    def __init__(self, out: Path, settings: dict[str, Any], labels: Mapping[str, Any]) -> None:
-        self.out = out
-        self.partial, self.journal, self.kept = (out.with_name(out.name + end) for end in (".partial", ".journal", ".kept"))  # fmt: skip
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for name, values in labels.items():
-            digest.update(name.encode())
-            array = np.asarray(values)
-            digest.update("\0".join(map(str, array)).encode() if array.dtype.hasobject else array.tobytes())
-        self._key = digest.hexdigest()
-        self.done: dict[int, list[int]] = {}  # tile: which of its objects have no data
-        lines = self.journal.read_text().split("\n")[:-1] if self.journal.exists() and self.partial.exists() else []
-        self.resumes = bool(lines) and lines[0] == self._key
-        if self.resumes:
-            self.done = dict(map(json.loads, lines[1:]))
-
-    def begin(self) -> None:
-        self.journal.write_text(self._key + "\n")
-
-    def is_finished(self) -> bool:
-        """Whether the whole file is there, of the same settings and objects, and without a skipped tile."""
-        try:
-            with h5py.File(self.out, "r") as file:
-                return file.attrs.get("made_of") == self._key and not len(file.attrs["skipped_tiles"])
-        except OSError:
-            return False
-
-    def finish(self, tile: int, empty: list[int]) -> None:
-        self.done[tile] = empty
-        with open(self.journal, "a") as file:
-            file.write(json.dumps([tile, empty]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def complete(self, keep: np.ndarray, skipped: Sequence[str]) -> CutoutFile:
-        """Leave out the rows not to be kept, give the file its name, and return it."""
-        if not keep.any():
-            self.remove()
-            raise ValueError(f"none of the {len(keep)} objects has a pixel of data")
-        whole = self.partial
-        if not keep.all():
-            whole = self.kept
-            keep_rows(self.partial, whole, np.flatnonzero(keep))
-        with h5py.File(whole, "r+") as file:
-            file.attrs["skipped_tiles"] = np.array(skipped, dtype=h5py.string_dtype())
-            file.attrs["n_left_out"], file.attrs["made_of"] = int((~keep).sum()), self._key
-        with open(whole, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(whole, self.out)
-        self.remove()
-        return CutoutFile(self.out)
-
-    def remove(self) -> None:
-        for path in (self.journal, self.partial, self.kept):
-            path.unlink(missing_ok=True)
+    job.complete(~(lost | empty), [tiles[t].name for t in sorted(unreadable)])
+    return CutoutFile(out)
 
 
 def slice_cutout(image: np.ndarray, row: int, col: int, size: int) -> np.ndarray:
@@ -251,11 +174,7 @@ def slice_cutout(image: np.ndarray, row: int, col: int, size: int) -> np.ndarray
     array([[[nan, nan],
             [ 0.,  1.]]])
     """
-    return slice_window(image, row - size // 2, col - size // 2, size)
-
-
-def slice_window(image: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    """Return the (C, size, size) window that begins at pixel (top, left): a view, or with NaN beyond the edge."""
+    top, left = row - size // 2, col - size // 2
     if top >= 0 and left >= 0 and top + size <= image.shape[1] and left + size <= image.shape[2]:
         return image[:, top : top + size, left : left + size]
     window = np.full((image.shape[0], size, size), np.nan, dtype=image.dtype)
@@ -266,7 +185,60 @@ def slice_window(image: np.ndarray, top: int, left: int, size: int) -> np.ndarra
     return window
 
 
+def _windows(image: np.ndarray, corners: list[tuple[int, int]], size: int) -> np.ndarray:
+    out = np.empty((len(corners), image.shape[0], size, size), dtype=np.float32)
+    for window, (top, left) in zip(out, corners, strict=True):
+        window[:] = slice_cutout(image, top + size // 2, left + size // 2, size)
+    return out
+
+
 def _inverse(variance: np.ndarray, flux: np.ndarray) -> np.ndarray:
     """Return 1 / variance, and 0 where there is no data or no variance."""
     good = np.isfinite(flux) & (variance > 0)
     return np.divide(1, variance, out=np.zeros_like(variance), where=good)
+
+
+def _report_outside(found: Places, table: Table, tiles: Sequence[TilePaths], where: str, edge: str) -> None:
+    """Say how many objects get no cutout, and why; raise where that is all of them."""
+    inside, unknown = int((found.tile >= 0).sum()), int(found.unknown.sum())
+    if not inside:
+        raise ValueError(
+            f"none of the {len(table)} objects of the catalogue{where} lies in the {len(tiles)} tiles: the catalogue covers "
+            f"{describe_extent(table)}{f', {unknown} have no position' * bool(unknown)}; "
+            f"tile {tiles[0].name} {describe_centre(tiles[0])}"
+        )
+    if unknown:
+        log.warning("%d of %d objects have no position and are left out", unknown, len(table))
+    if outside := len(table) - inside - unknown:
+        at_edge = " or at their edge" if edge == "drop" else ""
+        log.warning("%d of %d objects lie outside the tiles%s and are left out", outside, len(table), at_edge)
+
+
+def _describe(
+    table: Table, columns: Sequence[str] | None, tiles: Sequence[TilePaths], tile_of: np.ndarray, rows: np.ndarray,
+    cols: np.ndarray, where: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Return the labels of the objects, and the attributes of the file."""
+    for name in columns or ():
+        if not is_label(table[name]):
+            raise ValueError(f"catalogue{where}: column {name!r} is not one number or text per object")
+    labels = {name: table[name] for name in (columns or table.colnames) if is_label(table[name])}
+    if dropped := [name for name in table.colnames if columns is None and name not in labels]:
+        log.warning("columns %s are left out: they hold no single number or text per object", ", ".join(dropped))
+    files = [str(tile.first) for tile in tiles]
+    ours: dict[str, Any] = {"row": rows, "col": cols}
+    ours |= {"tile": np.array([tiles[t].name for t in tile_of]), "file": np.array([files[t] for t in tile_of])}
+    for name, values in ours.items():
+        if name in labels and np.asarray(labels[name]).astype(str).tolist() != values.astype(str).tolist():
+            labels[f"catalogue_{name}"] = labels.pop(name)
+    for name in ("ra", "dec"):
+        labels[name] = table[name] if name in table.colnames else np.full(len(table), np.nan)
+    wcs, _ = read_wcs(tiles[tile_of[0]])
+    survey = tiles[0].survey
+    attributes = {
+        "pixel_scale": (survey.pixel_scale or PIXEL_SCALE) if wcs is None else pixel_scale(wcs),
+        "zero_point": ZERO_POINT,
+        "survey": survey.name,
+        "provenance": f"{len(tiles)} tiles, first {Path(files[0]).name}; catalogue{where or ' given as a table'}",
+    }
+    return {**labels, **ours}, attributes

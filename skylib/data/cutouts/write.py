@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.bands import ZERO_POINT, sort_bands
+from skylib.bands import ZERO_POINT, canonical_band, sort_bands, split_bands, wavelength_of
 from skylib.data.cutouts.file import CutoutFile
-from skylib.data.cutouts.layouts import CLASS_NAMES, text
+from skylib.data.cutouts.layouts import CLASS_NAMES, key_of, name_of, text
 from skylib.data.surveys import PIXEL_SCALE
+from skylib.files import replaced
+
+_EXACT = 2**53  # up to here float64 holds every integer
 
 
 def write_cutouts(
@@ -35,14 +37,22 @@ def write_cutouts(
     ----------
     path : path
     flux : ndarray, shape (n, C, S, S)
+        In units of AB magnitude `zero_point`; NaN = no data, as is what a masked array masks.
     ra, dec : ndarray, shape (n,)
         Degrees ICRS.
     bands : str or sequence of str
         Of the planes of `flux`, in any order.
     weight : ndarray, shape (n, C, S, S), optional
         Inverse variance of each pixel.
+    pixel_scale : float
+        Arcsec.
+    zero_point : float
+        AB magnitude of one unit of `flux`. `CutoutFile.flux` always gives counts at zero-point 27.
+    provenance : str
+        Where the images come from.
     **columns : ndarray, shape (n,)
-        Labels.
+        Labels. Masked values become NaN, -1 for a class, empty for text; of integers too large for that, and of truth
+        values, see `CutoutFile.column`.
 
     Raises
     ------
@@ -51,136 +61,137 @@ def write_cutouts(
     OSError
         If the file cannot be written.
     """
-    path, flux, given = Path(path), np.asarray(flux, dtype=np.float32), list(bands)
+    flux, given = (
+        np.ma.filled(np.ma.asarray(flux, dtype=np.float32), np.nan),
+        split_bands(bands) if isinstance(bands, str) else list(bands),
+    )
     order = sort_bands(given)
     if flux.ndim != 4 or flux.shape[1] != len(order) or flux.shape[2] != flux.shape[3]:
         raise ValueError(f"flux has shape {flux.shape}: must be (n, {len(order)}, S, S) for bands {' '.join(given)}")
     if weight is not None and np.shape(weight) != flux.shape:
         raise ValueError(f"weight has shape {np.shape(weight)}: must be that of flux, {flux.shape}")
-    canonical = [sort_bands([band])[0] for band in given]
+    for name, value in (("pixel_scale", pixel_scale), ("zero_point", zero_point)):
+        if not np.isfinite(value) or (name == "pixel_scale" and value <= 0):
+            raise ValueError(f"{name}={value!r}: must be a {'positive' if name == 'pixel_scale' else 'finite'} number")
+    canonical = [canonical_band(band) for band in given]
     planes = [canonical.index(band) for band in order]
-    partial = path.with_name(path.name + ".partial")
-    create(
-        partial, n=len(flux), bands=order, size=flux.shape[-1], weight=weight is not None,
-        columns={"ra": ra, "dec": dec, **columns},
-        attributes={"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance},
-    )  # fmt: skip
-    try:
+    attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
+    labels = prepare_columns({"ra": ra, "dec": dec, **columns}, len(flux))
+    with replaced(path) as partial:
+        create(partial, n=len(flux), bands=order, size=flux.shape[-1], weight=weight is not None, columns=labels, attributes=attributes)  # fmt: skip
         with h5py.File(partial, "r+") as file:
             file["cutouts"][:] = flux[:, planes]
             if weight is not None:
-                file["weight"][:] = np.asarray(weight, dtype=np.float32)[:, planes]
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+                file["weight"][:] = np.ma.filled(np.ma.asarray(weight, dtype=np.float32), 0)[:, planes]
     return CutoutFile(path)
 
 
-def create(
-    path: Path, *, n: int, bands: Sequence[str], size: int, columns: Mapping[str, Any], attributes: Mapping[str, Any],
-    weight: bool = False,
-) -> None:  # fmt: skip
-    """Write a file with all but the pixels, for which there is room in one piece, at a place that `mapped` finds.
-
-    A kill while pixels are written that way cannot harm the file, since HDF5 has done its part.
+def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """Return labels as HDF5 can hold them, each with the attributes that say what the values mean.
 
     Raises
     ------
     ValueError
-        If a column has another length than n, or names an unknown class.
-    OSError
-        If the file cannot be written.
+        If a column has another length than n, a name that is taken, values that cannot be kept, or an unknown class.
     """
-    if reserved := {"cutouts", "weight"} & set(columns):
-        raise ValueError(f"{path}: a column cannot be named {', '.join(sorted(reserved))}, which names pixels: rename it, or leave it out")  # fmt: skip
-    columns = {name: _as_column(name, values, n) for name, values in columns.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(path, "w")
-    except OSError as error:
-        raise OSError(f"{path.parent / path.name.removesuffix('.partial')}: cannot be written: {error}") from error
-    with file:
-        file.attrs.update({"bands": list(bands), **attributes})
+    if reserved := {"cutouts", "weight", "progress"} & set(columns):
+        raise ValueError(
+            f"a column cannot be named {', '.join(sorted(reserved))}, which names pixels: rename it, or leave it out"
+        )
+    keys = [key_of(name) for name in columns]
+    if len(set(keys)) < len(keys) or "" in columns:
+        raise ValueError(f"columns cannot be told apart by their names: {', '.join(map(repr, columns))}")
+    return {name: _as_column(name, values, n) for name, values in columns.items()}
+
+
+def create(
+    path: Path,
+    *,
+    n: int,
+    bands: Sequence[str],
+    size: int,
+    columns: Mapping[str, tuple[np.ndarray, dict[str, Any]]],
+    attributes: Mapping[str, Any],
+    weight: bool = False,
+) -> None:
+    """Write a file with all but the pixels, for which there is room in one piece each.
+
+    Writing pixels there later changes nothing of the structure of the file, so a kill at that time cannot harm it.
+    """
+    with h5py.File(path, "w") as file:
+        wavelengths = [wavelength_of(band) for band in bands]
+        unit = f"counts at AB zero-point {attributes.get('zero_point', ZERO_POINT):g}"
+        file.attrs.update({"bands": list(bands), "wavelengths": wavelengths, "flux_unit": unit, **attributes})
         for name in ("cutouts", "weight") if weight else ("cutouts",):
             room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             space = h5py.h5s.create_simple((n, len(bands), size, size))
             h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=room)
-        for name, values in columns.items():
+        for name, (values, about) in columns.items():
             text_type = h5py.string_dtype() if values.dtype.kind == "O" else None
-            file.create_dataset(name, data=values, dtype=text_type)
-            if name == "class":
-                file[name].attrs["names"] = list(CLASS_NAMES)
-
-
-def mapped(path: Path, name: str = "cutouts") -> np.ndarray:
-    """Return the pixels of a file from `create`, mapped into memory for writing."""
-    with h5py.File(path, "r") as file:
-        offset, shape = file[name].id.get_offset(), file[name].shape
-    return np.memmap(path, "<f4", "r+", offset, shape)
-
-
-class PixelWriter:
-    """Writes images one by one into a file from `create`; several threads can.
-
-    Plain writes are several times faster than a mapping, whose new pages the system makes one at a time.
-    """
-
-    def __init__(self, path: Path, name: str = "cutouts") -> None:
-        with h5py.File(path, "r") as file:
-            self._offset, self._shape = file[name].id.get_offset(), file[name].shape[1:]
-        self._bytes = 4 * int(np.prod(self._shape))
-        self._file = os.open(path, os.O_WRONLY)
-
-    def write(self, index: int, image: np.ndarray) -> None:
-        """Write an image (C, S, S) of float32 to its place."""
-        data = np.ascontiguousarray(image, dtype="<f4")
-        if os.pwrite(self._file, data.data, self._offset + index * self._bytes) != self._bytes:
-            raise OSError("the disk is full")
-
-    def sync(self) -> None:
-        """Return when all that was written is on the disk."""
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+            data = file.create_dataset(key_of(name), data=values, dtype=text_type)
+            data.attrs.update(about)
+            if key_of(name) != name:
+                data.attrs["name"] = name
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
     """Copy some rows of a file to another."""
     with h5py.File(path, "r") as file:
         columns = {
-            name: data.asstr()[:][rows] if data.dtype.kind == "O" else data[:][rows]
-            for name, data in file.items()
-            if name not in ("cutouts", "weight")
+            name_of(key, data): (data.asstr()[:][rows] if data.dtype.kind == "O" else data[:][rows], dict(data.attrs))
+            for key, data in file.items()
+            if isinstance(data, h5py.Dataset) and key not in ("cutouts", "weight")
         }
-        attributes = {name: value for name, value in file.attrs.items() if name != "bands"}
+        attributes = {name: value for name, value in file.attrs.items() if name not in ("bands", "wavelengths")}
         bands, size = [text(band) for band in file.attrs["bands"]], file["cutouts"].shape[-1]
-        pixels = [name for name in ("cutouts", "weight") if name in file]
-    create(out, n=len(rows), bands=bands, size=size, columns=columns, attributes=attributes, weight="weight" in pixels)
-    for name in pixels:
-        source, target = mapped(path, name), mapped(out, name)
-        for start in range(0, len(rows), 1024):
-            target[start : start + 1024] = source[rows[start : start + 1024]]
+        create(
+            out, n=len(rows), bands=bands, size=size, columns=columns, attributes=attributes, weight="weight" in file
+        )
+        with h5py.File(out, "r+") as new:
+            for name in ("cutouts", "weight") if "weight" in file else ("cutouts",):
+                for start in range(0, len(rows), 1024):
+                    some = rows[start : start + 1024]
+                    block = file[name][some[0] : some[-1] + 1]  # rows come in order
+                    new[name][start : start + len(some)] = block[some - some[0]]
 
 
-def _as_column(name: str, values: Any, n: int) -> np.ndarray:
-    """Return a label as HDF5 can hold it; what a catalogue masks is NaN, -1 for a class, empty for text."""
-    dtype = getattr(values, "dtype", np.asarray(values).dtype)
-    if hasattr(values, "filled"):
-        if dtype.kind in "iu" and np.any(values.mask):
-            values = values.astype(np.int64 if name == "class" else np.float64)
-        values = values.filled({"f": np.nan, "i": -1, "u": 0, "b": False}.get(values.dtype.kind, ""))
-    values = np.asarray(values)
-    if values.shape != (n,):
-        raise ValueError(f"column {name!r} has shape {values.shape}: must be ({n},)")
-    if values.dtype.kind in "OSU":
-        texts = [text(value) for value in values]
+def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a label as HDF5 can hold it, and attributes: its unit, and what stands for a missing value."""
+    about: dict[str, Any] = {"names": list(CLASS_NAMES)} if name == "class" else {}
+    if (unit := getattr(values, "unit", None)) is not None and str(unit):
+        about["unit"] = str(unit)
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", None)
+    plain = getattr(values, "unmasked", values)
+    array = np.asarray(np.ma.getdata(getattr(plain, "value", plain)))
+    if array.shape != (n,):
+        raise ValueError(f"column {name!r} has shape {array.shape}: must be ({n},)")
+    missing = np.zeros(n, bool) if mask is None else np.broadcast_to(np.asarray(mask, bool), (n,))
+    if array.dtype.kind in "OSU":
+        texts = ["" if gone or value is None else text(value) for value, gone in zip(array, missing, strict=True)]
         if name != "class":
-            return np.array(texts, dtype=object)
+            return np.array(texts, dtype=object), about
         if unknown := set(texts) - {*CLASS_NAMES, ""}:
             raise ValueError(f"column 'class' holds {sorted(unknown)}: names are {', '.join(CLASS_NAMES)}")
-        values = np.array([CLASS_NAMES.index(word) if word else -1 for word in texts])
-    return values.astype(values.dtype.newbyteorder("="))
+        return np.array([CLASS_NAMES.index(word) if word else -1 for word in texts]), about
+    if array.dtype.kind == "M":
+        return np.where(missing, "", array.astype(str)).astype(object), about
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
+    array = array.astype(array.dtype.newbyteorder("="))
+    if not missing.any():
+        return array, about
+    if array.dtype.kind == "f":
+        return np.where(missing, np.array(np.nan, array.dtype), array), about
+    if name == "class" and array.dtype.kind in "iu":
+        return np.where(missing, -1, array.astype(np.int64)), about
+    good = array[~missing]
+    if not len(good) or array.dtype.kind == "b" or (int(good.max()) < _EXACT and int(good.min()) > -_EXACT):
+        return np.where(missing, np.nan, array.astype(np.float64)), about
+    info = np.iinfo(array.dtype)
+    free = next(
+        value for value in (-1, info.min, info.max, 0, 1) if info.min <= value <= info.max and value not in good
+    )
+    about["missing"] = array.dtype.type(free)
+    return np.where(missing, array.dtype.type(free), array), about

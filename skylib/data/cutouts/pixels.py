@@ -1,0 +1,114 @@
+"""Images in an HDF5 file: mapped into memory where they lie in one piece, else read through HDF5."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+_GAP = 4  # rows between two that are asked for, up to which reading on is faster than a new start
+
+
+class StoredImages:
+    """A dataset of images (n, C, S, S), which can be used in several threads, after a fork, and be pickled.
+
+    Parameters
+    ----------
+    path : Path
+    data : h5py.Dataset
+        In that very file.
+    planes : list of int
+        In which order to give the planes.
+    """
+
+    def __init__(self, path: Path, data: h5py.Dataset, planes: list[int]) -> None:
+        self.path, self.key, self.shape, self.dtype = path, data.name, data.shape, data.dtype
+        self._planes = None if planes == list(range(len(planes))) else planes
+        plain = data.chunks is None and data.size > 0 and data.dtype.kind in "fiub"
+        self._offset: int | None = data.id.get_offset() if plain else None
+        self._mapped: np.ndarray | None = None
+        self._handle: tuple[int, h5py.File] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None, "_mapped": None}
+
+    def read(
+        self,
+        rows: slice | np.ndarray,
+        *,
+        size: int | None = None,
+        out: np.ndarray | None = None,
+        dtype: Any = np.float32,
+    ) -> np.ndarray:
+        """Return some images, (n, C, S, S), in a new array or in `out`.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int64
+            Not negative.
+        size : int, optional
+            Only the central `size` x `size` pixels.
+        out : ndarray, optional
+        dtype : dtype
+            Of the result.
+
+        Raises
+        ------
+        ValueError
+            If `size` is larger than the images.
+        OSError
+            If they cannot be read or decoded; the message names the file.
+        """
+        window = self._window(size)
+        try:
+            data = self._source()
+            mapped = isinstance(data, np.ndarray) and not isinstance(rows, slice)
+            whole = size in (None, self.shape[-1]) and self._planes is None
+            if mapped and whole and out is not None and data.dtype == out.dtype:
+                return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
+            images = _pick(data, rows, window)
+        except (OSError, RuntimeError, ValueError) as error:
+            hint = (
+                " (a filter of its compression may not be installed: see hdf5plugin)" if "filter" in str(error) else ""
+            )
+            raise OSError(f"{self.path}: the pixels of {self.key!r} cannot be decoded{hint}: {error}") from error
+        images = np.asarray(images if self._planes is None else images[:, self._planes], dtype=dtype)
+        if out is None:
+            return images
+        out[:] = images
+        return out
+
+    def _window(self, size: int | None) -> tuple[slice, slice]:
+        if size is None:
+            return slice(None), slice(None)
+        if not 0 < size <= self.shape[-1]:
+            raise ValueError(f"size={size}: {self.path} holds cutouts of {self.shape[-1]} pixels")
+        start = self.shape[-1] // 2 - size // 2
+        return slice(start, start + size), slice(start, start + size)
+
+    def _source(self) -> np.ndarray | h5py.Dataset:
+        if self._offset is not None:
+            if self._mapped is None:
+                self._mapped = np.memmap(self.path, self.dtype, "r", self._offset, self.shape).view(np.ndarray)
+            return self._mapped
+        if self._handle is None or self._handle[0] != os.getpid():  # a handle does not survive a fork
+            self._handle = (os.getpid(), h5py.File(self.path, "r"))
+        return self._handle[1][self.key]
+
+
+def _pick(data: np.ndarray | h5py.Dataset, rows: slice | np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
+    """Return some rows as a new array; of a chunked file in runs of rows that lie close together."""
+    if isinstance(rows, slice):
+        images = data[(rows, slice(None), *window)]
+        return images.copy() if isinstance(data, np.ndarray) else images  # not a view of the file
+    if isinstance(data, np.ndarray):
+        return data[(slice(None), slice(None), *window)][rows]
+    if not len(rows):
+        return data[(slice(0, 0), slice(None), *window)]
+    unique, inverse = np.unique(rows, return_inverse=True)
+    runs = np.split(unique, np.flatnonzero(np.diff(unique) > _GAP) + 1)
+    images = np.concatenate([data[(slice(r[0], r[-1] + 1), slice(None), *window)][r - r[0]] for r in runs])
+    return images[inverse]

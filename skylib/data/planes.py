@@ -1,0 +1,249 @@
+"""One band of a tile: its image, mask and noise, as the description of its survey says where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.wcs import WCS
+from scipy import ndimage
+
+from skylib.bands import sort_bands
+from skylib.data.calibration import flux_scale, undo_asinh
+from skylib.data.fitsfile import opened, refuse
+from skylib.data.grids import pixel_scale, read_grid
+from skylib.data.surveys import Hdu, Survey
+
+
+@dataclass(frozen=True)
+class BandImage:
+    """What was read of one band, in the unit and byte order of its file; perhaps mapped into memory."""
+
+    path: Path
+    image: np.ndarray
+    wcs: WCS | None
+    scale: float  # to counts at zero-point 27
+    survey: Survey
+    noise: np.ndarray | None
+    bad: np.ndarray | None  # bool: what the mask says not to use
+
+    def flux(self, out: np.ndarray) -> np.ndarray:
+        """Write the flux at zero-point 27 to `out`, float32 (H, W), with NaN for no data, and return it."""
+        out[...] = self.image
+        if (infinite := np.isinf(out)).any():
+            out[infinite] = np.nan
+        if self.survey.no_data is not None:
+            out[out == np.float32(self.survey.no_data)] = np.nan
+        if self.bad is not None:
+            out[self.bad] = np.nan
+        if (zero := out == 0).any():
+            out[_areas(zero)] = np.nan
+        if self.noise is not None and self.survey.variance_kind == "weight":
+            out[~(self.noise > 0)] = np.nan  # a weight of 0 is how surveys mark what was not observed
+        if self.scale != 1:
+            out *= self.scale
+        return out
+
+    def variance(self, out: np.ndarray) -> np.ndarray:
+        """Write the variance at zero-point 27 to `out`, float32 (H, W), and return it."""
+        assert self.noise is not None
+        out[...] = self.noise
+        if self.survey.variance_kind == "weight":
+            np.divide(1, out, out=out, where=out > 0)
+        elif self.survey.variance_kind == "sigma":
+            np.square(out, out=out)
+        self._check_variance(out)
+        if self.scale != 1:
+            out *= self.scale**2
+        return out
+
+    def _check_variance(self, variance: np.ndarray) -> None:
+        """Refuse a weight given as a variance, or the reverse: compare it with the noise that the image shows."""
+        some = np.asarray(self.image[::8], dtype=np.float64)
+        step, there = np.abs(np.diff(some, axis=1)), np.asarray(variance[::8], dtype=np.float64)
+        step, there = step[np.isfinite(step) & (step > 0)], there[np.isfinite(there) & (there > 0)]
+        if step.size < 1000 or there.size < 1000:
+            return
+        seen, stated = (1.4826 * np.median(step)) ** 2 / 2, np.median(there)
+        if abs(np.log10(stated / seen)) > 1.5 and abs(np.log10(1 / stated / seen)) < 0.7:
+            kind = self.survey.variance_kind
+            other = "variance" if kind == "weight" else "weight"
+            raise ValueError(
+                f"{self.path}: the {kind} is {stated:.3g} where the pixels scatter by {seen**0.5:.3g}: it looks like the inverse; "
+                f"Survey(variance_kind={other!r}) reads it as such"
+            )
+
+
+def read_band(
+    path: Path, survey: Survey, band: str, *, bad_planes: Sequence[str | int] = (), variance: bool = False
+) -> BandImage:
+    """Read one band; with `variance` its noise too.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read; the message names it.
+    ValueError
+        If the file lacks what is asked for; the message names it.
+    """
+    mask_path, noise_path = (_beside(path, pair) for pair in (survey.mask_file, survey.variance_file))
+    with opened(path) as hdus:
+        hdu = _find(hdus, survey.image_hdu, band, path) if survey.image_hdu is not None else _first_image(hdus)
+        image = undo_asinh(_two_dimensional(hdu, survey, band), hdu.header)
+        wcs = read_grid(hdu.header)
+        scale = _scale(hdu, hdus, survey, band, wcs)
+        bad = noise = None
+        if bad_planes and mask_path is None:
+            bad = _flagged(_optional(hdus, survey.mask_hdu, band), path, survey, bad_planes, image.shape)
+        if variance and noise_path is None:
+            noise = _noise(_optional(hdus, survey.variance_hdu, band), image.shape)
+    if bad_planes and mask_path is not None:
+        with opened(mask_path) as hdus:
+            hdu = _first_image(hdus) if survey.mask_hdu is None else _find(hdus, survey.mask_hdu, band, mask_path)
+            bad = _flagged(hdu, mask_path, survey, bad_planes, image.shape)
+    if variance and noise_path is not None:
+        with opened(noise_path) as hdus:
+            hdu = (
+                _first_image(hdus)
+                if survey.variance_hdu is None
+                else _find(hdus, survey.variance_hdu, band, noise_path)
+            )
+            noise = _noise(hdu, image.shape)
+    return BandImage(path, image, wcs, scale, survey, noise, bad)
+
+
+def read_header(path: Path, survey: Survey, band: str) -> tuple[WCS | None, tuple[int, int]]:
+    """Return the WCS and the shape (H, W) of one band, without its pixels."""
+    with opened(path) as hdus:
+        hdu = _find(hdus, survey.image_hdu, band, path) if survey.image_hdu is not None else _first_image(hdus)
+        if hdu.header.get("NAXIS", 0) < 2:
+            raise ValueError("no two-dimensional image")
+        return read_grid(hdu.header), tuple(hdu.shape[-2:])
+
+
+def bands_in(path: Path, survey: Survey) -> tuple[str, ...]:
+    """Return the bands of a file that holds several: as its header says (``BANDS``), or else all of the survey."""
+    with opened(path) as hdus:
+        words = [str(hdu.header["BANDS"]) for hdu in hdus[:2] if "BANDS" in hdu.header]
+    return sort_bands(words[0]) if words else tuple(survey.bands)
+
+
+def _beside(path: Path, pair: tuple[str, str] | None) -> Path | None:
+    """Return the file whose name follows from that of the image."""
+    if pair is None:
+        return None
+    other = path.with_name(path.name.replace(*pair))
+    if other == path or not other.is_file():
+        return None
+    return other
+
+
+def _find(hdus: fits.HDUList, wanted: Hdu, band: str, path: Path) -> Any:
+    hdu = _optional(hdus, wanted, band)
+    if hdu is None:
+        raise KeyError(f"{path} has no {wanted!r} among its HDUs {[hdu.name for hdu in hdus]}")
+    return hdu
+
+
+def _optional(hdus: fits.HDUList, wanted: Hdu | None, band: str) -> Any:
+    """Return the HDU of that number, or whose EXTNAME or EXTTYPE is that name, or None."""
+    choices = wanted if isinstance(wanted, tuple) else () if wanted is None else (wanted,)
+    named = any(isinstance(choice, str) for choice in choices)
+    for choice in choices:
+        if isinstance(choice, int):
+            if (
+                choice == 0
+                and len(hdus) > 1
+                and not hdus[0].header.get("NAXIS")
+                and isinstance(hdus[1], fits.CompImageHDU)
+            ):
+                choice = 1  # where a compressed image is, which cannot be in the first HDU
+            if choice < len(hdus) and not (named and hdus[choice].name not in ("", "PRIMARY", "COMPRESSED_IMAGE")):
+                return hdus[choice]
+            continue
+        for hdu in hdus:
+            if choice.replace("{band}", band).upper() in (
+                hdu.name.upper(),
+                str(hdu.header.get("EXTTYPE", "")).strip().upper(),
+            ):
+                return hdu
+    return None
+
+
+def _first_image(hdus: fits.HDUList) -> Any:
+    for hdu in hdus:
+        if isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU) and hdu.header.get("NAXIS", 0) >= 2:
+            return hdu
+    raise KeyError(f"no image among the HDUs {[hdu.name for hdu in hdus]}")
+
+
+def _two_dimensional(hdu: Any, survey: Survey, band: str) -> np.ndarray:
+    """Return the image of one band, also of a cube of bands."""
+    data = hdu.data
+    while data is not None and data.ndim > 2 and data.shape[0] == 1:
+        data = data[0]
+    if data is not None and data.ndim == 3:
+        order = list(sort_bands(str(hdu.header["BANDS"]))) if "BANDS" in hdu.header else list(survey.bands)
+        words = str(hdu.header.get("BANDS", ""))
+        order = [survey.band(word) or word for word in words] if words and len(words) == len(data) else order
+        if len(order) != len(data) or band not in order:
+            raise refuse(f"{len(data)} planes, but bands {' '.join(map(str, order))}: which is {band} is not known")
+        data = data[order.index(band)]
+    if data is None or data.ndim != 2 or not data.size:
+        raise KeyError(f"no two-dimensional image in HDU {hdu.name or 1}")
+    if data.dtype.kind not in "fiu":
+        raise refuse(f"pixels of type {data.dtype}")
+    return data
+
+
+def _scale(hdu: Any, hdus: fits.HDUList, survey: Survey, band: str, wcs: WCS | None) -> float:
+    side = pixel_scale(wcs) if wcs is not None else survey.pixel_scale
+    try:
+        return flux_scale(
+            hdu.header, survey, band, primary=hdus[0].header, pixel_area=None if side is None else side**2
+        )
+    except ValueError as error:
+        raise refuse(str(error)) from error
+
+
+def _flagged(hdu: Any, path: Path, survey: Survey, names: Sequence[str | int], shape: tuple[int, ...]) -> np.ndarray:
+    """Return where any of the planes of a mask is set, bool (H, W)."""
+    # A survey's long plane names are HIERARCH cards, which astropy gives under the same keys.
+    header = {} if hdu is None else hdu.header
+    planes = dict(survey.mask_planes) | {k.removeprefix("MP_"): v for k, v in header.items() if k.startswith("MP_")}
+    bad = np.zeros(shape, dtype=bool)
+    mask = None if hdu is None else hdu.data
+    if mask is not None and (mask.shape != shape or mask.dtype.kind not in "iu"):
+        raise refuse(f"a mask of {mask.shape} pixels of type {mask.dtype} for an image of {shape}")
+    for name in names:
+        bit = name if isinstance(name, int) else planes.get(name)
+        if mask is None or bit is None:
+            raise refuse(f"no mask plane {name!r}; planes there: {', '.join(planes) or 'none'}")
+        n_bits = 8 * mask.dtype.itemsize
+        if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < n_bits:
+            raise refuse(f"mask plane {name!r} is bit {bit!r}, but the mask has bits 0 to {n_bits - 1}")
+        bad |= (
+            (mask.view(mask.dtype.str.replace("i", "u")) >> np.uint64(bit).astype(mask.dtype.str.replace("i", "u"))) & 1
+        ) != 0
+    return bad
+
+
+def _noise(hdu: Any, shape: tuple[int, ...]) -> np.ndarray:
+    data = None if hdu is None else hdu.data
+    if data is None or data.shape != shape:
+        got = "no" if data is None else f"{data.shape} pixels of"
+        raise refuse(f"{got} variance for an image of {shape} pixels")
+    return data
+
+
+def _areas(zero: np.ndarray) -> np.ndarray:
+    """Return which zero pixels lie in areas of zeros, 3 x 3 at least: padding, where nothing was observed."""
+    if zero.all():
+        return zero
+    square = np.ones((3, 3), bool)
+    core = ndimage.binary_erosion(zero, square, border_value=1)
+    return zero & ndimage.binary_dilation(core, square) if core.any() else core
