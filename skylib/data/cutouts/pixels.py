@@ -65,9 +65,14 @@ class StoredImages:
         window = self._window(size)
         try:
             data = self._source()
-            mapped = isinstance(data, np.ndarray) and not isinstance(rows, slice)
             whole = size in (None, self.shape[-1]) and self._planes is None
-            if mapped and whole and out is not None and data.dtype == out.dtype:
+            if (
+                out is not None
+                and whole
+                and not isinstance(rows, slice)
+                and isinstance(data, np.ndarray)
+                and data.dtype == out.dtype
+            ):
                 return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
             images = _pick(data, rows, window)
         except (OSError, RuntimeError, ValueError) as error:
