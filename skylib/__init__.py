@@ -15,7 +15,8 @@ _HOMES = {
     "data.photometry": "aperture_snr brighter measure_sky_noise signal_to_noise",
     "data.simulate": "SimulatedSky simulate_sky",
     "data.splits": "sky_split split_cutouts",
-    "data.surveys": "Survey get_survey register_survey",
+    "data.description": "Survey",
+    "data.surveys": "get_survey register_survey",
     "data.tiles": "Tile TilePaths find_tiles read_tile",
     "evaluation.binned": "redshift_bins",
     "evaluation.bootstrap": "binned_metrics",
@@ -48,11 +49,12 @@ if TYPE_CHECKING:
     from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
     from skylib.data.augment import Augmentation, random_orientation
     from skylib.data.cutouts import CutoutFile, make_cutouts, write_cutouts
+    from skylib.data.description import Survey
     from skylib.data.loading import Batch, CutoutLoader, TileLoader
     from skylib.data.photometry import aperture_snr, brighter, measure_sky_noise, signal_to_noise
     from skylib.data.simulate import SimulatedSky, simulate_sky
     from skylib.data.splits import sky_split, split_cutouts
-    from skylib.data.surveys import Survey, get_survey, register_survey
+    from skylib.data.surveys import get_survey, register_survey
     from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile
     from skylib.evaluation.binned import redshift_bins
     from skylib.evaluation.bootstrap import binned_metrics

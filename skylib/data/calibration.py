@@ -11,7 +11,7 @@ import numpy as np
 from astropy.io import fits
 
 from skylib.bands import ZERO_POINT, wavelength_of
-from skylib.data.surveys import Survey
+from skylib.data.description import Survey
 
 _KEYWORDS = ("MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPNT", "ZEROPOINT", "ABMAGZP")  # usual names of a zero-point
 _COUNTS = re.compile(

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from skylib.bands import sort_bands
 from skylib.data.calibration import flux_scale, undo_asinh
+from skylib.data.description import Hdu, Survey
 from skylib.data.fitsfile import opened, refuse
 from skylib.data.grids import pixel_scale, read_grid
-from skylib.data.surveys import Hdu, Survey
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from astropy.wcs import WCS
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT, mag_to_flux, sort_bands
-from skylib.data.surveys import PIXEL_SCALE
+from skylib.data.description import PIXEL_SCALE
 
 SEEING = {"g": 0.79, "r": 0.75, "i": 0.61, "z": 0.68, "y": 0.68}  # FWHM, arcsec
 DEPTH = {"g": 26.5, "r": 26.5, "i": 26.2, "z": 25.2, "y": 24.4}  # magnitude of a point source at 5 sigma

@@ -1,186 +1,80 @@
-"""What a survey's files look like: a description that the readers of tiles follow."""
+"""Surveys: those known from the start, in the layout of their archives, and others by registration or from a file."""
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from skylib.bands import canonical_band, is_band, register_band, sort_bands
-from skylib.checks import check_choice
+from skylib.bands import BROAD_BANDS, NARROW_BANDS
+from skylib.data.description import PIXEL_SCALE, Survey
 
-NoiseKind = Literal["variance", "weight", "sigma"]
-Hdu = int | str | tuple[int | str, ...]
-PIXEL_SCALE = 0.168  # arcsec, HSC coadds
-_ENDINGS = r"(?:\.fits?|\.fit)(?:\.(?:fz|gz|bz2|xz|zst))?"
-_ALSO = {"Ks": ("k",), "r": ("r2",), "i": ("i2",)}
+_HSC_NAMES = (  # a coadd: the last three parts are band, tract and patch; then files of the cutout service
+    r"(?:calexp-)?(?:[A-Za-z]+-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>\d+-\d+,\d+)",
+    r"(?P<number>(?:\d+-)?)cutout-(?:HSC-)?(?P<band>[A-Za-z]+\d*)-(?P<tile>.+?)",
+)
+_HST_BANDS = {
+    "F275W": 271, "F336W": 336, "F435W": 433, "F438W": 433, "F475W": 474, "F555W": 536, "F606W": 592, "F625W": 631,
+    "F775W": 769, "F814W": 804, "F850LP": 903, "F098M": 986, "F105W": 1055, "F110W": 1153, "F125W": 1249, "F140W": 1392,
+    "F160W": 1537,
+}  # fmt: skip
+_JWST_BANDS = {
+    "F070W": 704, "F090W": 902, "F115W": 1154, "F150W": 1501, "F200W": 1988, "F277W": 2776, "F335M": 3362, "F356W": 3565,
+    "F410M": 4084, "F444W": 4402, "F560W": 5635, "F770W": 7639, "F1000W": 9953, "F1500W": 15065, "F1800W": 17987,
+    "F2100W": 20795,
+}  # fmt: skip
 
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """How the files of a survey are named, and what is in them.
-
-    Parameters
-    ----------
-    name : str
-    bands : sequence of str, or mapping of str to float
-        Names of the bands; as a mapping with the effective wavelength in nm of each, which makes new names known.
-    file_names : str, sequence of str, or mapping of str to str
-        Templates without folder and ending, such as ``"frame-{band}-{tile}"``; ``*`` stands for any text. Files with one
-        tile and several bands have no ``{band}``. A mapping gives each band a template of its own. A template with
-        ``(?P<tile>…)`` is a regular expression.
-    zero_point : float, optional
-        AB magnitude of one unit of flux. The header goes first: ``FLUXMAG0``, a flux unit in ``BUNIT``,
-        `zero_point_keyword` and other usual keywords. None: every file must state it.
-    pixel_scale : float, optional
-        Arcsec, for images without sky coordinates.
-    band_names : mapping of str to str
-        What file names and headers call the bands, where it is not the name here: ``{"NIR-Y": "YE"}``.
-    image_hdu, mask_hdu, variance_hdu : int, str, or tuple of them
-        Number or name (``EXTNAME`` or ``EXTTYPE``); of several, the first that exists. In names ``{band}`` is replaced.
-        A number after names is used only where that HDU has no name.
-    mask_file, variance_file : (str, str), optional
-        Where the mask, or the noise, is a file of its own: the text in the name of the image, and what replaces it.
-    variance_kind : {"variance", "weight", "sigma"}
-        What the noise plane holds: the variance, its inverse, or the standard deviation.
-    mask_planes : mapping of str to int
-        Bits of the mask by name, where the header does not name them (``MP_*`` cards).
-    bad_planes : sequence of str or int
-        Planes, by name or bit, whose pixels are always taken as no data.
-    zero_point_keyword, exposure_keyword : str, optional
-        Header keywords: of the zero-point; of the exposure time in s, where the image is summed over it and the
-        zero-point is for 1 s.
-    trust_header : bool
-        False: `zero_point` counts, whatever the header says.
-    no_data : float, optional
-        Pixels of this value have no data, besides NaN, infinity and areas of zeros.
-    align : bool
-        Bring bands whose pixels lie at different places to those of the first.
-    sky : bool
-        False: images without sky coordinates are taken; their objects are given by pixel (columns ``x`` and ``y``).
-
-    Raises
-    ------
-    ValueError
-        If a field does not fit; the message names it.
-
-    Examples
-    --------
-    >>> mine = Survey(name="mine", bands={"g": 475, "F814W": 802}, file_names="{tile}_{band}_sci", zero_point=25.0)
-    >>> mine.match("m51_f814w_sci.fits.gz")
-    ('m51', 'F814W')
-    """
-
-    name: str
-    bands: Sequence[str] | Mapping[str, float]
-    file_names: str | Sequence[str] | Mapping[str, str]
-    zero_point: float | None = None
-    pixel_scale: float | None = None
-    band_names: Mapping[str, str] = field(default_factory=dict)
-    image_hdu: Hdu | None = None
-    mask_hdu: Hdu | None = None
-    variance_hdu: Hdu | None = None
-    mask_file: tuple[str, str] | None = None
-    variance_file: tuple[str, str] | None = None
-    variance_kind: NoiseKind = "variance"
-    mask_planes: Mapping[str, int] = field(default_factory=dict)
-    bad_planes: Sequence[str | int] = ()
-    zero_point_keyword: str | None = None
-    exposure_keyword: str | None = None
-    trust_header: bool = True
-    no_data: float | None = None
-    align: bool = False
-    sky: bool = True
-
-    def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
-            raise ValueError(f"name={self.name!r}: a survey needs a name")
-        check_choice("variance_kind", self.variance_kind, get_args(NoiseKind))
-        if isinstance(self.bands, Mapping):
-            for band, wavelength in self.bands.items():
-                register_band(band, wavelength)
-        object.__setattr__(self, "bands", sort_bands(self.bands if isinstance(self.bands, str) else tuple(self.bands)))
-        for name in ("zero_point", "pixel_scale"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"survey {self.name}: {name}={value!r} must be a number")
-        if not self.trust_header and self.zero_point is None:
-            raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
-        for name in ("image_hdu", "mask_hdu", "variance_hdu", "mask_file", "variance_file", "bad_planes"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("mask_file", "variance_file"):
-            pair = getattr(self, name)
-            if pair is not None and (not isinstance(pair, tuple) or len(pair) != 2):
-                raise ValueError(
-                    f"survey {self.name}: {name}={pair!r} must be the text in the name and what replaces it"
-                )
-        if unknown := [band for band in self.band_names.values() if canonical_band(band) not in self.bands]:
-            raise ValueError(f"survey {self.name}: band_names gives {unknown[0]!r}, bands are {' '.join(self.bands)}")
-        object.__setattr__(self, "_patterns", tuple(self._compile()))
-
-    def match(self, file_name: str) -> tuple[str, str | None] | None:
-        """Return the tile and the band that a file name states, or None where it is none of this survey's images.
-
-        The band is None where the file holds several.
-        """
-        stated: str | None
-        for band, pattern in self._patterns:  # type: ignore[attr-defined]
-            found = pattern.fullmatch(file_name)
-            if found is None:
-                continue
-            parts = found.groupdict()
-            stated = self.band(parts["band"]) if "band" in parts else band
-            if stated is None and "band" in parts:
-                continue
-            return (parts.get("number") or "") + (parts.get("tile") or file_name.split(".")[0]), stated
-        return None
-
-    def band(self, word: str) -> str | None:
-        """Return the band that a word in a file name or header stands for, or None."""
-        for name, band in self.band_names.items():
-            if name.lower() == word.lower():
-                return canonical_band(band)
-        found = canonical_band(word) if is_band(word) else None
-        return found if found in self.bands else None
-
-    @property
-    def examples(self) -> str:
-        """The templates of file names, as text for messages."""
-        names = self.file_names
-        return ", ".join([names] if isinstance(names, str) else names.values() if isinstance(names, Mapping) else names)
-
-    def _compile(self) -> list[tuple[str | None, re.Pattern[str]]]:
-        templates: list[tuple[str | None, str]]
-        if isinstance(self.file_names, Mapping):
-            templates = [(canonical_band(band), name) for band, name in self.file_names.items()]
-        else:
-            names = [self.file_names] if isinstance(self.file_names, str) else self.file_names
-            templates = [(None, name) for name in names]
-        if not templates:
-            raise ValueError(f"survey {self.name}: file_names is empty")
-        words = {*self.bands, *self.band_names, *(word for band in self.bands for word in _ALSO.get(band, ()))}
-        any_band = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-        compiled = []
-        for band, template in templates:
-            text = template
-            if "(?P<" not in text:
-                text = re.sub(r"\.fits?(\.\w+)?$", "", text)
-                text = re.escape(text).replace(r"\*", ".*").replace(r"\{band\}", f"(?P<band>(?i:{any_band}))")
-                text = text.replace(r"\{tile\}", "(?P<tile>.+?)", 1).replace(r"\{tile\}", "(?P=tile)")
-                if "{" in text.replace("(?P", ""):
-                    raise ValueError(f"survey {self.name}: file name {template!r} may hold {{band}}, {{tile}} and *")
-            try:
-                compiled.append((band, re.compile(text + _ENDINGS)))
-            except re.error as error:
-                raise ValueError(f"survey {self.name}: file name {template!r}: {error}") from error
-        return compiled
-
-
-_SURVEYS: dict[str, Survey] = {}
+HSC = Survey(
+    name="hsc", bands=(*BROAD_BANDS, *NARROW_BANDS), file_names=_HSC_NAMES, zero_point=27.0, pixel_scale=PIXEL_SCALE,
+    image_hdu=("IMAGE", 1), mask_hdu=("MASK", 2), variance_hdu=("VARIANCE", 3),
+)  # fmt: skip
+PRESETS = (
+    HSC,
+    Survey(  # Rubin: deepCoadd_calexp of the pipelines, deep_coadd of Data Preview 1, in nJy or with FLUXMAG0
+        name="lsst", bands="ugrizy", pixel_scale=0.2, image_hdu="IMAGE", mask_hdu="MASK", variance_hdu="VARIANCE",
+        file_names=r"(?:deepCoadd(?:_calexp)?|deep_coadd)_(?P<tile>\d+_\d+)_(?P<band>[a-z])(?:_.*)?",
+    ),
+    Survey(
+        name="kids", bands=("u", "g", "r", "i", "z", "y", "J", "H", "Ks"), zero_point=0.0, pixel_scale=0.2,
+        file_names="KiDS_DR*_{tile}_{band}_sci", variance_file=("_sci", "_wei"), variance_kind="weight",
+        mask_file=("_sci", "_msk"),
+    ),
+    Survey(  # bands of one field lie up to 14 pixels apart
+        name="sdss", bands="ugriz", file_names="frame-{band}-{tile}", zero_point=22.5, pixel_scale=0.396, image_hdu=0,
+        align=True,
+    ),
+    Survey(
+        name="legacy", bands="griz", file_names="legacysurvey-{tile}-image-{band}", zero_point=22.5, pixel_scale=0.262,
+        variance_file=("-image-", "-invvar-"), variance_kind="weight",
+    ),
+    Survey(  # cubes of the cutout service, with BANDS in the header
+        name="legacy_cutout", bands="griz", file_names="cutout_{tile}", zero_point=22.5, pixel_scale=0.262,
+    ),
+    Survey(
+        name="des", bands="grizy", file_names="{tile}_r*_{band}", zero_point=30.0, pixel_scale=0.263, image_hdu=("SCI", 0),
+        mask_hdu="MSK", variance_hdu="WGT", variance_kind="weight",
+    ),
+    Survey(
+        name="panstarrs", bands="grizy", file_names="rings.v3.skycell.{tile}.stk.{band}.unconv", zero_point=25.0,
+        exposure_keyword="EXPTIME", pixel_scale=0.25, variance_file=(".unconv.", ".unconv.wt."),
+        mask_file=(".unconv.", ".unconv.mask."),
+    ),
+    Survey(
+        name="euclid", bands={"VIS": 715, "YE": 1081, "JE": 1367, "HE": 1771}, pixel_scale=0.1,
+        band_names={"NIR-Y": "YE", "NIR-J": "JE", "NIR-H": "HE"}, zero_point_keyword="MAGZERO",
+        file_names=r"EUC_MER_BGSUB-MOSAIC-(?P<band>VIS|NIR-[YJH])_TILE(?P<tile>\d+).*",
+    ),
+    Survey(
+        name="hst", bands=_HST_BANDS, file_names=r"(?P<tile>.+?)_(?P<band>[fF]\d{3}(?:[wWmMnN]|lp|LP))_(?:.*_)?(?:drz|drc|sci)",
+        image_hdu=("SCI", 0), variance_hdu="WHT", variance_kind="weight", align=True,
+    ),
+    Survey(
+        name="jwst", bands=_JWST_BANDS, variance_hdu="ERR", variance_kind="sigma", image_hdu="SCI", align=True,
+        file_names=r"(?P<tile>jw.+?)_(?:nircam|miri|niriss)_(?:clear-)?(?P<band>f\d{3,4}[wmn])(?:[_-].*)?_i2d",
+    ),
+)  # fmt: skip
+_SURVEYS: dict[str, Survey] = {survey.name: survey for survey in PRESETS}
 
 
 def register_survey(survey: Survey) -> Survey:
@@ -206,8 +100,6 @@ def get_survey(survey: str | Path | Survey) -> Survey:
     >>> get_survey("sdss").zero_point
     22.5
     """
-    import skylib.data.presets  # noqa: F401  # it registers the surveys that are known from the start
-
     if isinstance(survey, Survey):
         return survey
     if str(survey).lower() in _SURVEYS:

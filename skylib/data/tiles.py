@@ -12,10 +12,10 @@ import numpy as np
 from astropy.wcs import WCS
 
 from skylib.bands import ZERO_POINT, sort_bands
-from skylib.data.grids import grid_offset, pixel_position, resample, sky_position
+from skylib.data.description import PIXEL_SCALE, Survey
+from skylib.data.grids import grid_offset, pixel_position, pixel_scale, resample, sky_position
 from skylib.data.planes import BandImage, bands_in, read_band, read_header
-from skylib.data.presets import HSC
-from skylib.data.surveys import Survey, get_survey
+from skylib.data.surveys import HSC, get_survey
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +165,12 @@ def find_tiles(
 def read_wcs(paths: TilePaths) -> tuple[WCS | None, tuple[int, int]]:
     """Return the WCS and the shape (H, W) of a tile without reading its pixels."""
     return read_header(paths.first, paths.survey, paths.bands[0])
+
+
+def tile_pixel_scale(paths: TilePaths) -> float:
+    """Return the side of a pixel in arcsec: as the header says, or else the survey, or else that of HSC."""
+    wcs, _ = read_wcs(paths)
+    return (paths.survey.pixel_scale or PIXEL_SCALE) if wcs is None else pixel_scale(wcs)
 
 
 def read_tile(

@@ -17,9 +17,8 @@ from tqdm.auto import tqdm
 from skylib.checks import check_choice
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
-from skylib.data.grids import pixel_scale
 from skylib.data.sky import best_of_each_place
-from skylib.data.tiles import Tile, TilePaths, read_wcs
+from skylib.data.tiles import Tile, TilePaths, tile_pixel_scale
 from skylib.device import ahead, kept_memory
 from skylib.files import replaced
 from skylib.model.checkpoint import fingerprint
@@ -279,8 +278,7 @@ def _answer(parts: Sequence[SearchState], tiles: Sequence[TilePaths], *, k: int,
 
 def _n_kept(tile: TilePaths, k: int, min_separation: float, stride: int) -> int:
     """Return how many windows to keep so that k remain when each removes its neighbours, in up to four tiles."""
-    wcs, _ = read_wcs(tile)
-    pixels = min_separation / pixel_scale(wcs) if wcs is not None else 0.0
+    pixels = min_separation / tile_pixel_scale(tile)
     return k * 4 * (2 * int(pixels // stride + 1) + 1) ** 2
 
 

@@ -9,8 +9,8 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from skylib import find_tiles, read_tile
-from skylib.data.presets import HSC
 from skylib.data.simulate import tile_wcs
+from skylib.data.surveys import HSC
 from skylib.data.tiles import Tile, TilePaths
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from skylib.bands import ZERO_POINT, canonical_band, is_band, register_band, sort_bands, split_bands
 from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, check_links, detect, find_columns, stated_bands, text
 from skylib.data.cutouts.pixels import StoredImages
-from skylib.data.surveys import PIXEL_SCALE
+from skylib.data.description import PIXEL_SCALE
 
 Index = int | slice | Sequence[int] | np.ndarray
 

@@ -19,9 +19,7 @@ from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
 from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.resume import CutoutJob
-from skylib.data.grids import pixel_scale
-from skylib.data.surveys import PIXEL_SCALE
-from skylib.data.tiles import TilePaths, read_tile, read_wcs
+from skylib.data.tiles import TilePaths, read_tile, tile_pixel_scale
 
 log = logging.getLogger(__name__)
 _BLOCK = 256  # cutouts written together
@@ -233,12 +231,10 @@ def _describe(
             labels[f"catalogue_{name}"] = labels.pop(name)
     for name in ("ra", "dec"):
         labels[name] = table[name] if name in table.colnames else np.full(len(table), np.nan)
-    wcs, _ = read_wcs(tiles[tile_of[0]])
-    survey = tiles[0].survey
     attributes = {
-        "pixel_scale": (survey.pixel_scale or PIXEL_SCALE) if wcs is None else pixel_scale(wcs),
+        "pixel_scale": tile_pixel_scale(tiles[tile_of[0]]),
         "zero_point": ZERO_POINT,
-        "survey": survey.name,
+        "survey": tiles[0].survey.name,
         "provenance": f"{len(tiles)} tiles, first {Path(files[0]).name}; catalogue{where or ' given as a table'}",
     }
     return {**labels, **ours}, attributes

@@ -12,7 +12,7 @@ import numpy as np
 from skylib.bands import ZERO_POINT, canonical_band, sort_bands, split_bands, wavelength_of
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, key_of, name_of, text
-from skylib.data.surveys import PIXEL_SCALE
+from skylib.data.description import PIXEL_SCALE
 from skylib.files import replaced
 
 _EXACT = 2**53  # up to here float64 holds every integer
