@@ -28,10 +28,10 @@ _HOMES = {
     "evaluation.probes": "Probe ProbeResult catalogue_probe constant_probe knn_probe linear_probe original_probe",
     "evaluation.redshift": "RedshiftPDF redshift_pdf",
     "evaluation.summary": "count_labels of_class write_summary",
-    "model.checkpoint": "load_model",
     "model.embed": "embed",
     "model.embeddings": "Embeddings",
     "model.mim": "MaskedImageModel MIMOutput build_model",
+    "model.weights": "load_model read_card save_weights",
     "runner.runs": "run_notebook",
     "search.export": "hit_cutouts write_objects",
     "search.filters": "parse_filter",
@@ -80,10 +80,10 @@ if TYPE_CHECKING:
     )
     from skylib.evaluation.redshift import RedshiftPDF, redshift_pdf
     from skylib.evaluation.summary import count_labels, of_class, write_summary
-    from skylib.model.checkpoint import load_model
     from skylib.model.embed import embed
     from skylib.model.embeddings import Embeddings
     from skylib.model.mim import MaskedImageModel, MIMOutput, build_model
+    from skylib.model.weights import load_model, read_card, save_weights
     from skylib.runner.runs import run_notebook
     from skylib.search.export import hit_cutouts, write_objects
     from skylib.search.filters import parse_filter

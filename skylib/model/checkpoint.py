@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from skylib.config import model_config_from_dict
-from skylib.device import pick_device
 from skylib.files import replaced
-from skylib.model.mim import MaskedImageModel, build_model
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +43,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     FileNotFoundError
         If there is no such file.
     OSError
-        If it is truncated or no checkpoint.
+        If it is truncated, damaged or no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as file:  # torch itself does not look at the checksums
+            if damaged := file.testzip():
+                raise OSError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError or KeyError by the kind of damage
         raise OSError(f"{path}: cannot be read as a checkpoint: {error}") from error
@@ -76,43 +77,24 @@ def load_last(run_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
     last, previous = (Path(run_dir) / "checkpoints" / name for name in ("last.pt", "previous.pt"))
     if last.is_file():
         try:
-            return last, load_checkpoint(last)
+            return last, load_training(last)
         except OSError as error:
             if not previous.is_file():
                 raise
             log.warning("%s; going back to %s", error, previous)
-    return (previous, load_checkpoint(previous)) if previous.is_file() else None
+    return (previous, load_training(previous)) if previous.is_file() else None
 
 
-def load_model(run_dir_or_checkpoint: str | Path, *, device: str | torch.device | None = None) -> MaskedImageModel:
-    """Load a pretrained model, ready to embed; with averaged weights, where the run kept them.
-
-    Parameters
-    ----------
-    run_dir_or_checkpoint : path
-        A run folder, of which the last checkpoint is taken, or a checkpoint, such as ``checkpoints/best.pt``.
-    device : optional
-        CUDA if there is one, by default.
-
-    Returns
-    -------
-    MaskedImageModel
-        In evaluation mode.
-    """
-    path = Path(run_dir_or_checkpoint)
-    found = load_last(path) if path.is_dir() else None
-    if found is None:
-        path = path / "checkpoints" / "last.pt" if path.is_dir() else path
-        found = path, load_checkpoint(path)
-    source, checkpoint = found
-    model = build_model(model_config_from_dict(checkpoint["model_config"]))
-    model.load_state_dict(checkpoint.get("optimiser", {}).get("average", checkpoint["model"]))
-    model.origin = {
-        "checkpoint": str(source),
-        "step": checkpoint["step"],
-        "pretrain": checkpoint.get("pretrain_config"),
-    }
-    return model.to(pick_device(device)).eval()
+def load_training(path: Path) -> dict[str, Any]:
+    """Read the checkpoint of a training: it must hold a model."""
+    checkpoint = load_checkpoint(path)
+    wanted = ("step", "model", "model_config")
+    if not isinstance(checkpoint, dict) or (lacking := [name for name in wanted if name not in checkpoint]):
+        reason = (
+            f"it lacks {', '.join(lacking)}" if isinstance(checkpoint, dict) else f"it is a {type(checkpoint).__name__}"
+        )
+        raise OSError(f"{path}: cannot be read as the checkpoint of a training: {reason}")
+    return checkpoint
 
 
 def fingerprint(model: nn.Module) -> str:

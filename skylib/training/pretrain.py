@@ -16,8 +16,9 @@ from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader, Loader
 from skylib.device import pick_device
 from skylib.evaluation.probes import Probe
-from skylib.model.checkpoint import load_last, load_model
+from skylib.model.checkpoint import load_last
 from skylib.model.mim import MaskedImageModel
+from skylib.model.weights import load_model
 from skylib.training.distributed import launch, process_number, world_size
 from skylib.training.monitor import Display, read_metrics
 from skylib.training.trainer import train as train_here

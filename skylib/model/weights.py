@@ -1,0 +1,167 @@
+"""Trained models: from a run, or from a file to share, one in the safetensors format with a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from skylib.config import model_config_from_dict, to_dict
+from skylib.device import pick_device
+from skylib.files import replaced
+from skylib.model.checkpoint import fingerprint, load_last, load_training
+from skylib.model.mim import MaskedImageModel, build_model
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Return the names that `load_model` knows."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
+
+
+def load_model(
+    run_dir_or_checkpoint_or_name: str | Path, *, device: str | torch.device | None = None
+) -> MaskedImageModel:
+    """Load a pretrained model, ready to embed; with averaged weights, where the run kept them.
+
+    Parameters
+    ----------
+    run_dir_or_checkpoint_or_name : path or str
+        A run folder, of which the last checkpoint is taken; a checkpoint, such as ``checkpoints/best.pt``; a file of
+        `save_weights`; or the name of a model that is part of the package, such as ``"sky-nano"``.
+    device : optional
+        CUDA if there is one, by default.
+
+    Returns
+    -------
+    MaskedImageModel
+        In evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such thing; the message lists the models of the package.
+    OSError
+        If the file is damaged, or its weights are those of another model or not finite.
+    """
+    path = Path(run_dir_or_checkpoint_or_name)
+    if path.is_dir():
+        found = load_last(path)
+        if found is None:
+            raise FileNotFoundError(f"{path / 'checkpoints' / 'last.pt'}: no such checkpoint")
+        path, checkpoint = found
+        model = _restored(path, checkpoint)
+    elif (path := find_weights(run_dir_or_checkpoint_or_name)).suffix == ".safetensors":
+        model = load_weights(path)
+    else:
+        model = _restored(path, load_training(path))
+    if bad := [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]:
+        raise OSError(f"{path}: {len(bad)} of its weights hold values that are not finite, the first is {bad[0]}")
+    return model.to(pick_device(device)).eval()
+
+
+def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str, Any], half: bool = True) -> Path:
+    """Write the weights of a model with their card, for others to use.
+
+    What only a training needs, the teacher of the latents and the projector of the views, is left out.
+
+    Parameters
+    ----------
+    model : MaskedImageModel
+        Such as ``load_model(run_dir)``.
+    path : path
+        Ends with ``.safetensors``; in ``skylib/weights/`` its stem becomes a name for `load_model`.
+    card : mapping
+        What a user must know: data, metrics, licence, limits; anything that JSON can hold. Model, step and settings of the
+        training are added.
+    half : bool
+        Keep matrices in float16.
+
+    Returns
+    -------
+    Path
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: must end with .safetensors")
+    lean = build_model(replace(model.config, latent_weight=0.0, consistency_weight=0.0))
+    state = model.state_dict()
+    tensors = {name: state[name].detach().cpu().float().contiguous() for name in lean.state_dict()}
+    if half:
+        tensors = {name: x.half() if x.ndim > 1 and "sky_sigma" not in name else x for name, x in tensors.items()}
+    lean.load_state_dict(tensors)
+    # The place of the run on this machine is nobody's business.
+    origin = {name: value for name, value in model.origin.items() if name != "checkpoint"}
+    content = {**origin, **card, "model": to_dict(lean.config), "fingerprint": fingerprint(lean)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(path) as partial:
+        save_file(tensors, partial, metadata={"card": json.dumps(content)})
+    return path
+
+
+def read_card(path_or_name: str | Path) -> dict[str, Any]:
+    """Return the card of a file of weights, or of a model that is part of the package."""
+    return _read(find_weights(path_or_name))[0]
+
+
+def find_weights(path_or_name: str | Path) -> Path:
+    """Return the file of a shipped model, or the path itself where it is a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither; the message lists the models there are.
+    """
+    path = SHIPPED / f"{path_or_name}.safetensors"
+    if str(path_or_name) in shipped_models():
+        return path
+    if Path(path_or_name).is_file():
+        return Path(path_or_name)
+    names = ", ".join(shipped_models()) or "none"
+    raise FileNotFoundError(f"{path_or_name}: no such run, checkpoint or model; models of this package: {names}")
+
+
+def load_weights(path: str | Path) -> MaskedImageModel:
+    """Return the model that `save_weights` wrote, in float32 and on the CPU.
+
+    Raises
+    ------
+    OSError
+        If the file is damaged, or of another kind.
+    """
+    card, tensors = _read(Path(path))
+    model = build_model(model_config_from_dict(card["model"]))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise OSError(f"{path}: the weights are not those of its model: {error}") from error
+    if (found := fingerprint(model)) != card["fingerprint"]:
+        raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card['fingerprint']}")
+    model.origin = {"weights": Path(path).stem, **{name: card[name] for name in ("step", "pretrain") if name in card}}
+    return model
+
+
+def _restored(path: Path, checkpoint: dict[str, Any]) -> MaskedImageModel:
+    try:
+        model = build_model(model_config_from_dict(checkpoint["model_config"]))
+        model.load_state_dict(checkpoint.get("optimiser", {}).get("average", checkpoint["model"]))
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise OSError(f"{path}: its weights and settings make no model: {error}") from error
+    model.origin = {"checkpoint": str(path), "step": checkpoint["step"], "pretrain": checkpoint.get("pretrain_config")}
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            card = json.loads((file.metadata() or {})["card"])
+            return card, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise OSError(f"{path}: cannot be read as weights with a card: {error!r}") from error
