@@ -14,7 +14,7 @@ _HOMES = {
     "data.loading": "Batch CutoutLoader TileLoader",
     "data.photometry": "aperture_snr brighter measure_sky_noise signal_to_noise",
     "data.simulate": "SimulatedSky simulate_sky",
-    "data.splits": "sky_split split_cutouts",
+    "data.splits": "progress_split sky_split split_cutouts",
     "data.description": "Survey",
     "data.surveys": "get_survey register_survey",
     "data.tiles": "Tile TilePaths find_tiles read_tile",
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from skylib.data.loading import Batch, CutoutLoader, TileLoader
     from skylib.data.photometry import aperture_snr, brighter, measure_sky_noise, signal_to_noise
     from skylib.data.simulate import SimulatedSky, simulate_sky
-    from skylib.data.splits import sky_split, split_cutouts
+    from skylib.data.splits import progress_split, sky_split, split_cutouts
     from skylib.data.surveys import get_survey, register_survey
     from skylib.data.tiles import Tile, TilePaths, find_tiles, read_tile
     from skylib.evaluation.binned import redshift_bins

@@ -214,3 +214,18 @@ def _read_parts(values: np.ndarray, where: str) -> np.ndarray:
     if unknown := sorted(set(np.unique(values).tolist()) - {-1, 0, 1, 2}):
         raise ValueError(f"{where} holds {unknown[:3]}: must be 0 train, 1 validation, 2 test, or -1")
     return values.astype(np.int64)
+
+
+def progress_split(split: np.ndarray) -> np.ndarray:
+    """Return the split for probes during training, which must not see the test part (n,).
+
+    Every fifth training object chooses the settings of the probe, the other ones fit it, and validation reports.
+
+    Examples
+    --------
+    >>> progress_split(np.array([0, 0, 0, 0, 0, 1, 2, -1])).tolist()
+    [1, 0, 0, 0, 0, 2, -1, -1]
+    """
+    split = np.asarray(split)
+    chooses = np.arange(len(split)) % 5 == 0
+    return np.select([split == VALIDATION, split == TRAIN], [TEST, np.where(chooses, VALIDATION, TRAIN)], UNUSED)

@@ -10,7 +10,7 @@ from skylib.plotting.evaluation import (
     plot_regression,
 )
 from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, show_cutouts, show_tile
-from skylib.plotting.maps import plot_density, plot_map, plot_thumbnails
+from skylib.plotting.maps import plot_density, plot_map, plot_maps, plot_thumbnails
 from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
 from skylib.plotting.style import COLOURS, METRIC_LABELS, column_label, save_figure, set_style
 
@@ -26,6 +26,7 @@ __all__ = [
     "plot_label_efficiency",
     "plot_layer_sweep",
     "plot_map",
+    "plot_maps",
     "plot_missing_bands",
     "plot_nuisances",
     "plot_pit",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from skylib.plotting.images import rgb_image
-from skylib.plotting.style import COLOURS, plain
+from skylib.plotting.style import COLOURS, column_label, plain
 
 UNLABELLED = "0.85"
 
@@ -60,6 +61,40 @@ def plot_map(
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
     _frame(ax, xy)
     return ax
+
+
+def plot_maps(
+    xy: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    *,
+    classes: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    n_cols: int = 3,
+) -> Figure:
+    """Show a map in several panels: by class, if there are any, by each value, and the number of objects.
+
+    Parameters
+    ----------
+    xy : ndarray, shape (n, 2)
+    values : mapping of str to ndarray, shape (n,)
+        By name of the column.
+    classes : ndarray of int, shape (n,), optional
+    names : sequence of str
+        Of classes 0, 1, …
+    n_cols : int
+    """
+    n = len(values) + 1 + (classes is not None)
+    n_rows = -(-n // n_cols)
+    figure, axes = plt.subplots(n_rows, n_cols, figsize=(4 * n_cols, 3.7 * n_rows), squeeze=False)
+    panels = iter(axes.flat)
+    if classes is not None:
+        plot_map(xy, classes, names=names, ax=next(panels))
+    for name, value in values.items():
+        plot_map(xy, value, label=column_label(name), ax=next(panels))
+    plot_density(xy, ax=next(panels))
+    for empty in panels:
+        empty.remove()
+    return figure
 
 
 def plot_density(xy: np.ndarray, *, label: str = "objects per cell", ax: Axes | None = None) -> Axes:
