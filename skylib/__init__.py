@@ -95,7 +95,7 @@ if TYPE_CHECKING:
     from skylib.stopping import Interrupted
     from skylib.training.pretrain import PretrainResult, pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = sorted(name for names in _HOMES.values() for name in names.split())
 
