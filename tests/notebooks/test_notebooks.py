@@ -40,7 +40,7 @@ def test_every_notebook_ran_and_left_its_products(run_dir):
         code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in code if "".join(cell["source"]).strip()), name
         assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
-    for name in ("cutouts.h5", "config.json", "checkpoints/last.pt", "metrics.jsonl", "embeddings.h5", "evaluation.csv",
+    for name in ("cutouts.h5", "config.json", "checkpoints/last.pt", "metrics.jsonl", "embeddings.h5", "evaluation.csv", "summary.json", "missing_bands.csv",
                  "label_efficiency.csv", "umap.npy", "candidates.csv", "environment.json"):  # fmt: skip
         assert (run_dir / name).is_file(), name
     data, embeddings = CutoutFile(run_dir / "cutouts.h5"), Embeddings.load(run_dir / "embeddings.h5")
@@ -64,6 +64,23 @@ def test_the_embeddings_know_class_and_redshift(run_dir, target, metric, floor):
     pretrained = found[f"{target}, pretrained, linear: {metric}"]
     assert pretrained["n"] > 150
     assert pretrained["interval"][0] > found[f"{target}, {floor}: {metric}"]["interval"][1] + 0.1
+
+
+def test_the_summary_says_what_pretraining_brought(run_dir):
+    summary = json.loads((run_dir / "summary.json").read_text())
+    number = r"\d\.\d{3}"
+    pattern = rf"Pretraining raises the balanced accuracy of classes from {number} with random weights to {number} \(\+"
+    assert re.match(pattern, summary["text"]), summary["text"]
+    assert (run_dir / summary["figure"]).is_file()
+    assert summary["alt"]
+
+
+def test_saved_embeddings_are_those_that_were_chosen(run_dir):
+    """The layer and pooling with the lowest loss on validation."""
+    meta = Embeddings.load(run_dir / "embeddings.h5").meta
+    book = json.loads((run_dir / "02_evaluate.ipynb").read_text())
+    text = "".join(t for cell in book["cells"] for o in cell.get("outputs", []) for t in o.get("text", []))
+    assert f"pooling {meta['pool']!r} after layer {meta['layer']}" in text
 
 
 def margin(run_dir, name):
@@ -125,5 +142,5 @@ def test_the_page_of_results_stands_alone(run_dir):
     page = (run_dir / "index.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 15
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
-    for title in ("Cutouts", "Pretraining", "Evaluation", "Maps", "Label efficiency", "Similarity"):
+    for title in ("Cutouts", "Pretraining", "Evaluation", "Diagnostics", "Maps", "Label efficiency", "Similarity"):
         assert title in page
