@@ -12,7 +12,7 @@ Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch", "noise"]
 Loss = Literal["l1", "mse"]
 StretchKind = Literal["asinh", "linear"]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp32"]
 Schedule = Literal["cosine", "wsd"]
 Method = Literal["linear", "attentive", "finetune", "supervised"]
 
@@ -175,8 +175,8 @@ class PretrainConfig:
         loaded; 0 for none.
     max_bad_steps : int
         Steps in a row whose gradient is not finite: they are skipped and counted, and with so many the run stops.
-    precision : {"bf16", "fp32"}
-        Of the matrix products; the weights are float32.
+    precision : {"auto", "bf16", "fp32"}
+        Of the matrix products; the weights are float32. ``auto`` is bf16 on CUDA and on CPUs that have it, else fp32.
     tf32 : bool
         Let float32 products on CUDA use TF32.
     compile : bool, optional
@@ -203,7 +203,7 @@ class PretrainConfig:
     clip_grad: float = 1.0
     ema: float = 0.0
     max_bad_steps: int = 20
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     tf32: bool = True
     compile: bool | None = None
     log_every: int = 50
@@ -266,7 +266,7 @@ class ProbeConfig:
         Which tokens a linear head takes the mean of: the central ones, where the object is, or all.
     balance : bool
         Classification: let each class count the same in the loss, as it does in the balanced accuracy.
-    precision : {"bf16", "fp32"}
+    precision : {"auto", "bf16", "fp32"}
     """
 
     epochs: int = 20
@@ -281,7 +281,7 @@ class ProbeConfig:
     length_factors: tuple[float, ...] = (1.0,)
     pool: Literal["central", "mean"] = "central"
     balance: bool = True
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "min_steps", "batch_size", "evaluations", "patience"):

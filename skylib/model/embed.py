@@ -1,9 +1,9 @@
-"""Embeddings: one vector an object, with its position and labels."""
+"""Embedding of many cutouts: the one loop for everything that embeds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,10 +14,13 @@ from skylib.checks import check_choice
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
-from skylib.device import ahead, autocast, fast_precision, kept_memory
+from skylib.device import ahead, autocast, kept_memory, packed, pick_precision
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
-from skylib.model.packed import packed
+from skylib.model.pooling import POOLS
+
+Key = tuple[int, str]  # layer, pool
+Features = dict[Key, np.ndarray]  # vectors (n, D)
 
 COMPILE_FROM = 500_000  # images, from which on compilation takes less time than it saves
 
@@ -30,7 +33,7 @@ def embed(
     pool: str = "mean",
     layer: int = -1,
     batch_size: int = 256,
-    precision: str | None = None,
+    precision: str = "auto",
     compile: bool | None = None,
 ) -> Embeddings:
     """Embed the cutouts of a file, in its order.
@@ -45,12 +48,13 @@ def embed(
     cutouts : CutoutFile
     rows : ndarray of int, optional
         Only these, in this order.
-    pool : {"mean", "cls", "max", "central", "central16", "attention"}
+    pool : str
+        A row of `skylib.model.pooling.POOLS`, such as ``mean``, ``central`` or ``mean_central``, both side by side.
     layer : int
         After which block; the last by default.
     batch_size : int
-    precision : {"bf16", "fp32"}, optional
-        Of the matrix products. By default bf16 where the processor has it: twice as fast, and vectors whose cosine with
+    precision : {"auto", "bf16", "fp32"}
+        Of the matrix products. ``auto`` is bf16 where the processor has it: twice as fast, and vectors whose cosine with
         those of fp32 is above 0.999.
     compile : bool, optional
         Compile the model first, which takes about a minute; by default on CUDA for many images.
@@ -61,54 +65,100 @@ def embed(
         With all one-dimensional columns of the file.
     """
     if pool == "tokens":
-        raise ValueError("pool='tokens' gives no single vector an object; use embed_tokens")
-    if precision is None:
-        precision = fast_precision(model.sky_sigma.device)
+        raise ValueError("pool='tokens' gives no single vector per object; use embed_tokens")
     rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
-    vectors = _run(model, cutouts, rows, pool, layer, batch_size, precision, compile)
-    meta = {
-        "model": to_dict(model.config), "cutouts": str(cutouts.path), "pool": pool, "layer": layer,
-        "precision": precision, **model.origin,
-    }  # fmt: skip
+    precision = pick_precision(precision, model.sky_sigma.device)
+    features = encode(
+        model,
+        cutouts,
+        rows=rows,
+        pools=(pool,),
+        layers=(layer,),
+        batch_size=batch_size,
+        precision=precision,
+        compile=compile,
+    )
+    meta = {"model": to_dict(model.config), "cutouts": str(cutouts.path), "pool": pool, "layer": layer}
+    meta |= {"precision": precision, **model.origin}
     columns = {name: cutouts.column(name)[rows] for name in cutouts.columns}
-    return Embeddings(vectors, ra=cutouts.ra[rows], dec=cutouts.dec[rows], columns=columns, meta=meta)
+    return Embeddings(features[layer, pool], ra=cutouts.ra[rows], dec=cutouts.dec[rows], columns=columns, meta=meta)
 
 
 def embed_tokens(
-    model: MaskedImageModel, cutouts: CutoutFile, *, rows: np.ndarray, layer: int = -1, batch_size: int = 256,
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    *,
+    rows: np.ndarray,
+    layer: int = -1,
+    batch_size: int = 256,
     precision: str = "fp32",
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Return the patch tokens of some cutouts, float32 (n, N, D)."""
-    return _run(model, cutouts, rows, "tokens", layer, batch_size, precision, False)
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
+    return encode(model, cutouts, rows=rows, pools=("tokens",), layers=(layer,), **how)[layer, "tokens"]
 
 
-def _run(
-    model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, pool: str, layer: int, batch_size: int,
-    precision: str, compile: bool | None,
-) -> np.ndarray:  # fmt: skip
+def encode(
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    *,
+    rows: np.ndarray,
+    pools: Sequence[str] = ("mean", "central"),
+    layers: Sequence[int] = (-1,),
+    drop_bands: Sequence[str] = (),
+    batch_size: int = 256,
+    precision: str = "fp32",
+    compile: bool | None = False,
+) -> Features:
+    """Embed some cutouts at several layers and poolings, in one pass.
+
+    Parameters
+    ----------
+    model : MaskedImageModel
+    cutouts : CutoutFile
+    rows : ndarray of int, shape (n,)
+    pools : sequence of str
+        Rows of `skylib.model.pooling.POOLS`.
+    layers : sequence of int
+        After which blocks, counted as in a list.
+    drop_bands : sequence of str
+        Bands taken away: NaN in every cutout.
+    batch_size, precision, compile
+        As in `embed`.
+
+    Returns
+    -------
+    dict of (layer, pool) to ndarray of float32, shape (n, D)
+    """
     check_choice("precision", precision, get_args(Precision))
+    for pool in pools:
+        check_choice("pool", pool, tuple(POOLS))
+    for band in drop_bands:
+        check_choice("drop_bands", band, model.config.bands)
+    if len(rows) == 0:
+        raise ValueError(f"{cutouts.path}: no cutouts to embed")
     device = model.sky_sigma.device
+    dropped = torch.tensor([model.config.bands.index(band) for band in drop_bands], dtype=torch.int64, device=device)
     starts = range(0, len(rows), batch_size)
     if compile is None:
         compile = device.type == "cuda" and len(rows) >= COMPILE_FROM
-    out: np.ndarray | None = None
+    out: Features = {}
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode(), autocast(device, precision), kept_memory(device):
-            encode = torch.compile(model.embed, dynamic=False) if compile else packed(model, precision=precision).embed
+            network: Callable[..., dict[Key, Tensor]] = packed(model, precision=precision).encode
+            if compile:
+                network = torch.compile(model.encode, dynamic=False)
             batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
             bar = tqdm(batches, total=len(starts), desc="embed", unit="batch", leave=False, disable=len(starts) < 20)
             waiting: _Found | None = None  # stored when the next batch is under way
             for start, flux, ra, dec in bar:
-                vectors = encode(flux, pool=pool, ra=ra, dec=dec, layer=layer).float()
-                if out is None:
-                    out = np.empty((len(rows), *vectors.shape[1:]), dtype=np.float32)
-                _store(out, waiting)
-                waiting = _fetch(start, vectors)
-            if out is None:
-                raise ValueError(f"{cutouts.path}: no cutouts to embed")
-            _store(out, waiting)
+                flux = flux.index_fill(1, dropped, torch.nan) if drop_bands else flux
+                found = network(flux, pools=pools, layers=layers, ra=ra, dec=dec)
+                _store(out, waiting, len(rows))
+                waiting = _fetch(start, found)
+            _store(out, waiting, len(rows))
     finally:
         model.train(was_training)
     return out
@@ -119,9 +169,7 @@ def _batches(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Give number of the first, flux, ra and dec, on the device; the last batch is filled up if all must be alike."""
     c = model.config
-    loader = CutoutLoader(
-        cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, shuffle=False, device="cpu"
-    )  # fmt: skip
+    loader = CutoutLoader(cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
     ra, dec = cutouts.ra, cutouts.dec
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for start in range(0, len(rows), batch_size):
@@ -147,20 +195,26 @@ class _Found(NamedTuple):
     """Vectors of a batch, on their way to the host."""
 
     start: int
-    vectors: Tensor
+    vectors: dict[Key, Tensor]
     arrived: torch.cuda.Event | None
 
 
-def _fetch(start: int, vectors: Tensor) -> _Found:
-    if vectors.device.type != "cuda":
+def _fetch(start: int, found: dict[Key, Tensor]) -> _Found:
+    vectors = {key: x.float().to("cpu", non_blocking=True) for key, x in found.items()}
+    device = next(iter(found.values())).device
+    if device.type != "cuda":
         return _Found(start, vectors, None)
-    there, arrived = vectors.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(vectors.device))
-    return _Found(start, there, arrived)
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(device))
+    return _Found(start, vectors, arrived)
 
 
-def _store(out: np.ndarray, found: _Found | None) -> None:
-    if found is not None:
-        if found.arrived is not None:
-            found.arrived.synchronize()
-        out[found.start : found.start + len(found.vectors)] = found.vectors[: len(out) - found.start].cpu().numpy()
+def _store(out: Features, found: _Found | None, n: int) -> None:
+    if found is None:
+        return
+    if found.arrived is not None:
+        found.arrived.synchronize()
+    for key, x in found.vectors.items():
+        if key not in out:
+            out[key] = np.empty((n, *x.shape[1:]), dtype=np.float32)
+        out[key][found.start : found.start + len(x)] = x[: n - found.start].numpy()

@@ -41,9 +41,14 @@ class Embeddings:
     """
 
     def __init__(
-        self, vectors: np.ndarray, *, ra: np.ndarray, dec: np.ndarray,
-        columns: Mapping[str, np.ndarray] | None = None, meta: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        vectors: np.ndarray,
+        *,
+        ra: np.ndarray,
+        dec: np.ndarray,
+        columns: Mapping[str, np.ndarray] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
         self.vectors = np.asarray(vectors, dtype=np.float32)
         if self.vectors.ndim != 2:
             raise ValueError(f"vectors have shape {self.vectors.shape}: must be (n, D)")

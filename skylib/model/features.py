@@ -1,83 +1,21 @@
-"""What a linear model can be given of an image: vectors of an encoder at any layer and pooling, pixels, magnitudes."""
+"""What anyone gets without pretraining: an encoder's random weights, and principal components of the pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from copy import copy
+from typing import Any
 
 import numpy as np
-import torch
 from sklearn.decomposition import PCA
-from torch import Tensor
 
-from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
-from skylib.data.loading import Batch, CutoutLoader
-from skylib.device import autocast, kept_memory
+from skylib.data.loading import CutoutLoader
+from skylib.model.embed import Features, encode
 from skylib.model.mim import MaskedImageModel, build_model
-from skylib.model.packed import packed
-from skylib.model.pooling import POOLS
 from skylib.model.stretch import stretch
 
-# (layer, pool): vectors (n, D)
-Features = dict[tuple[int, str], np.ndarray]
-
-
-def encode(
-    model: MaskedImageModel,
-    cutouts: CutoutFile,
-    *,
-    rows: np.ndarray,
-    pools: Sequence[str] = ("mean", "central"),
-    layers: Sequence[int] = (-1,),
-    drop_bands: Sequence[str] = (),
-    batch_size: int = 256,
-    precision: str = "fp32",
-) -> Features:
-    """Embed some cutouts at several layers and poolings, in one pass.
-
-    Parameters
-    ----------
-    model : MaskedImageModel
-    cutouts : CutoutFile
-    rows : ndarray of int, shape (n,)
-    pools : sequence of str
-        Of `skylib.model.pooling.POOLS`.
-    layers : sequence of int
-        After which blocks, counted as in a list.
-    drop_bands : sequence of str
-        Bands taken away: NaN in every cutout.
-
-    Returns
-    -------
-    dict of (layer, pool) to ndarray of float32, shape (n, D)
-    """
-    for pool in pools:
-        check_choice("pool", pool, tuple(POOLS))
-    depth = len(model.encoder.blocks)
-    for layer in layers:
-        check_choice("layer", layer, tuple(range(-depth, depth)))
-    for band in drop_bands:
-        check_choice("drop_bands", band, model.config.bands)
-    dropped = [model.config.bands.index(band) for band in drop_bands]
-    parts: dict[tuple[int, str], list[Tensor]] = {(layer, pool): [] for layer in layers for pool in pools}
-    was_training, n_prefix, device = model.training, model.encoder.n_prefix, model.sky_sigma.device
-    model.eval()
-    try:
-        quick = packed(model, precision=precision)
-        with torch.inference_mode(), autocast(device, precision), kept_memory(device), _watched(quick) as seen:
-            for batch in _batches(model, cutouts, rows, batch_size):
-                batch.flux[:, dropped] = torch.nan
-                seen.clear()
-                last = quick.features(batch.flux, ra=batch.ra, dec=batch.dec)
-                for layer in layers:
-                    x = last if layer % depth == depth - 1 else seen[layer % depth]
-                    for pool in pools:
-                        parts[layer, pool].append(POOLS[pool](x[:, n_prefix:], x[:, 0]).float().cpu())
-    finally:
-        model.train(was_training)
-    return {key: torch.cat(part).numpy() for key, part in parts.items()}
+__all__ = ["Features", "encode", "moved", "pixel_pca", "random_weights"]
 
 
 def moved(cutouts: CutoutFile, *, ra: np.ndarray, dec: np.ndarray) -> CutoutFile:
@@ -119,28 +57,10 @@ def pixel_pca(
     return np.concatenate([pca.transform(part) for part in _pixels(model, cutouts, rows)]).astype(np.float32)
 
 
-def _batches(model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    c = model.config
-    yield from CutoutLoader(
-        cutouts, batch_size=batch_size, rows=rows, size=c.image_size, bands=c.bands, shuffle=False,
-        device=model.sky_sigma.device,
-    )  # fmt: skip
-
-
 def _pixels(model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Yield stretched pixels (b, C * S * S), 0 where there is no data."""
-    for batch in _batches(model, cutouts, rows, 1024):
+    c, device = model.config, model.sky_sigma.device
+    how: dict[str, Any] = {"batch_size": 1024, "size": c.image_size, "bands": c.bands}
+    for batch in CutoutLoader(cutouts, rows=rows, shuffle=False, device=device, **how):
         pixels = stretch(batch.flux, model.sky_sigma, kind="asinh").nan_to_num(0.0, posinf=0.0, neginf=0.0)
         yield pixels.flatten(1).cpu().numpy()
-
-
-@contextmanager
-def _watched(model: MaskedImageModel) -> Iterator[list[Tensor]]:
-    """Collect what each block gives in a forward pass."""
-    seen: list[Tensor] = []
-    handles = [block.register_forward_hook(lambda _m, _i, out: seen.append(out)) for block in model.encoder.blocks]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

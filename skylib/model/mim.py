@@ -13,24 +13,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skylib.checks import check_choice
-from skylib.config import VIT_SIZES, ModelConfig
+from skylib.config import ModelConfig
 from skylib.device import seeded_init
+from skylib.model.encoder import ImageEncoder
 from skylib.model.patches import (
+    Patches,
     check_mask,
     count_visible,
     mask_to_pixels,
+    mean_error,
     patchify,
     random_band_mask,
     random_token_mask,
     random_whole_bands,
+    standardise,
     unpatchify,
 )
-from skylib.model.pooling import POOLS
-from skylib.model.stretch import stretch, unstretch
-from skylib.model.target import Patches, cut, mean_error, standardise
+from skylib.model.stretch import unstretch
 from skylib.model.terms import SIGREG_SHARE, Consistency, FluxHead, LatentTargets
-from skylib.model.vit import Decoder, Encoder, initialise, sky_vector
+from skylib.model.vit import Decoder, initialise
 
 
 class MIMOutput(NamedTuple):
@@ -43,60 +44,44 @@ class MIMOutput(NamedTuple):
     parts: dict[str, Tensor]  # terms of the loss without their weights, scalar: pixels, flux, latent, consistency
 
 
-class MaskedImageModel(nn.Module):
-    """A ViT that learns by reconstructing hidden patches. Flux goes in and comes out in counts.
+class MaskedImageModel(ImageEncoder):
+    """An encoder that learns by reconstructing hidden patches. Flux goes in and comes out in counts.
 
     Parameters
     ----------
     config : ModelConfig
-
-    Attributes
-    ----------
-    sky_sigma : Tensor of float32, shape (C,)
-        Noise of the sky in counts for the stretch; set from the training data, kept with the weights.
-    origin : dict
-        Where the weights come from, if they were loaded: checkpoint, step and settings of the training.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.origin: dict[str, Any] = {}
-        width, depth, heads = VIT_SIZES[config.size]
-        pixels = (1, 1, len(config.bands), config.patch_size**2)
-        self.encoder = Encoder(
-            patch_dim=config.patch_dim, n_patches=config.n_patches, width=width, depth=depth, heads=heads,
-            sky_position=config.ra_dec,
-        )  # fmt: skip
-        self.no_data = nn.Parameter(torch.zeros(pixels))  # learned stand-in for NaN pixels
-        self.sky_sigma: Tensor
-        self.register_buffer("sky_sigma", torch.ones(len(config.bands)))
+        super().__init__(config)
         if config.objective == "mae":
             self.decoder: Any = Decoder(
-                encoder_width=width, patch_dim=config.patch_dim, n_patches=config.n_patches,
-                width=config.decoder_width, depth=config.decoder_depth,
-            )  # fmt: skip
+                encoder_width=config.width,
+                patch_dim=config.patch_dim,
+                n_patches=config.n_patches,
+                width=config.decoder_width,
+                depth=config.decoder_depth,
+            )
         else:
-            self.hidden = nn.Parameter(torch.zeros(pixels))  # learned stand-in for hidden pixels
+            self.hidden = nn.Parameter(torch.zeros_like(self.no_data))  # learned stand-in for hidden pixels
             nn.init.normal_(self.hidden, std=0.02)
-            self.decoder = nn.Linear(width, config.patch_dim)
+            self.decoder = nn.Linear(config.width, config.patch_dim)
             initialise(self.decoder)
         # Last, so that all else begins with the same weights whether they are there or not.
         self.flux_head = FluxHead(config) if config.flux_weight else None
         self.latent = LatentTargets(self.encoder, config) if config.latent_weight else None
-        self.consistency = Consistency(width) if config.consistency_weight else None
-
-    def set_sky_noise(self, sigma: Tensor) -> None:
-        """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32)
-        if sigma.shape != self.sky_sigma.shape or not bool((sigma > 0).all()):
-            raise ValueError(f"sky noise {sigma.tolist()}: must be {len(self.sky_sigma)} positive numbers, one a band")
-        self.sky_sigma.copy_(sigma)
+        self.consistency = Consistency(config.width) if config.consistency_weight else None
 
     def forward(
-        self, flux: Tensor, *, mask: Tensor | None = None, weight: Tensor | None = None, ra: Tensor | None = None,
-        dec: Tensor | None = None, generator: torch.Generator | None = None,
-    ) -> MIMOutput:  # fmt: skip
+        self,
+        flux: Tensor,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        ra: Tensor | None = None,
+        dec: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MIMOutput:
         """Hide patches, reconstruct them, and compare.
 
         Parameters
@@ -136,9 +121,15 @@ class MaskedImageModel(nn.Module):
         return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
 
     def compare(
-        self, flux: Tensor, mask: Tensor, *, n_visible: int | None = None, weight: Tensor | None = None,
-        ra: Tensor | None = None, dec: Tensor | None = None,
-    ) -> MIMOutput:  # fmt: skip
+        self,
+        flux: Tensor,
+        mask: Tensor,
+        *,
+        n_visible: int | None = None,
+        weight: Tensor | None = None,
+        ra: Tensor | None = None,
+        dec: Tensor | None = None,
+    ) -> MIMOutput:
         """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
         c = self.config
         n_visible = c.n_visible if n_visible is None else n_visible
@@ -175,40 +166,16 @@ class MaskedImageModel(nn.Module):
         if self.latent is not None:
             self.latent.follow(self.encoder, step, steps)
 
-    def features(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
-        """Encode whole images: prefix tokens (cls first), then patch tokens, (B, n_prefix + N, D)."""
-        return self.encoder(self._fill(self._patches(flux)), sky=self._sky(ra, dec), layer=layer)
-
-    def tokens(self, flux: Tensor, *, ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1) -> Tensor:
-        """Encode whole images into patch tokens, (B, N, D)."""
-        return self.features(flux, ra=ra, dec=dec, layer=layer)[:, self.encoder.n_prefix :]
-
-    def embed(
-        self, flux: Tensor, *, pool: str = "mean", ra: Tensor | None = None, dec: Tensor | None = None, layer: int = -1
-    ) -> Tensor:
-        """Encode whole images into one vector each.
-
-        Parameters
-        ----------
-        flux : Tensor of float32, shape (B, C, S, S)
-        pool : str
-            A row of `skylib.model.pooling.POOLS`.
-        layer : int
-            After which block.
-
-        Returns
-        -------
-        Tensor, shape (B, D), or (B, N, D) for ``tokens``
-        """
-        check_choice("pool", pool, tuple(POOLS))
-        x = self.features(flux, ra=ra, dec=dec, layer=layer)
-        return POOLS[pool](x[:, self.encoder.n_prefix :], x[:, 0])
-
     @torch.no_grad()
     def reconstruct(
-        self, flux: Tensor, *, mask: Tensor | None = None, ra: Tensor | None = None, dec: Tensor | None = None,
+        self,
+        flux: Tensor,
+        *,
+        mask: Tensor | None = None,
+        ra: Tensor | None = None,
+        dec: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """Fill the hidden patches in, in counts.
 
         With `norm_pix` the model predicts standardised pixels, so the mean and scale of each hidden patch are
@@ -235,24 +202,9 @@ class MaskedImageModel(nn.Module):
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
 
-    def _patches(self, flux: Tensor) -> Patches:
-        c = self.config
-        expected = (len(c.bands), c.image_size, c.image_size)
-        if tuple(flux.shape[1:]) != expected:
-            raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
-        return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
-
-    def _fill(self, patches: Patches, hidden: Tensor | None = None) -> Tensor:
-        """Put the learned stand-in where there is no data, or a mask (B, C, N) hides it; flat patches, (B, N, C * P)."""
-        shown = patches.valid if hidden is None else patches.valid & ~hidden.transpose(1, 2)[..., None]
-        return torch.where(shown, patches.pixels, self.no_data).flatten(2)
-
     def _noise(self) -> Tensor | float:
         """Return the variance of the sky noise in stretched pixels, (C, 1) or a number."""
         return 1.0 if self.config.stretch == "asinh" else self.sky_sigma[:, None].square()
-
-    def _sky(self, ra: Tensor | None, dec: Tensor | None) -> Tensor | None:
-        return sky_vector(ra, dec) if self.config.ra_dec else None
 
     def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
         """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""

@@ -138,12 +138,12 @@ def sigreg(x: Tensor, slices: Tensor) -> Tensor:
     Returns
     -------
     Tensor, scalar
-        Mean over the directions. About 1 or below for vectors that are Gaussian; grows with B for others.
+        Mean over the directions. About 1 for vectors that are Gaussian; grows with B for others.
 
     Examples
     --------
     >>> x = torch.randn(512, 4, generator=torch.Generator().manual_seed(0))
-    >>> bool(sigreg(x, torch.eye(4)) < 1), bool(sigreg(0.1 * x, torch.eye(4)) > 50)
+    >>> bool(sigreg(x, torch.eye(4)) < 2), bool(sigreg(0.1 * x, torch.eye(4)) > 50)
     (True, True)
     """
     with torch.autocast(x.device.type, enabled=False):

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PLAIN_TOKENS = 512  # up to so many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
+from skylib.device import attend
 
 
 class GeluLinear(nn.Linear):
     """A linear layer and the GELU after it: one thing, so that they can be computed as one."""
+
+    then = "gelu"
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D')."""
@@ -57,14 +59,6 @@ def split_heads(x: Tensor, heads: int, *, parts: int) -> tuple[Tensor, ...]:
     return x.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of queries (B, heads, M, d) to keys and values (B, heads, N, d)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and k.shape[2] <= PLAIN_TOKENS:
-        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return weights.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
 class Encoder(nn.Module):
     """A cls token, patch tokens with fixed sine-cosine positions, and a stack of blocks.
 
@@ -78,8 +72,15 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        patch_dim: int,
+        n_patches: int,
+        width: int,
+        depth: int,
+        heads: int,
+        sky_position: bool = False,
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(patch_dim, width)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))

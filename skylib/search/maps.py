@@ -20,10 +20,10 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from skylib.device import pick_device
+from skylib.device import float32_products, pick_device
 from skylib.files import replaced
 from skylib.model.embeddings import Embeddings
-from skylib.search.nearest import full_precision, neighbour_graph
+from skylib.search.nearest import neighbour_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ def trustworthiness(
         shown, _ = neighbour_graph(plane, plane[part], k=k + 1)
         # The object itself is no neighbour; where others lie at the very same place, it may not be the first.
         others = [[row for row in found if row != i][:k] for found, i in zip(shown, part.tolist(), strict=True)]
-        with full_precision():
+        with float32_products("highest"):  # whatever a training loop set
             distance = torch.addmm(squares, x[part], x.T, alpha=-2)
         distance[torch.arange(len(part)), part] = -torch.inf  # itself has rank 0
         order = distance.sort(dim=1).values

@@ -6,8 +6,6 @@ float64, each on its own, so that the answer depends neither on the size of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skylib.checks import check_choice
+from skylib.device import float32_products
 
 Metric = Literal["cosine", "mse", "mae"]
 Combine = Literal["min", "mean", "max"]
@@ -88,7 +87,7 @@ def nearest(
     todo = torch.arange(n_answers, device=device)
     while len(todo):
         asked = queries[todo] if combine is None else queries
-        with full_precision():
+        with float32_products("highest"):  # whatever a training loop set
             bound, found = _candidates(vectors, asked, m, metric, scale, combine, keep, squares, block)
         at_a_time = max(1, NUMBERS[device.type == "cpu"] // (len(asked) * vectors[0].numel()))
         parts = found.split(at_a_time, dim=1)
@@ -163,17 +162,6 @@ def smallest(values: Tensor, m: int) -> tuple[Tensor, Tensor]:
     where = torch.cat([inside.flatten(1), rest], dim=1)
     best = values.gather(1, where).topk(m, dim=1, largest=False, sorted=False)
     return best.values, where.gather(1, best.indices)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Keep matrix products in true float32, whatever a training loop set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _candidates(

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.tiles import Tile, TilePaths, read_tile
-from skylib.device import ahead, autocast
+from skylib.device import ahead, autocast, packed
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
-from skylib.model.packed import packed
 from skylib.search.filters import open_range
 
 REFERENCE_TILES, REFERENCE_WINDOWS = 16, 4096  # to which the standardisation is fitted

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -107,14 +107,3 @@ class Step:
     def _no_sync(self) -> AbstractContextManager[None]:
         """Keep the gradient of a part to this process: the last part brings them all together."""
         return self._loss.no_sync() if isinstance(self._loss, DistributedDataParallel) else nullcontext()
-
-
-@contextmanager
-def tf32(allow: bool) -> Iterator[None]:
-    """Let float32 matrix products on CUDA use TF32 within this context."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if allow else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -15,7 +15,7 @@ from torch import Tensor
 from skylib.config import ModelConfig, PretrainConfig, difference, model_config_from_dict, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import Batch, CutoutLoader, Loader
-from skylib.device import kept_memory, keyed_generator
+from skylib.device import float32_products, kept_memory, keyed_generator
 from skylib.evaluation.probes import Probe, run_probes
 from skylib.files import write_json
 from skylib.model.checkpoint import load_last, save_checkpoint
@@ -24,7 +24,7 @@ from skylib.stopping import Interrupted, StopRequest
 from skylib.training.distributed import World, join
 from skylib.training.monitor import Recorder, draw_progress, draw_reconstruction, examples
 from skylib.training.optimise import Optimiser, learning_rate_at
-from skylib.training.step import Step, tf32
+from skylib.training.step import Step
 from skylib.training.validation import validation_loss
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ def train(
     watch: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Do the part of this process in a run of `pretrain`, which has the parameters; `watch` is called after each look."""
-    with join(device) as world, tf32(config.tf32), kept_memory(device), StopRequest(run_dir) as stop:
+    products = float32_products("high" if config.tf32 else "highest")
+    with join(device) as world, products, kept_memory(device), StopRequest(run_dir) as stop:
         Trainer(model_config, config, train, validation, probes, run_dir, world).run(stop, watch)
 
 

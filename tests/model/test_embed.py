@@ -40,7 +40,7 @@ def test_half_precision_points_the_same_way(cutouts):
     default = embed(model, cutouts)
     assert default.meta["precision"] == fast_precision(torch.device("cpu"))
     np.testing.assert_array_equal(default.vectors, embed(model, cutouts, precision=default.meta["precision"]).vectors)
-    with pytest.raises(ValueError, match="precision='fp16': one of 'bf16', 'fp32'"):
+    with pytest.raises(ValueError, match="precision='fp16': one of 'auto', 'bf16', 'fp32'"):
         embed(model, cutouts, precision="fp16")
 
 

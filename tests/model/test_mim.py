@@ -5,11 +5,9 @@ import torch
 
 from skylib import ModelConfig, build_model
 from skylib.data.augment import random_orientation
-from skylib.device import keyed_generator
-from skylib.model.patches import mask_to_pixels, patchify, random_band_mask, random_token_mask, unpatchify
+from skylib.device import attend, keyed_generator
+from skylib.model.patches import mask_to_pixels, patchify, random_band_mask, random_token_mask, standardise, unpatchify
 from skylib.model.pooling import central_patches
-from skylib.model.target import standardise
-from skylib.model.vit import attend
 
 SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
 

@@ -5,8 +5,7 @@ import torch
 
 from skylib import ModelConfig, build_model
 from skylib.device import keyed_generator
-from skylib.model.patches import patchify, random_whole_bands
-from skylib.model.target import cut, standardise
+from skylib.model.patches import cut, patchify, random_whole_bands, standardise
 from skylib.model.terms import FluxHead, sigreg
 
 SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 2}

@@ -3,9 +3,8 @@ import pytest
 import torch
 
 from skylib import ModelConfig, build_model, embed
-from skylib.device import autocast, fast_precision, keyed_generator
-from skylib.model.features import encode
-from skylib.model.packed import PackedLinear, packed
+from skylib.device import PackedLinear, autocast, fast_precision, keyed_generator, packed
+from skylib.model.embed import encode
 from skylib.model.vit import GeluLinear
 
 CPU = torch.device("cpu")
