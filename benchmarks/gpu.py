@@ -5,8 +5,8 @@ mostly compiling, side by side, but measure one at a time. What they find is wri
 end ``gpu.json`` and ``gpu.md`` hold all of it, and ``gpu.log`` what the jobs printed. Jobs come in the order of their
 value: with few minutes, the last are not begun.
 
-The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large bf16
-product. A GPU is busy while a kernel or a copy runs, by torch's profiler.
+The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large
+product in the same precision. A GPU is busy while a kernel or a copy runs, by torch's profiler.
 """
 
 from __future__ import annotations
@@ -179,9 +179,10 @@ class Job:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
         import torch
         import training
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE, peak_of
 
         from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles, pretrain
+        from skylib.device import fast_precision
 
         shape: dict[str, Any] = {"image_size": 32, "patch_size": 4} if size == "nano" else {}
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
@@ -222,7 +223,7 @@ class Job:
         for _ in range(3):
             from_tiles(), from_file(), in_blocks()
         with self.alone():
-            peak = bf16_peak(quick=self.quick)
+            peak = peak_of(fast_precision(DEVICE), quick=self.quick)
             torch.cuda.reset_peak_memory_stats() if cuda else None
             tell("a batch in memory", rates(step, batch, self.seconds), **memory(), **{"s to compile": ready})
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
@@ -263,9 +264,10 @@ class Job:
         """From a file to vectors."""
         import embedding
         import numpy as np
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE, peak_of
 
         from skylib import CutoutFile, ModelConfig, build_model, embed
+        from skylib.device import fast_precision
 
         file = CutoutFile(self.file())
         rows = np.tile(np.arange(len(file)), 1 if self.quick else 4)
@@ -284,7 +286,7 @@ class Job:
             cases["Hugging Face, eager"] = embedding.hugging_face(model.config, self.file(), rows, batch=batch)
         for name, run in cases.items():
             with self.alone():
-                peak = bf16_peak(quick=self.quick)
+                peak = peak_of(fast_precision(DEVICE), quick=self.quick)
                 rate = median(rates(run, len(rows), self.seconds, rounds=2))
                 more = (
                     (ready if name == "embed" else {}) | memory() | self.busy(f"embedding {size}, {name}", run, steps=1)
@@ -359,7 +361,7 @@ class Job:
         """Single operations at the shapes of ViT-B: what they reach alone, which bounds what a model can."""
         import torch
         import torch.nn.functional as F
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE, peak_of
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         batch, tokens, width, heads = (2, 65, 128, 4) if self.quick else (1024, 65, 768, 12)
@@ -374,7 +376,11 @@ class Job:
                 self.out,
                 "profile",
                 f"{name}: {len(x)} x {width} x {out}",
-                {"TFLOP/s": 1e-12 * flops, "share of peak": flops / bf16_peak(quick=self.quick), "ms": 1e3 / rate},
+                {
+                    "TFLOP/s": 1e-12 * flops,
+                    "share of peak": flops / peak_of("bf16", quick=self.quick),
+                    "ms": 1e3 / rate,
+                },
             )
 
         def attend(backend: SDPBackend, *qkv: torch.Tensor, mask: torch.Tensor | None = None) -> None:
