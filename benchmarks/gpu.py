@@ -32,9 +32,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
-    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano mae 256",
-    "training base simmim 1024 narrow", "training base mae 2048", "training small mae", "training small simmim",
-    "training nano simmim", "training tiny mae", "training tiny simmim", "training nano mae",
+    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano simmim 256",
+    "training base mae 1024 efficient_attention", "training base mae 1024 flash_attention", "training base simmim 1024 narrow",
+    "training small mae", "training small simmim", "training tiny mae", "training tiny simmim", "training nano mae 256",
+    "training nano simmim",
 )  # fmt: skip
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
 BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
@@ -47,7 +48,9 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=ROOT / "test-artifacts" / "gpu", help="folder for what is found")
     options.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
     options.add_argument("--minutes", type=float, default=8.0, help="for everything")
-    options.add_argument("--side-by-side", type=int, help="jobs that get ready at once; by default one for 3 cores")
+    options.add_argument(
+        "--side-by-side", type=int, help="jobs that get ready at once; by default 6, or fewer with few cores"
+    )
     options.add_argument("--batch", type=int, help="images a training step")
     options.add_argument("--job", help=argparse.SUPPRESS)
     options.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -61,11 +64,11 @@ def main() -> None:
     for name in ("gpu.jsonl", "gpu.json", "gpu.md", "gpu.log"):
         (given.out / name).unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = given.side_by_side or min(5, max(1, cores // 3))
+    at_once = given.side_by_side or min(6, max(1, cores // 2))
     jobs = [job for job in (QUICK if given.quick else JOBS) if job.split()[0] in given.parts.split(",")]
     try:
         with tempfile.TemporaryDirectory() as data:
-            run_all(jobs, given, Path(data), at_once=at_once, threads=max(1, cores // at_once))
+            run_all(jobs, given, Path(data), at_once=at_once, threads=max(1, cores // 4))
     finally:
         print(write_report(given.out))
 
@@ -81,6 +84,7 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
     }
     environ.setdefault("OMP_NUM_THREADS", str(threads))
     with open(given.out / "gpu.log", "ab") as log:
@@ -154,28 +158,21 @@ class Job:
     def tests(self) -> None:
         """Run the tests marked `gpu`; warnings of other versions of libraries than the tested ones are no failures."""
         start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            "-W",
-            "default",
-            "-p",
-            "no:cacheprovider",
-            "tests/test_gpu.py",
-        ]
-        done = subprocess.run([*command, "--durations=10"], cwd=ROOT, capture_output=True, text=True)
-        print(done.stdout, done.stderr)
-        found = {
-            kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
-        }
-        row = {"seconds": time.perf_counter() - start, "exit status": done.returncode, **found}
-        keep(self.out, "tests", "tests/test_gpu.py", row | ({"output": done.stdout[-6000:]} if done.returncode else {}))
+        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+        options = ["-v", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=10"]
+        command = [sys.executable, "-m", "pytest", *options, *files]
+        found: dict[str, int] = defaultdict(int)
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as pytest:
+            for line in pytest.stdout or ():
+                print(line, end="", flush=True)
+                if result := re.match(r"tests/(\S+) (PASSED|FAILED|ERROR|SKIPPED)", line):
+                    found[result[2].lower()] += 1
+                    row = {"seconds": time.perf_counter() - start, **found}
+                    keep(self.out, "tests", "marked gpu", row | {"last": result[1]})
+        row = {"seconds": time.perf_counter() - start, **found}
+        keep(self.out, "tests", "marked gpu", row | {"exit status": pytest.returncode})
 
-    def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
+    def training(self, size: str, objective: str, images: str = "", variant: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
         import torch
         import training
@@ -188,13 +185,15 @@ class Job:
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
         config = ModelConfig(size=size, objective=objective, **shape)
         batch = self.batch or (4 if self.quick else int(images or fitting(BATCH[size])))
-        name, cuda = " ".join([size, objective, images, stream]).rstrip(), DEVICE.type == "cuda"
+        name, cuda = " ".join([size, objective, images, variant]).rstrip(), DEVICE.type == "cuda"
         work = training.gflop(config, batch=2 if self.quick else 8)
         case = training.Ours(config, training.settings(batch, compile=cuda and not self.quick))
-        if stream == "narrow":  # what passes from block to block in bf16
+        if variant == "narrow":  # what passes from block to block in bf16
             for blocks in (case.model.encoder.blocks, getattr(case.model.decoder, "blocks", [])):
                 for block in list(blocks)[:1]:
                     block.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
+        elif variant:
+            use_attention(variant)
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
         start = time.perf_counter()
         step = partial(case, training.same_batch(config, batch))
@@ -228,24 +227,7 @@ class Job:
             tell("a batch in memory", rates(step, batch, self.seconds), **memory(), **{"s to compile": ready})
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
             tell("from a file", rates(from_file, batch, self.seconds), **self.busy(f"{name}, from a file", from_file))
-            tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
-        if size == "nano":
-            with tempfile.TemporaryDirectory() as folder:
-                steps = 4 if self.quick else 600
-                settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
-                result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
-            tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
-        eager = training.Ours(config, training.settings(batch, compile=False))
-        plain = partial(eager, training.same_batch(config, batch))
-        plain()
-        with self.alone():
-            tell("a batch in memory, not compiled", rates(plain, batch, self.seconds))
-        del eager, plain
-        try:
-            import transformers  # noqa: F401
-        except ImportError:
-            return
-        with training.hugging_face(config, case.run) as other:
+        with suppress(ImportError), training.hugging_face(config, case.run) as other:
             other()
             with self.alone():
                 torch.cuda.reset_peak_memory_stats() if cuda else None
@@ -259,6 +241,19 @@ class Job:
                     f"{name}, a batch in memory, again",
                     row(ours, **{"x Hugging Face": median(ours) / median(theirs)}),
                 )
+        with self.alone():
+            tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
+        if size == "nano":
+            with tempfile.TemporaryDirectory() as folder:
+                steps = 4 if self.quick else 600
+                settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
+                result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
+            tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
+        eager = training.Ours(config, training.settings(batch, compile=False))
+        plain = partial(eager, training.same_batch(config, batch))
+        plain()
+        with self.alone():
+            tell("a batch in memory, not compiled", rates(plain, batch, self.seconds))
 
     def embedding(self, size: str) -> None:
         """From a file to vectors."""
@@ -484,6 +479,22 @@ class Job:
             {"busy": share, "kernels": [(k, n // steps, t / steps, s) for k, n, t, s in kernels[:14]]},
         )
         return {"busy": share}
+
+
+def use_attention(backend: str) -> None:
+    """Have models of this process compute attention by one of torch's ways."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from skylib.model import vit
+
+    chosen = getattr(SDPBackend, backend.upper())
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        with sdpa_kernel(chosen):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    vit.attend = attend
 
 
 def read_trace(events: Iterable[Mapping[str, Any]]) -> tuple[float, list[tuple[str, int, float, float]]]:

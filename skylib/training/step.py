@@ -18,7 +18,7 @@ from skylib.model.mim import MaskedImageModel
 from skylib.training.distributed import World
 
 CPU_PATCHES = 4096  # in a part: on a CPU more at once are no faster, and take more memory
-GRAPH_PARAMETERS = 25_000_000  # of a model: below, a GPU computes faster than it can be told kernel by kernel
+GRAPH_PARAMETERS = 150_000_000  # of a model: below, a GPU may compute faster than it can be told kernel by kernel
 _TRIALS = 3  # calls in which a compiled step shows that it works: it is compiled, recorded, and replayed
 
 
