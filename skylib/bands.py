@@ -18,6 +18,7 @@ NARROW_BANDS: dict[str, float] = {
     "NB0387": 387, "NB0400": 400, "NB0468": 468, "NB0515": 515, "NB0527": 527, "NB0656": 656, "NB0718": 718,
     "NB0816": 817, "NB0921": 921, "NB0926": 926, "NB0973": 973, "NB1010": 1010,
 }  # fmt: skip
+_STANDARD = frozenset((*BROAD_BANDS, *NARROW_BANDS))
 _ALIASES = {"k": "Ks", "r2": "r", "i2": "i"}  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
 
@@ -60,6 +61,11 @@ def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None
 def is_band(name: str) -> bool:
     """Tell whether `canonical_band` knows a name."""
     return _find(name) is not None
+
+
+def is_standard(band: str) -> bool:
+    """Tell whether a band is known without `register_band`, by its canonical name."""
+    return band in _STANDARD
 
 
 def wavelength_of(band: str) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, TypeVar, cast
@@ -15,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -72,54 +72,45 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
 
 
-def ahead(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
-    """Give the items one by one, while a thread makes the next ones: reading and computing overlap.
+def ahead(
+    items: Iterable[Any], read: Callable[[Any], Any] | None = None, *, depth: int = 2, threads: int = 1
+) -> Iterator[Any]:
+    """Give items one by one, in order, while threads make the next ones: reading and computing overlap.
 
     Parameters
     ----------
     items : iterable
+        Without `read` its items are given, made in one thread.
+    read : callable, optional
+        Is given each item, in a thread; its results are given.
     depth : int
-        How many may wait, finished.
+        How many are being made, or wait, while one is used.
+    threads : int
+        How many items are read at the same time; needs `read`.
 
     Examples
     --------
-    >>> list(ahead(range(4)))
-    [0, 1, 2, 3]
+    >>> list(ahead(range(4))), list(ahead(range(4), str, threads=2))
+    ([0, 1, 2, 3], ['0', '1', '2', '3'])
     """
-    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
-    enough = threading.Event()
+    end: Any = object()
+    source, waiting = iter(items), deque[Future[Any]]()
+    threads_of_items = ThreadPoolExecutor(threads if read is not None else 1, thread_name_prefix="ahead")
 
-    def hand_over(last: bool, item: Any) -> bool:
-        while not enough.is_set():
-            try:
-                ready.put((last, item), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def begin() -> None:
+        if read is None:
+            waiting.append(threads_of_items.submit(next, source, end))
+        elif (item := next(source, end)) is not end:
+            waiting.append(threads_of_items.submit(read, item))
 
-    def work() -> None:
-        try:
-            for item in items:
-                if not hand_over(False, item):
-                    return
-            hand_over(True, None)
-        except BaseException as error:  # raised again where the items are used
-            hand_over(True, error)
-
-    worker = threading.Thread(target=work, daemon=True, name="ahead")
-    worker.start()
     try:
-        while True:
-            last, item = ready.get()
-            if last and item is not None:
-                raise item
-            if last:
-                return
-            yield item
+        for _ in range(max(1, depth)):
+            begin()
+        while waiting and (result := waiting.popleft().result()) is not end:
+            begin()
+            yield result
     finally:
-        enough.set()
-        worker.join()
+        threads_of_items.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -124,12 +124,14 @@ def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int
 
 
 def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if any(np.ma.is_masked(values) for values in (prediction, truth)):
+        raise ValueError("prediction or truth holds masked values: select the objects with a known value first")
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
         raise ValueError(
             f"prediction {prediction.shape} and truth {truth.shape}: must be two vectors of one length, not empty"
         )
-    if truth.dtype.kind == "f" and not (np.isfinite(prediction).all() and np.isfinite(truth).all()):
+    if not all(np.isfinite(values).all() for values in (prediction, truth) if values.dtype.kind in "fc"):
         raise ValueError("prediction or truth holds NaN or infinity: select the objects with a known value first")
     return prediction, truth
 

@@ -46,7 +46,7 @@ def embed(
         Bands are matched by name; a band that the file lacks is taken as missing. Bigger cutouts are cropped at
         their centre.
     cutouts : CutoutFile
-    rows : ndarray of int, optional
+    rows : ndarray of int or bool, optional
         Only these, in this order.
     pool : str
         A row of `skylib.model.pooling.POOLS`, such as ``mean``, ``central`` or ``mean_central``, both side by side.
@@ -66,7 +66,7 @@ def embed(
     """
     if pool == "tokens":
         raise ValueError("pool='tokens' gives no single vector per object; use embed_tokens")
-    rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
+    rows = cutouts.row_numbers(slice(None) if rows is None else rows)
     precision = pick_precision(precision, model.sky_sigma.device)
     features = encode(
         model,

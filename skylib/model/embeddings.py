@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from astropy.table import Table
 
+from skylib.data.cutouts.layouts import check_links, key_of, name_of
 from skylib.files import replaced
 
 
@@ -91,7 +92,12 @@ class Embeddings:
                 for name, values in self.columns.items():
                     text = values.dtype.kind in "OSU"
                     group = file.require_group("columns")
-                    group.create_dataset(name, data=values.astype(object) if text else values, dtype=h5py.string_dtype() if text else None)  # fmt: skip
+                    dtype = h5py.string_dtype() if text else None
+                    data = group.create_dataset(
+                        key_of(name), data=values.astype(object) if text else values, dtype=dtype
+                    )
+                    if key_of(name) != name:
+                        data.attrs["name"] = name
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
 
@@ -108,13 +114,17 @@ class Embeddings:
             raise FileNotFoundError(f"{path}: no such file of embeddings")
         try:
             with h5py.File(path, "r") as file:
+                check_links(file, Path(path))
+                labels = file.get("columns", {})
+                if isinstance(labels, h5py.Group):
+                    check_links(labels, Path(path))
                 columns = {
-                    name: data.asstr()[:].astype(str) if data.dtype.kind == "O" else data[:]
-                    for name, data in file.get("columns", {}).items()
+                    name_of(key, data): data.asstr()[:].astype(str) if data.dtype.kind == "O" else data[:]
+                    for key, data in labels.items()
                 }
                 meta = json.loads(file.attrs["meta"])
                 return cls(file["vectors"][:], ra=file["ra"][:], dec=file["dec"][:], columns=columns, meta=meta)
-        except (OSError, KeyError) as error:
+        except Exception as error:  # damage raises errors of many kinds in the layers below
             raise OSError(f"{path}: cannot be read as embeddings: {error}") from error
 
     def to_table(self) -> Table:

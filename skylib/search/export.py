@@ -39,8 +39,7 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
     OSError
         If a file cannot be written.
     """
-    table = table.copy()
-    table.meta.clear()  # FITS has no place for it
+    table = _exportable(table)
     for name in ("ra", "dec"):
         table[name].unit = "deg"
     paths = []
@@ -53,6 +52,35 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
                 table.write(partial, format=form, overwrite=True)
         paths.append(path)
     return paths
+
+
+def _exportable(table: Table) -> Table:
+    """Return a copy whose columns all formats can hold, with the same values.
+
+    Raises
+    ------
+    ValueError
+        If a column cannot be written; the message names it.
+    """
+    table = table.copy()
+    table.meta.clear()  # FITS has no place for it
+    for name in table.colnames:
+        kind, size = table[name].dtype.kind, table[name].dtype.itemsize
+        if kind == "f" and size == 2:
+            table[name] = table[name].astype(np.float32)
+        elif kind in "iu" and (kind, size) not in (("i", 2), ("i", 4), ("i", 8), ("u", 1)):
+            big = kind == "u" and size == 8 and len(table) and int(table[name].max()) > np.iinfo(np.int64).max
+            table[name] = table[name].astype(str if big else np.int64)
+        elif kind == "O":
+            table[name] = table[name].astype(str)
+        if table[name].dtype.kind in "SU":
+            if strange := [text for text in map(str, table[name].astype(str)) if not text.isascii()]:
+                raise ValueError(
+                    f"column {name!r} holds {strange[0]!r}: FITS has ASCII text only; rename it, or leave it out"
+                )
+        elif table[name].dtype.kind not in "fiub":
+            raise ValueError(f"column {name!r} holds {table[name].dtype}: it cannot be exported; leave it out")
+    return table
 
 
 def ds9_regions(table: Table, *, radius: float = 3.0) -> str:

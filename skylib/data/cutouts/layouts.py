@@ -81,7 +81,7 @@ def detect(file: h5py.File, path: Path) -> str:
     )
 
 
-def check_links(file: h5py.File, path: Path) -> None:
+def check_links(file: h5py.Group, path: Path) -> None:
     """Refuse what leads out of the file, or claims more than the file can hold.
 
     Raises

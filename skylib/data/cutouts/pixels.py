@@ -29,6 +29,9 @@ class StoredImages:
         self._planes = None if planes == list(range(len(planes))) else planes
         plain = data.chunks is None and data.size > 0 and data.dtype.kind in "fiub"
         self._offset: int | None = data.id.get_offset() if plain else None
+        filters = data.id.get_create_plist()
+        used = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
+        self._lacking = [number for number in used if not h5py.h5z.filter_avail(number)]
         self._mapped: np.ndarray | None = None
         self._handle: tuple[int, h5py.File] | None = None
 
@@ -76,9 +79,8 @@ class StoredImages:
                 return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
             images = _pick(data, rows, window)
         except (OSError, RuntimeError, ValueError) as error:
-            hint = (
-                " (a filter of its compression may not be installed: see hdf5plugin)" if "filter" in str(error) else ""
-            )
+            lacking = ", ".join(map(str, self._lacking))
+            hint = f" (HDF5 filter {lacking} is not installed; the package hdf5plugin has most)" if lacking else ""
             raise OSError(f"{self.path}: the pixels of {self.key!r} cannot be decoded{hint}: {error}") from error
         images = np.asarray(images if self._planes is None else images[:, self._planes], dtype=dtype)
         if out is None:

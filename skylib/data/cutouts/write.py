@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.bands import ZERO_POINT, canonical_band, sort_bands, split_bands, wavelength_of
+from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, key_of, name_of, text
 from skylib.data.description import PIXEL_SCALE
@@ -119,9 +119,10 @@ def create(
     Writing pixels there later changes nothing of the structure of the file, so a kill at that time cannot harm it.
     """
     with h5py.File(path, "w") as file:
-        wavelengths = [wavelength_of(band) for band in bands]
         unit = f"counts at AB zero-point {attributes.get('zero_point', ZERO_POINT):g}"
-        file.attrs.update({"bands": list(bands), "wavelengths": wavelengths, "flux_unit": unit, **attributes})
+        file.attrs.update({"bands": list(bands), "flux_unit": unit, **attributes})
+        if not all(is_standard(band) for band in bands):  # others are known here only because a survey said so
+            file.attrs["wavelengths"] = [wavelength_of(band) for band in bands]
         for name in ("cutouts", "weight") if weight else ("cutouts",):
             room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

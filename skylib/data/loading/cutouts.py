@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from skylib.data.cutouts import CutoutFile
 from skylib.data.loading.batch import Batch, Buffers, to_device
 from skylib.data.loading.cropping import gather
 from skylib.data.photometry import measure_sky_noise
-from skylib.device import keyed_generator, pick_device
+from skylib.device import ahead, keyed_generator, pick_device
 
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
 _BLOCK_BYTES = 4 * 2**20  # read in one piece
@@ -36,7 +35,7 @@ class CutoutLoader:
     """Batches of a file of cutouts, in one pass.
 
     Every draw follows from the seed and the place in the run, so the state to save is small, and a restored loader
-    goes on with the very batch that would have come.
+    resumes with the very batch that would have come.
 
     Images that fit in `memory` are read once and kept. Larger files are read in blocks, in a random order of blocks, and
     as many as half of `memory` holds are shuffled together, while a thread reads the next ones into the other half.
@@ -45,8 +44,8 @@ class CutoutLoader:
     ----------
     cutouts : CutoutFile
     batch_size : int
-    rows : array of int, optional
-        Use only these rows.
+    rows : array of int or bool, optional
+        Use only these rows; a mask has one value per cutout.
     size : int, optional
         Crop the cutouts to this side, around their centre.
     bands : sequence of str, optional
@@ -56,7 +55,7 @@ class CutoutLoader:
     shuffle : bool
         Another order in each pass; the rest that does not fill a batch is left out. If not: the order of `rows`.
     augment : bool or Augmentation
-        True: turn and mirror each image at random.
+        True: rotate and flip each image at random.
     weight : bool
         Also give the inverse variances that the file holds, in units of the median of their band.
     device : optional
@@ -67,6 +66,8 @@ class CutoutLoader:
         the noise of an `Augmentation`.
     memory : int
         Bytes.
+    pad : bool
+        Let `size` be larger than the cutouts: NaN around them.
 
     Raises
     ------
@@ -80,9 +81,9 @@ class CutoutLoader:
         self, cutouts: CutoutFile, *, batch_size: int, rows: np.ndarray | None = None, size: int | None = None,
         bands: Sequence[str] | None = None, columns: Sequence[str] = (), shuffle: bool = True,
         augment: bool | Augmentation = False, weight: bool = False, device: str | torch.device | None = None,
-        seed: int = 0, rank: int = 0, world_size: int = 1, memory: int = 2 * 2**30,
+        seed: int = 0, rank: int = 0, world_size: int = 1, memory: int = 2 * 2**30, pad: bool = False,
     ) -> None:  # fmt: skip
-        rows = np.arange(len(cutouts)) if rows is None else np.asarray(rows)
+        rows = cutouts.row_numbers(slice(None) if rows is None else rows)
         self.cutouts, self.batch_size, self.shuffle = cutouts, batch_size, shuffle
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
         self.rows, self.device, self.seed, self.memory = rows, pick_device(device), seed, memory
@@ -92,7 +93,8 @@ class CutoutLoader:
         self.size = cutouts.size if size is None else size
         self.bands = tuple(bands or cutouts.bands)
         self.columns = {name: cutouts.column(name) for name in columns}
-        if not 0 < self.size <= cutouts.size:
+        self.pad = pad
+        if not self.size > 0 or (self.size > cutouts.size and not pad):
             raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
         if shuffle and batch_size > len(self.rows):
             raise ValueError(
@@ -126,8 +128,8 @@ class CutoutLoader:
                 self._kept = self._on_device(self._read(np.arange(len(self.rows))))
             while self._next < len(self):
                 number, self._next = self._next, self._next + 1
-                mine = self._mine(order, number)
-                yield self._batch(self._kept, self._kept.slots[mine], mine, number)
+                positions = self._share(order, number)
+                yield self._batch(self._kept, self._kept.slots[positions], positions, number)
         else:
             yield from self._stream(order)
         self._epoch, self._next = self._epoch + 1, 0
@@ -137,23 +139,16 @@ class CutoutLoader:
 
         def read(window: int) -> _Window:
             numbers = range(window * self._window, min((window + 1) * self._window, len(self)))
-            return self._read(np.concatenate([self._mine(order, number) for number in numbers]))
+            return self._read(np.concatenate([self._share(order, number) for number in numbers]))
 
-        last = (len(self) - 1) // self._window
-        with ThreadPoolExecutor(1, thread_name_prefix="cutouts") as thread:
-            ahead = thread.submit(read, self._next // self._window)
-            while self._next < len(self):
-                window, within = divmod(self._next, self._window)
-                images = ahead.result()
-                if window < last:
-                    ahead = thread.submit(read, window + 1)
-                start = within * (self.batch_size // self.world_size)
-                while self._next < len(self) and self._next // self._window == window:
-                    number, self._next = self._next, self._next + 1
-                    mine = self._mine(order, number)
-                    yield self._batch(images, images.slots[start : start + len(mine)], mine, number)
-                    start += len(mine)
-                del images
+        windows = range(self._next // self._window, -(-len(self) // self._window))
+        for window, images in zip(windows, ahead(windows, read, depth=1), strict=True):
+            start = (self._next - window * self._window) * (self.batch_size // self.world_size)
+            while self._next < len(self) and self._next // self._window == window:
+                number, self._next = self._next, self._next + 1
+                positions = self._share(order, number)
+                yield self._batch(images, images.slots[start : start + len(positions)], positions, number)
+                start += len(positions)
 
     def flux(self, rows: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the images of these rows of the file as the batches hold them, (n, C, S, S), before augmentation.
@@ -161,12 +156,12 @@ class CutoutLoader:
         With `out` they are read into this memory.
         """
         if out is None or self._planes != list(range(len(self.cutouts.bands))):
-            images = self._by_band(self.cutouts.flux(rows, size=self.size), np.nan)
+            images = self._by_band(self.cutouts.flux(rows, size=self.size, pad=self.pad), np.nan)
             if out is None:
                 return images
             out[:] = images
             return out
-        return self.cutouts.flux(rows, size=self.size, out=out)
+        return self.cutouts.flux(rows, size=self.size, pad=self.pad, out=out)
 
     def sky_noise(self) -> np.ndarray:
         """Measure the sky noise (C,) on up to 500 cutouts."""
@@ -218,12 +213,12 @@ class CutoutLoader:
             part[:] = part[torch.randperm(len(part), generator=generator).numpy()]
         return order
 
-    def _mine(self, order: np.ndarray, number: int) -> np.ndarray:
+    def _share(self, order: np.ndarray, number: int) -> np.ndarray:
         """Return this process's part of a batch, as positions in `rows`."""
         whole = order[number * self.batch_size : (number + 1) * self.batch_size]
-        return whole[self._share(len(whole))]
+        return whole[self._part(len(whole))]
 
-    def _share(self, whole: int) -> slice:
+    def _part(self, whole: int) -> slice:
         """Return which of the images of a batch are this process's."""
         n = -(-whole // self.world_size)
         return slice(self.rank * n, (self.rank + 1) * n)
@@ -234,7 +229,10 @@ class CutoutLoader:
         slots = np.empty(len(rows), dtype=np.int64)
         slots[by_row] = np.arange(len(rows))
         memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
-        flux, weight = self._by_band(self.cutouts.flux(rows[by_row], size=self.size, out=memory), np.nan), None
+        flux, weight = (
+            self._by_band(self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory), np.nan),
+            None,
+        )
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
             weight = np.where(np.isfinite(weight) & np.isfinite(flux), weight, np.float32(0))
@@ -261,10 +259,10 @@ class CutoutLoader:
         typical = np.array([np.nanmedian(w) if np.isfinite(w).any() else 1.0 for w in weight], dtype=np.float32)
         return typical[:, None, None]
 
-    def _batch(self, images: _Window, slots: np.ndarray, mine: np.ndarray, number: int) -> Batch:
+    def _batch(self, images: _Window, slots: np.ndarray, positions: np.ndarray, number: int) -> Batch:
         whole = min(self.batch_size, len(self.rows) - number * self.batch_size)
         generator = keyed_generator(self.seed, _AUGMENT, self._epoch, number)
-        draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._share(whole))
+        draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._part(whole))
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
@@ -273,7 +271,7 @@ class CutoutLoader:
         flux = self._take(images.flux, slots, draws.turns)
         flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
         weight = None if images.weight is None else self._take(images.weight, slots, draws.turns)
-        rows = self.rows[mine]
+        rows = self.rows[positions]
         return Batch(
             flux, to_device(self.cutouts.ra[rows], self.device), to_device(self.cutouts.dec[rows], self.device),
             {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,

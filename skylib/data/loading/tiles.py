@@ -6,7 +6,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from threading import Lock
@@ -17,12 +16,14 @@ import torch
 from astropy.wcs import WCS
 from torch import Tensor
 
+from skylib.checks import check_choice, check_range
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
+from skylib.data.grids import sky_position
 from skylib.data.loading.batch import Batch, Buffers, to_device
 from skylib.data.loading.cropping import Corners, crop, make_relative_weight
 from skylib.data.photometry import measure_sky_noise
 from skylib.data.tiles import TilePaths, read_tile
-from skylib.device import keyed_generator, pick_device
+from skylib.device import ahead, keyed_generator, pick_device
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class _Resident:
 
     flux: Tensor  # (C, H, W)
     weight: Tensor | None  # (C, H, W)
-    wcs: WCS
+    wcs: WCS | None
     corners: Corners
 
 
@@ -44,7 +45,7 @@ class TileLoader:
     """An endless stream of crops at random places of FITS tiles.
 
     Several tiles are on the device at a time, and every batch mixes them. Threads read the next ones ahead; after each
-    `cutouts_per_tile` crops the oldest gives way to a new one. A tile of 4200 x 4200 pixels holds about 4,300 crops of
+    `cutouts_per_tile` crops a new one replaces the oldest. A tile of 4200 x 4200 pixels holds about 4,300 crops of
     64 x 64 that do not overlap: where the disk is slower than the GPU, larger values of `cutouts_per_tile` help.
 
     Crops are centred on pixels that have data, wherever in the tile these are.
@@ -64,7 +65,7 @@ class TileLoader:
     variance : bool
         Also give the inverse variance of each pixel, in units of the median of tile and band, as `Batch.weight`.
     augment : bool or Augmentation
-        True: turn and mirror each crop at random.
+        True: rotate and flip each crop at random.
     device : optional
         CUDA if there is one, by default.
     seed, rank, world_size : int
@@ -72,6 +73,8 @@ class TileLoader:
     on_error : {"raise", "skip"}
         ``skip``: tiles that cannot be read, are smaller than `size` or hold no data are logged, listed in `skipped`
         with the reason, and not tried again.
+    align : bool, optional
+        As in `read_tile`.
 
     Raises
     ------
@@ -83,16 +86,14 @@ class TileLoader:
 
     def __init__(
         self, tiles: Sequence[TilePaths], *, batch_size: int, size: int = 64, cutouts_per_tile: int = 1024,
-        resident: int = 4, readers: int = 2, bad_planes: Sequence[str] = (), variance: bool = False,
+        resident: int = 4, readers: int = 2, bad_planes: Sequence[str | int] = (), variance: bool = False,
         augment: bool | Augmentation = True, device: str | torch.device | None = None, seed: int = 0, rank: int = 0,
-        world_size: int = 1, on_error: Literal["raise", "skip"] = "raise",
+        world_size: int = 1, on_error: Literal["raise", "skip"] = "raise", align: bool | None = None,
     ) -> None:  # fmt: skip
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error={on_error!r}: one of 'raise', 'skip'")
-        numbers = {"batch_size": batch_size, "size": size, "cutouts_per_tile": cutouts_per_tile, "resident": resident, "readers": readers}  # fmt: skip
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+        check_choice("on_error", on_error, ("raise", "skip"))
+        numbers = {"batch_size": batch_size, "size": size, "cutouts_per_tile": cutouts_per_tile}
+        for name, value in (numbers | {"resident": resident, "readers": readers}).items():
+            check_range(name, value, 1)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: must be 0 to {world_size - 1}, below world_size={world_size}")
         self.tiles = list(tiles)
@@ -103,7 +104,7 @@ class TileLoader:
             if tuple(tile.paths) != self.bands:
                 raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {self.bands}")
         self.batch_size, self.size, self.cutouts_per_tile, self.readers = batch_size, size, cutouts_per_tile, readers
-        self.bad_planes, self.variance, self.on_error = tuple(bad_planes), variance, on_error
+        self.bad_planes, self.variance, self.on_error, self.align = tuple(bad_planes), variance, on_error, align
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
         self.seed, self.device, self.rank, self.world_size = seed, pick_device(device), rank, world_size
         self.resident = min(resident, len(self.tiles))
@@ -179,33 +180,34 @@ class TileLoader:
                     yield index
                 counted += 1
 
-    def _read_ahead(self, start: int) -> Generator[_Resident]:
+    def _usable(self, start: int) -> Generator[_Resident]:
         """Give tiles in their order, from the `start`-th on, while threads read the next ones."""
-        sequence, ahead = self._good_sequence(start), deque[tuple[str, Future[_Resident]]]()
-        threads = ThreadPoolExecutor(self.readers, thread_name_prefix="tiles")
-        try:
-            while len(self.skipped) < len(self.tiles):
-                while len(ahead) <= self.readers:
-                    paths = self.tiles[next(sequence)]
-                    ahead.append((paths.name, threads.submit(self._read, paths)))
-                name, future = ahead.popleft()
-                try:
-                    yield future.result()
-                except (OSError, ValueError) as error:
-                    if self.on_error == "raise":
-                        raise
-                    if name not in self.skipped:
-                        log.warning("tile %s is skipped: %s", name, error)
-                    self.skipped[name] = str(error)
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-        raise OSError(f"none of {len(self.tiles)} tiles can be used; the first: {next(iter(self.skipped.values()))}")
+
+        def read(index: int) -> tuple[str, _Resident | OSError | ValueError]:
+            paths = self.tiles[index]
+            try:
+                return paths.name, self._read(paths)
+            except (OSError, ValueError) as error:
+                return paths.name, error
+
+        for name, found in ahead(self._good_sequence(start), read, depth=self.readers, threads=self.readers):
+            if isinstance(found, _Resident):
+                yield found
+                continue
+            if self.on_error == "raise":
+                raise found
+            if name not in self.skipped:
+                log.warning("tile %s is skipped: %s", name, found)
+            self.skipped[name] = str(found)
+            if len(self.skipped) == len(self.tiles):
+                first = next(iter(self.skipped.values()))
+                raise OSError(f"none of {len(self.tiles)} tiles can be used; the first: {first}")
 
     def _read(self, paths: TilePaths) -> _Resident:
         def allocate(shape: tuple[int, int, int]) -> np.ndarray:
             return self._buffers.take(shape, self.device).numpy()
 
-        tile = read_tile(paths, bad_planes=self.bad_planes, variance=self.variance, allocate=allocate)
+        tile = read_tile(paths, bad_planes=self.bad_planes, variance=self.variance, align=self.align, allocate=allocate)
         try:
             corners = Corners(tile.flux, self.size)
         except ValueError as error:
@@ -237,7 +239,7 @@ class TileLoader:
             self._forget()
         replaced = number * self.batch_size // self.cutouts_per_tile if self.resident < len(self.tiles) else 0
         if self._reading is None:
-            self._reading, self._served = self._read_ahead(replaced), replaced
+            self._reading, self._served = self._usable(replaced), replaced
         while self._served < replaced + self.resident:
             try:
                 tile = next(self._reading)
@@ -258,16 +260,17 @@ class TileLoader:
             self.augment, n, len(self.bands), generator=keyed_generator(self.seed, _AUGMENT, number, self.rank)
         )
         place = torch.rand(n, 3, generator=keyed_generator(self.seed, _CROP, number, self.rank), dtype=torch.float64)
-        flux, position = self._batches.take_on(self.device, shape), np.empty((2, n))
+        flux, position = self._batches.take_on(self.device, shape), np.full((2, n), np.nan)
         weight = self._batches.take_on(self.device, shape) if self.variance else None
         for t, tile in enumerate(self._pool):
-            mine = slice(t, None, len(self._pool))
-            top, left = tile.corners.at(place[mine].numpy())
-            turns = None if draws.turns is None else draws.turns[:, mine]
-            crop(tile.flux, top, left, turns=turns, out=flux[mine])
+            part = slice(t, None, len(self._pool))
+            top, left = tile.corners.at(place[part].numpy())
+            turns = None if draws.turns is None else draws.turns[:, part]
+            crop(tile.flux, top, left, turns=turns, out=flux[part])
             if weight is not None and tile.weight is not None:
-                crop(tile.weight, top, left, turns=turns, out=weight[mine])
-            position[:, mine] = tile.wcs.all_pix2world(left + self.size // 2, top + self.size // 2, 0)
+                crop(tile.weight, top, left, turns=turns, out=weight[part])
+            if tile.wcs is not None:
+                position[:, part] = sky_position(tile.wcs, top + self.size // 2, left + self.size // 2)
         noise = None
         if draws.noise is not None:
             if self._sky_sigma is None:
