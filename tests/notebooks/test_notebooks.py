@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 
-from skylib import CutoutFile, Embeddings, SearchIndex, load_model
+from skylib import CutoutFile, Embeddings, SearchIndex, load_model, run_notebook, simulate_sky
 from skylib.data.photometry import measure_sky_noise
 from skylib.runner.runs import CHAIN
 
@@ -144,3 +145,30 @@ def test_the_page_of_results_stands_alone(run_dir):
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
     for title in ("Cutouts", "Pretraining", "Evaluation", "Diagnostics", "Maps", "Label efficiency", "Similarity"):
         assert title in page
+
+
+def test_a_catalogue_of_positions_alone_is_enough(tmp_path):
+    """Sections that need a column which the catalogue lacks are skipped with a sentence; the rest runs."""
+    sky = simulate_sky(tmp_path / "sky", n_tiles=2, tile_size=320, n_objects=400, seed=3)
+    catalogue = Table.read(sky.catalogue)["ra", "dec"]
+    catalogue.write(tmp_path / "positions.csv")
+    given = {
+        "00_make_cutouts": {"tiles": str(sky.tiles), "catalogue": str(tmp_path / "positions.csv")},
+        "01_pretrain": {"steps": 4, "warmup_steps": 1, "batch_size": 16, "validate_every": 4, "split_cell": 32768},
+        "02_evaluate": {"split_cell": 32768},
+        "02b_diagnostics": {"split_cell": 32768},
+        "03_umap": {},
+        "04_label_efficiency": {"split_cell": 32768},
+        "05_similarity": {},
+    }
+    printed = {}
+    for name, values in given.items():
+        book = json.loads(run_notebook(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "run", **values).read_text())
+        outputs = [o for cell in book["cells"] for o in cell.get("outputs", [])]
+        printed[name] = "".join(t for o in outputs for t in o.get("text", []))
+    assert "has no column 'class': no classification." in printed["02_evaluate"]
+    assert "has no column 'z_spec': no regression." in printed["02_evaluate"]
+    assert "only observing conditions are tested" in printed["02b_diagnostics"]
+    assert "there is nothing to learn" in printed["04_label_efficiency"]
+    assert "there is nothing to count" in printed["05_similarity"]
+    assert (tmp_path / "run" / "umap.npy").is_file()
