@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.ndimage import uniform_filter
 
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import measure_sky_noise
 from skylib.plotting import rgb_image
 
-Look = tuple[float, tuple[str, ...]]  # stretch, and the bands shown as red, green, blue
+Look = tuple[float, tuple[str, ...]]  # brightness, and the bands shown as red, green, blue
+SIGMAS = 10.0  # of sky noise: flux beyond is compressed
 
 
 class Pictures:
@@ -23,22 +25,26 @@ class Pictures:
     Parameters
     ----------
     cutouts : CutoutFile
+    size : int, optional
+        Side in pixels of what is shown, around the centre: what the network saw. All by default.
     n_kept : int
-        Thumbnails in memory; those not seen for longest go first.
+        Thumbnails in memory; those not seen for longest are dropped first.
     """
 
-    def __init__(self, cutouts: CutoutFile, *, n_kept: int = 20_000) -> None:
+    def __init__(self, cutouts: CutoutFile, *, size: int | None = None, n_kept: int = 20_000) -> None:
         self._cutouts, self._n_kept = cutouts, n_kept
+        self._side = min(size or cutouts.size, cutouts.size)
         self._kept: OrderedDict[tuple[int, Look], str] = OrderedDict()
-        some = cutouts.flux(slice(0, 200))
-        self._sigma = np.nan_to_num(measure_sky_noise(some), nan=1.0)
+        sigma = measure_sky_noise(cutouts.flux(slice(0, 200)))
+        self._sigma = np.where(np.isfinite(sigma) & (sigma > 0), sigma, 1.0)
 
     def thumbnails(self, rows: Sequence[int], look: Look) -> list[str]:
         """Return colour pictures as data URIs; all that are new are read from the file at once."""
         new = [row for row in dict.fromkeys(rows) if (row, look) not in self._kept]
         if new:
-            for row, flux in zip(new, self._cutouts.flux(new), strict=True):
-                self._kept[row, look] = "data:image/png;base64," + base64.b64encode(png(self._colour(flux, look))).decode()  # fmt: skip
+            for row, flux in zip(new, self._flux(new), strict=True):
+                encoded = base64.b64encode(png(self._colour(flux, look))).decode()
+                self._kept[row, look] = f"data:image/png;base64,{encoded}"
         pictures = []
         for row in rows:
             self._kept.move_to_end((row, look))
@@ -47,26 +53,40 @@ class Pictures:
             self._kept.popitem(last=False)
         return pictures
 
-    def all_bands(self, row: int, look: Look, *, side: int = 110) -> bytes:
+    def all_bands(self, row: int, look: Look, *, side: int = 92) -> bytes:
         """Return one object large in colour, and beside it in each band, arcsinh(flux / sky noise) in grey: PNG."""
-        flux = self._cutouts.flux(row)[0]
+        flux = self._flux([row])[0]
         columns, step = -(-len(flux) // 2), side + 4
-        sheet = Image.new("RGB", (step * (2 + columns) - 4, 2 * step - 4), "white")
+        sheet = Image.new("RGBA", (step * (2 + columns) - 4, 2 * step - 4))  # transparent, for dark themes
         sheet.paste(_enlarged(self._colour(flux, look), 2 * step - 4), (0, 0))
         for i, (image, sigma, band) in enumerate(zip(flux, self._sigma, self._cutouts.bands, strict=True)):
             grey = (np.arcsinh(image[::-1] / (sigma * look[0])) + 1.5) / 6.5
             picture = _enlarged(np.stack(3 * [(255 * np.nan_to_num(grey.clip(0, 1))).astype(np.uint8)], axis=-1), side)
-            ImageDraw.Draw(picture).text((4, 2), band, fill=(255, 220, 120))
+            text = band if np.isfinite(image).any() else f"{band}: no data"
+            ImageDraw.Draw(picture).text((4, 2), text, fill=(255, 220, 120))
             sheet.paste(picture, (step * (2 + i % columns), step * (i // columns)))
         return png(np.asarray(sheet))
 
+    def _flux(self, rows: Sequence[int]) -> np.ndarray:
+        first = (self._cutouts.size - self._side) // 2
+        return self._cutouts.flux(list(rows))[..., first : first + self._side, first : first + self._side]
+
     def _colour(self, flux: np.ndarray, look: Look) -> np.ndarray:
-        stretch, rgb = look
-        return rgb_image(flux, self._cutouts.bands, rgb=rgb, stretch=stretch)[::-1]  # row 0 is at the bottom
+        """Return a colour picture; what is not above the noise is grey, since its colours are those of the noise."""
+        brightness, rgb = look
+        unit = flux / self._sigma[:, None, None]
+        shown = [i for i, band in enumerate(self._cutouts.bands) if band in rgb and np.isfinite(unit[i]).any()]
+        shown = shown or list(range(len(flux)))
+        grey = np.nan_to_num(unit[shown]).mean(axis=0)
+        signal = uniform_filter(grey, 5) * 5 * np.sqrt(len(shown))  # S/N of the mean over bands and 5 x 5 pixels
+        colour = np.clip((signal - 2) / 6, 0, 1)
+        counts = (grey + colour * (unit - grey)) * self._sigma[:, None, None]
+        stretch = float(SIGMAS * np.median(self._sigma[shown]) * brightness)
+        return rgb_image(counts, self._cutouts.bands, rgb=rgb, stretch=stretch)[::-1]  # row 0 is at the bottom
 
 
 def png(image: np.ndarray) -> bytes:
-    """Return an RGB image (H, W, 3), first row on top, as PNG."""
+    """Return an RGB or RGBA image (H, W, 3 or 4), first row on top, as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "png", compress_level=1)
     return buffer.getvalue()

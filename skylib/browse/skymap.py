@@ -1,59 +1,115 @@
-"""The map beside the grid: a lasso chooses objects, and the object at hand is marked."""
+"""The map beside the grid: a lasso chooses objects; those of the answer and the one looked at are shown."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ipywidgets as widgets
 import jscatter
 import numpy as np
 import pandas as pd
 
-_CLICK = 1.0  # s
+from skylib.search.filters import Names
+
+CLICK = 1.0  # s
+MOST_KINDS = 12  # distinct values of a column that is coloured by kind
+CROSS = "#e6550d"
 
 
 class MapPanel(widgets.VBox):
-    """A map of embeddings as a scatter plot with a lasso.
+    """A map of embeddings as a scatter plot with a lasso, coloured by any label.
 
     Parameters
     ----------
     xy : ndarray, shape (n, 2)
         NaN for objects that are not on the map.
-    colour : ndarray, shape (n,)
-        Text or few integers are taken as kinds, other numbers as values.
+    columns : mapping of str to ndarray, shape (n,)
+        What it can be coloured by. Text or few integers are taken as kinds, other numbers as values.
+    names : mapping
+        What the numbers of a column are called.
+    colour_by : str
+        The column at first, if there is such a one.
     on_lasso : callable
-        Is given the rows that a person chose.
+        Gets the rows that a person chose.
+    on_hover : callable
+        Gets the row under the pointer, or None.
     """
 
-    def __init__(self, xy: np.ndarray, colour: np.ndarray | None, on_lasso: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        xy: np.ndarray,
+        *,
+        columns: Mapping[str, np.ndarray],
+        names: Names,
+        colour_by: str,
+        on_lasso: Callable[[list[int]], None],
+        on_hover: Callable[[int | None], None],
+    ) -> None:
         self._rows = np.flatnonzero(np.isfinite(xy).all(axis=1))
         self._place = {int(row): i for i, row in enumerate(self._rows)}
-        self._on_lasso, self._shown, self._lassoed = on_lasso, frozenset[int](), -_CLICK
-        self._marks: deque[frozenset[int]] = deque(maxlen=50)  # told back by the page one after the other, perhaps late
-        frame = pd.DataFrame({"x": xy[self._rows, 0], "y": xy[self._rows, 1]})
-        more = {}
-        if colour is not None:
-            values = pd.Series(np.asarray(colour)[self._rows])
-            kinds = values.dtype.kind in "OSUb" or (values.dtype.kind in "iu" and values.nunique() <= 12)
-            frame["colour"] = values.astype(str).astype("category") if kinds else values.astype(float)
-            more["color_by"] = "colour"
-        self.scatter = jscatter.Scatter(data=frame, x="x", y="y", height=320, axes=False, legend=bool(more), **more)
+        self._on_lasso, self._shown, self._lassoed = on_lasso, frozenset[int](), -CLICK
+        self._marks: deque[frozenset[int]] = deque(maxlen=50)  # the page echoes them one by one, perhaps late
+        self._xy = xy[self._rows]
+        frame: dict[str, Any] = {"x": self._xy[:, 0], "y": self._xy[:, 1]}
+        for name, values in columns.items():
+            if (colours := _colours(np.asarray(values)[self._rows], names.get(name, ()))) is not None:
+                frame[f"by {name}"] = colours
+        usable = [name.removeprefix("by ") for name in frame if name.startswith("by ")]
+        self.colour = widgets.Dropdown(
+            options=["", *usable],
+            value=colour_by if colour_by in usable else "",
+            description="colour by",
+            tooltip="the column that colours the map",
+            layout={"width": "260px"},
+        )
+        self.scatter = jscatter.Scatter(data=pd.DataFrame(frame), x="x", y="y", height=300, axes=False)
+        self._paint()
+        self.colour.observe(lambda _: self._paint(), "value")
         self.scatter.widget.observe(self._on_selection, "selection")
-        super().__init__([self.scatter.show()], layout={"min_width": "380px", "flex": "1 1 380px"})
+        self.scatter.widget.observe(lambda change: on_hover(self._row(change["new"])), "hovering")
+        super().__init__([self.colour, self.scatter.show()], layout={"flex": "0 0 auto", "min_height": "345px"})
 
-    def mark(self, row: int | None) -> None:
-        """Show where an object lies."""
-        places = [self._place[row]] if row in self._place else []
+    def show(self, rows: Sequence[int], focus: int | None) -> None:
+        """Show where the objects of an answer lie, and the one that is looked at, with a cross through it."""
+        places = sorted({self._place[row] for row in (*rows, focus) if row in self._place})
         self._shown = frozenset(places)
         self._marks.append(self._shown)
         self.scatter.selection(places)
+        cross = []
+        if focus in self._place:
+            x, y = map(float, self._xy[self._place[focus]])
+            cross = [jscatter.VLine(x, line_color=CROSS), jscatter.HLine(y, line_color=CROSS)]
+        self.scatter.annotations(cross)
+
+    def _paint(self) -> None:
+        if self.colour.value:
+            self.scatter.color(by=f"by {self.colour.value}", map="auto")
+            self.scatter.legend(True)
+        else:
+            self.scatter.color(default="#0072B2", by=None)
+            self.scatter.legend(False)
+
+    def _row(self, place: int | None) -> int | None:
+        return int(self._rows[place]) if place is not None and 0 <= place < len(self._rows) else None
 
     def _on_selection(self, change: dict) -> None:
         chosen = [int(i) for i in np.asarray(change["new"] if change["new"] is not None else [], dtype=int)]
-        # Where a lasso ends at its beginning, the plot takes that for a click on the point there, too.
-        ends_lasso = len(chosen) == 1 and time.monotonic() - self._lassoed < _CLICK
+        # A lasso that ends where it began also counts as a click on the point there.
+        ends_lasso = len(chosen) == 1 and time.monotonic() - self._lassoed < CLICK
         if chosen and not ends_lasso and frozenset(chosen) not in {self._shown, *self._marks}:
             self._shown, self._lassoed = frozenset(chosen), time.monotonic()
             self._on_lasso([int(self._rows[i]) for i in sorted(chosen)])
+
+
+def _colours(values: np.ndarray, called: Sequence[str]) -> pd.Series | None:
+    """Return values or kinds to colour by; None for text of too many kinds."""
+    series = pd.Series(values)
+    if called:
+        series = series.map(dict(enumerate(called))).fillna("unknown")
+    if series.dtype.kind in "iufb" and (series.dtype.kind == "f" or series.nunique() > MOST_KINDS):
+        low, high = np.nanpercentile(series, [1, 99]) if series.notna().any() else (0.0, 1.0)
+        return series.astype(float).clip(low, high)  # an outlier would take all colours
+    return series.astype(str).astype("category") if series.nunique() <= MOST_KINDS else None

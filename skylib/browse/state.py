@@ -1,10 +1,12 @@
-"""What a person has asked and marked: plain data, saved and restored."""
+"""What a person has asked, marked and tagged: plain data, saved and restored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,24 @@ from skylib.checks import check_choice
 from skylib.files import write_json
 from skylib.model.embeddings import Embeddings
 
-ORDERS = {"look-alikes": "alike", "my yes and no": "marks", "odd ones": "odd", "chosen on the map": "map"}
+ORDERS = {
+    "look-alikes": "alike",
+    "my yes and no": "marks",
+    "odd ones": "odd",
+    "by a column": "column",
+    "chosen on the map": "map",
+}
+MARKS = ("yes", "no")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the grid answers: objects in which order, and like which."""
+    """What the grid answers: which objects in which order, similar to which."""
 
     order: str = "alike"
     targets: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()  # chosen on the map
+    vectors: tuple[tuple[float, ...], ...] = ()  # of objects that are not in the catalogue
 
     def __post_init__(self) -> None:
         check_choice("order", self.order, tuple(ORDERS.values()))
@@ -31,10 +41,10 @@ class Question:
 
 @dataclass
 class BrowserState:
-    """The question, those before it, the marks, and the settings.
+    """The question, those before it, marks, tags and settings.
 
-    Only `mark` changes a mark, here or in another browser that keeps its state in the same file; asking something else
-    never does.
+    Only `mark` and `tag`, and undoing them, change marks and tags, here or in another browser that keeps its state in
+    the same file.
     """
 
     n_objects: int
@@ -42,13 +52,16 @@ class BrowserState:
     question: Question = Question()
     history: list[Question] = field(default_factory=list)
     marks: dict[int, str] = field(default_factory=dict)  # row: "yes" or "no", in the order given
+    tags: dict[int, list[str]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._on_disk: dict[Path, dict[int, str]] = {}  # marks of each file, as last read or written here
+        self._on_disk: dict[Path, dict[str, dict[int, Any]]] = {}  # marks and tags as last read or written here
+        self._done: list[tuple[str, int, Any, Any]] = []  # field, row, before, after
+        self._undone: list[tuple[str, int, Any, Any]] = []
 
     def ask(self, question: Question) -> None:
-        """Put another question; the one before can be gone back to."""
+        """Put another question; the one before can be returned to."""
         if question != self.question:
             self.history.append(self.question)
             self.question = question
@@ -61,20 +74,42 @@ class BrowserState:
         return False
 
     def mark(self, row: int, mark: str | None) -> None:
-        """Mark an object "yes" or "no"; the same mark again, or None, takes it off."""
-        check_choice("mark", mark, ("yes", "no", None))
-        before = self.marks.pop(row, None)
-        if mark is not None and mark != before:
-            self.marks[row] = mark
+        """Mark an object "yes" or "no"; the same mark again, or None, removes it."""
+        check_choice("mark", mark, (*MARKS, None))
+        before = self.marks.get(row)
+        self._change("marks", row, None if mark == before else mark)
+
+    def tag(self, row: int, tag: str) -> None:
+        """Give an object a tag of any text; the same tag again removes it."""
+        tag = tag.strip()
+        if not tag or ";" in tag or "," in tag:
+            raise ValueError(f"tag={tag!r}: must be a word or a few, without ',' and ';'")
+        before = self.tags.get(row, [])
+        after = [one for one in before if one != tag] if tag in before else [*before, tag]
+        self._change("tags", row, after or None)
+
+    def undo(self) -> int | None:
+        """Take back the last mark or tag; return its row, or None if there is none."""
+        return self._move(self._done, self._undone, 2)
+
+    def redo(self) -> int | None:
+        """Repeat what was undone last; return its row, or None if there is nothing."""
+        return self._move(self._undone, self._done, 3)
 
     def marked(self, mark: str) -> list[int]:
         """Return the rows with this mark, in the order given."""
         return [row for row, value in list(self.marks.items()) if value == mark]
 
+    def integer(self, name: str, default: int) -> int:
+        """Return a setting that is a row or a page, or the default where none was saved."""
+        value = self.settings.get(name)
+        return value if isinstance(value, int) and 0 <= value < self.n_objects else default
+
     def save(self, path: str | Path) -> None:
         """Write JSON that a kill at any moment leaves either old or new.
 
-        Marks that another browser has changed in the file since are taken over; where both changed one, this counts.
+        What another browser has marked or tagged in the file since is merged; where both changed one object, this
+        browser counts. Browsers that save at the same time, on any machine, wait for each other.
 
         Raises
         ------
@@ -82,15 +117,18 @@ class BrowserState:
             If the file holds marks of other objects, or is damaged.
         """
         path = Path(path).resolve()
-        if path.is_file():
-            theirs, before = self.load(path, like=self).marks, self._on_disk.get(path, {})
-            if theirs != before:
-                changed = [row for row in {**before, **self.marks} if before.get(row) != self.marks.get(row)]
-                kept = {row: mark for row, mark in theirs.items() if row not in changed}
-                self.marks = kept | {row: mark for row, mark in self.marks.items() if row in changed}
-        content = asdict(self) | {"marks": list(self.marks.items())}  # JSON would turn the rows into text
-        write_json(path, content)
-        self._on_disk[path] = dict(self.marks)
+        with locked(path):
+            before = self._on_disk.get(path, {"marks": {}, "tags": {}})
+            if path.is_file():
+                saved = self.load(path, like=self)
+                for name in ("marks", "tags"):
+                    own, theirs, old = getattr(self, name), getattr(saved, name), before[name]
+                    changed = [row for row in {**old, **own} if old.get(row) != own.get(row)]
+                    merged = {row: value for row, value in theirs.items() if row not in changed}
+                    setattr(self, name, merged | {row: value for row, value in own.items() if row in changed})
+            content = asdict(self) | {"marks": list(self.marks.items()), "tags": list(self.tags.items())}
+            write_json(path, content)
+            self._on_disk[path] = {"marks": dict(self.marks), "tags": dict(self.tags)}
 
     @classmethod
     def load(cls, path: str | Path, *, like: BrowserState) -> BrowserState:
@@ -99,23 +137,69 @@ class BrowserState:
         Raises
         ------
         ValueError
-            If it is of other objects, or damaged.
+            If it is of other objects, or damaged: everything in it is checked.
         """
+        path = Path(path)
         try:
-            saved = json.loads(Path(path).read_text())
-            saved = {f.name: saved[f.name] for f in fields(cls)}
-            saved["question"] = _question(saved["question"])
-            saved["history"] = [_question(one) for one in saved["history"]]
-            saved["marks"] = {int(row): str(mark) for row, mark in saved["marks"]}
-        except (ValueError, KeyError, TypeError) as error:
+            saved = json.loads(path.read_text())
+            n, objects = _number(saved["n_objects"], 2**62), str(saved["objects"])
+            if n != like.n_objects:
+                raise OtherObjectsError(f"{path}: marks of {n} objects, not of these {like.n_objects}")
+            if objects != like.objects:
+                raise OtherObjectsError(
+                    f"{path}: marks of another catalogue, or another order, of {n} objects: choose another run folder"
+                )
+            state = cls(n, objects, _question(saved["question"], n), [_question(one, n) for one in saved["history"]])
+            for row, mark in saved["marks"]:
+                check_choice("mark", mark, MARKS)
+                state.marks[_number(row, n)] = mark
+            for row, tags in saved.get("tags", []):
+                state.tags[_number(row, n)] = [_of_type(tag, str) for tag in _of_type(tags, list)]
+            settings = _of_type(saved["settings"], dict)
+            state.settings = {name: _of_type(value, str, int, float, bool) for name, value in settings.items()}
+        except OtherObjectsError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: cannot be read as the state of a browser: {error}") from error
-        if saved["n_objects"] != like.n_objects:
-            raise ValueError(f"{path}: marks of {saved['n_objects']} objects, not of these {like.n_objects}")
-        if saved["objects"] != like.objects:
-            raise ValueError(f"{path}: marks of another catalogue, or another order, of {like.n_objects} objects: choose another run folder")  # fmt: skip
-        state = cls(**saved)
-        state._on_disk[Path(path).resolve()] = dict(state.marks)
+        state._on_disk[path.resolve()] = {"marks": dict(state.marks), "tags": dict(state.tags)}
         return state
+
+    def _change(self, name: str, row: int, after: Any) -> None:
+        before = self._set(name, row, after)
+        self._done.append((name, row, before, after))
+        self._undone.clear()
+
+    def _set(self, name: str, row: int, value: Any) -> Any:
+        before = getattr(self, name).pop(row, None)
+        if value is not None:
+            getattr(self, name)[row] = value
+        return before
+
+    def _move(self, source: list[tuple[str, int, Any, Any]], to: list[tuple[str, int, Any, Any]], i: int) -> int | None:
+        if not source:
+            return None
+        change = source.pop()
+        to.append(change)
+        self._set(change[0], change[1], change[i])
+        return change[1]
+
+
+class OtherObjectsError(ValueError):
+    """A saved state belongs to other objects."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time pass, on any machine that sees the file; where a disk has no locks, all pass."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        except (ImportError, OSError):  # Windows; some network file systems
+            pass
+        yield
 
 
 def objects_name(embeddings: Embeddings) -> str:
@@ -127,5 +211,19 @@ def objects_name(embeddings: Embeddings) -> str:
     return digest.hexdigest()[:16]
 
 
-def _question(saved: dict[str, Any]) -> Question:
-    return Question(saved["order"], tuple(saved["targets"]), tuple(saved["rows"]))
+def _question(saved: Any, n: int) -> Question:
+    targets, rows = (tuple(_number(row, n) for row in _of_type(saved[name], list)) for name in ("targets", "rows"))
+    vectors = tuple(tuple(float(_of_type(x, int, float)) for x in v) for v in saved.get("vectors", []))
+    return Question(_of_type(saved["order"], str), targets, rows, vectors)
+
+
+def _number(value: Any, n: int) -> int:
+    if not 0 <= _of_type(value, int) < n:
+        raise ValueError(f"row {value}: must be 0 to {n - 1}")
+    return value
+
+
+def _of_type(value: Any, *kinds: type) -> Any:
+    if type(value) not in kinds:
+        raise ValueError(f"{str(value)[:80]!r}: must be of type {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ import numpy as np
 from skylib.model.embeddings import Embeddings
 
 Where = Mapping[str, Any]
+Names = Mapping[str, Sequence[str]]  # column: what its numbers 0, 1, … are called
+
+NUMBER = r"[^\s'\"=<>]+"
 
 
-def matching_rows(embeddings: Embeddings, where: Where) -> np.ndarray:
-    """Tell which objects fulfil all conditions.
+def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None = None) -> np.ndarray:
+    """Return which objects fulfil all conditions.
 
     Parameters
     ----------
@@ -22,6 +25,9 @@ def matching_rows(embeddings: Embeddings, where: Where) -> np.ndarray:
     where : mapping
         ``{column: (low, high)}`` with both ends included and None for an open end, ``{column: value}``, or
         ``{column: [value, …]}``. The columns are the labels, and ``ra`` and ``dec``.
+    names : mapping, optional
+        What the numbers of a column are called, such as ``{"class": ("galaxy", "qso", "star")}``, so that
+        ``{"class": "galaxy"}`` is understood.
 
     Returns
     -------
@@ -48,14 +54,18 @@ def matching_rows(embeddings: Embeddings, where: Where) -> np.ndarray:
         if isinstance(wanted, tuple):
             if len(wanted) != 2 or not of_numbers:
                 raise ValueError(f"filter {name}={wanted!r}: a range is (low, high), of a column of numbers")
-            low, high = open_range(wanted)
+            low, high = map(np.float64, open_range(wanted))  # not rounded to float32, whatever the column
             chosen &= (values >= low) & (values <= high)
         else:
             wanted = list(wanted) if isinstance(wanted, (list, set, np.ndarray)) else [wanted]
+            called = [str(one).lower() for one in (names or {}).get(name, ())]
+            wanted = [called.index(v.lower()) if isinstance(v, str) and v.lower() in called else v for v in wanted]
             for value in wanted:
                 if isinstance(value, str) == of_numbers:
-                    hint = "" if of_numbers else "; put in quotes what looks like a number or holds a comma"
-                    raise ValueError(f"filter {name}={value!r}: the column holds {'numbers' if of_numbers else 'text'}{hint}")  # fmt: skip
+                    hint = f", called {', '.join(called)}" if called else ""
+                    hint = hint if of_numbers else "; put in quotes what looks like a number or holds a comma"
+                    kind = "numbers" if of_numbers else "text"
+                    raise ValueError(f"filter {name}={value!r}: the column holds {kind}{hint}")
             chosen &= np.isin(values, wanted)
     return chosen
 
@@ -73,9 +83,9 @@ def open_range(ends: tuple[float | None, float | None]) -> tuple[float, float]:
 
 
 def parse_filter(text: str) -> dict[str, Any]:
-    """Read conditions as one types them: ``mag_i 20..24; class = 0; rare = dwarf, arc; tile = '9813-4,5'``.
+    """Read conditions as one types them: ``mag_i < 22; z_spec 0.2..0.4; class = galaxy, qso; tile = '9813-4,5'``.
 
-    What is in quotes, single or double, is one text, whatever it holds.
+    Conditions are separated by ``;`` or ``and``. What is in quotes, single or double, is one text, whatever it holds.
 
     Raises
     ------
@@ -86,23 +96,44 @@ def parse_filter(text: str) -> dict[str, Any]:
     --------
     >>> parse_filter("mag_i ..24.5; class = 0; rare = dwarf, arc")
     {'mag_i': (None, 24.5), 'class': 0, 'rare': ['dwarf', 'arc']}
-    >>> parse_filter("tile = '9813-4,5', '9813-4,6'")
-    {'tile': ['9813-4,5', '9813-4,6']}
+    >>> parse_filter("snr >= 5 and snr <= 9 and tile = '9813-4,5', '9813-4,6'")
+    {'snr': (5.0, 9.0), 'tile': ['9813-4,5', '9813-4,6']}
     """
     where: dict[str, Any] = {}
-    for part in _split(text, ";"):
-        if between := re.fullmatch(r"(\w+)\s*=?\s*([^\s'\"]*?)\s*\.\.\s*([^\s'\"]*)", part):
-            try:
-                ends = tuple(float(end) if end else None for end in between.groups()[1:])
-            except ValueError as error:
-                raise ValueError(f"filter {part!r}: a range is 'column low..high', in numbers") from error
-            where[between[1]] = ends
-        elif (equal := re.fullmatch(r"(\w+)\s*=\s*(.+)", part)) and (texts := _split(equal[2], ",")):
+    for part in _split(re.sub(r"\s+and\s+(?=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)", ";", text), ";"):
+        if between := re.fullmatch(rf"({NUMBER})\s*=?\s*([^\s'\"]*?)\s*\.\.\s*([^\s'\"]*)", part):
+            ends = [_number(end, part) if end else None for end in between.groups()[1:]]
+            _narrow(where, between[1], (ends[0], ends[1]))
+        elif compared := re.fullmatch(rf"({NUMBER})\s*(<=|>=|<|>)\s*({NUMBER})", part):
+            name, sign, value = compared[1], compared[2], _number(compared[3], part)
+            if len(sign) == 1:  # the ends of a range are included
+                value = float(np.nextafter(value, -np.inf if sign == "<" else np.inf))
+            _narrow(where, name, (None, value) if sign[0] == "<" else (value, None))
+        elif (equal := re.fullmatch(rf"({NUMBER})\s*==?\s*([^=<>].*)", part)) and (texts := _split(equal[2], ",")):
             values = [_value(value) for value in texts]
             where[equal[1]] = values[0] if len(values) == 1 else values
         else:
-            raise ValueError(f"filter {part!r}: must be 'column low..high' or 'column = value, …', separated by ';'")
+            raise ValueError(
+                f"filter {part!r}: must be 'column low..high', 'column < value' or 'column = value, …'; "
+                "conditions are separated by ';'"
+            )
     return where
+
+
+def _narrow(where: dict[str, Any], name: str, ends: tuple[float | None, float | None]) -> None:
+    """Add a range; two of one column leave what lies in both."""
+    before = where.get(name)
+    if isinstance(before, tuple):
+        lows, highs = ([x for x in pair if x is not None] for pair in zip(before, ends, strict=True))
+        ends = (max(lows) if lows else None, min(highs) if highs else None)
+    where[name] = ends
+
+
+def _number(text: str, part: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"filter {part!r}: {text!r} is not a number, as a range or a comparison needs") from error
 
 
 def _split(text: str, separator: str) -> list[str]:

@@ -1,13 +1,18 @@
-"""What one searches for: images of objects, which become vectors of a model."""
+"""What one searches for: images that become vectors of a model, and objects of a catalogue by position or name."""
 
 from __future__ import annotations
 
+import re
+
+import astropy.units as u
 import numpy as np
 import torch
+from astropy.coordinates import SkyCoord
 
 from skylib.data.augment import turn
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
+from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 
 
@@ -70,3 +75,94 @@ def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> t
     if targets.ndim not in (2, 4) or not len(targets):
         raise ValueError(f"targets of shape {targets.shape}: must be images (t, C, S, S), or vectors (t, D)")
     return targets, {}
+
+
+def find_object(embeddings: Embeddings, text: str, *, radius: float = 60.0) -> tuple[int, str]:
+    """Find an object of a catalogue by what a person types.
+
+    Parameters
+    ----------
+    embeddings : Embeddings
+    text : str
+        ``#12`` (a row), an ``object_id``, a text that only one object has in a column (such as its name), or a position:
+        ``150.1 2.2`` in degrees, or ``10:00:24.0 +02:12:00``.
+    radius : float
+        How far from a position the object may lie, arcsec.
+
+    Returns
+    -------
+    row : int
+    how : str
+        How it was found, such as ``"1.2 arcsec from 150.1 2.2"``.
+
+    Raises
+    ------
+    ValueError
+        If no object, or more than one, is meant.
+
+    Examples
+    --------
+    >>> e = Embeddings(np.eye(2), ra=[150.0, 150.1], dec=[2.0, 2.2], columns={"name": np.array(["M1", "M2"])})
+    >>> find_object(e, "m2"), find_object(e, "150.1 2.2")
+    ((1, 'name M2'), (1, '0.0 arcsec from 150.1 2.2'))
+    """
+    text = text.strip()
+    if number := re.fullmatch(r"(?:#|row )\s*(\d+)", text):
+        if int(number[1]) >= len(embeddings):
+            raise ValueError(f"{text}: rows are 0 to {len(embeddings) - 1}")
+        return int(number[1]), f"row {number[1]}"
+    columns = [name for name, x in embeddings.columns.items() if name == "object_id" or x.dtype.kind in "OSU"]
+    for name in sorted(columns, key=lambda name: name != "object_id"):
+        rows = np.flatnonzero(np.char.lower(embeddings.columns[name].astype(str)) == text.lower())
+        if len(rows) == 1:
+            return int(rows[0]), f"{name} {embeddings.columns[name][rows[0]]}"
+        if len(rows):
+            raise ValueError(
+                f"{len(rows)} objects have {name} = {text!r}: give a row (#12), an object_id or a position"
+            )
+    place = _position(text)
+    if place is None:
+        raise ValueError(
+            f"{text!r}: no object_id or name, and no position; write #12 for a row, or '150.1 2.2' or "
+            "'10:00:24 +02:12:00' for a position"
+        )
+    separation = SkyCoord(embeddings.ra, embeddings.dec, unit="deg").separation(place).arcsec
+    if not np.isfinite(separation).any():
+        raise ValueError(f"{text}: no object has a known position")
+    row = int(np.nanargmin(separation))
+    if separation[row] > radius:
+        raise ValueError(f"{text}: no object within {radius:g} arcsec; the nearest is #{row} at {separation[row]:.4g}")
+    return row, f"{separation[row]:.1f} arcsec from {text}"
+
+
+def _position(text: str) -> SkyCoord | None:
+    """Read right ascension and declination, in degrees or sexagesimal; None if the text is neither."""
+    parts = text.replace(",", " ").split()
+    try:
+        if len(parts) == 2 and ":" not in text and "h" not in text:
+            return SkyCoord(float(parts[0]), float(parts[1]), unit=u.deg)
+        return SkyCoord(text, unit=(u.hourangle, u.deg)) if len(parts) >= 2 or "h" in text else None
+    except (ValueError, TypeError, u.UnitsError):
+        return None
+
+
+def query_vectors(query: np.ndarray, embeddings: Embeddings, model: MaskedImageModel | None) -> np.ndarray:
+    """Return vectors comparable with some embeddings, from vectors (t, D) or images (t, C, S, S).
+
+    Raises
+    ------
+    ValueError
+        If vectors have another width or are not finite, or images are given without a model.
+    """
+    if query.ndim == 4:
+        if model is None:
+            raise ValueError("an image as the query needs the model that made the embeddings: give model=…")
+        meta = embeddings.meta
+        return target_vectors(model, query, pool=meta.get("pool", "mean"), layer=meta.get("layer", -1))
+    if query.ndim != 2 or query.shape[1] != embeddings.vectors.shape[1]:
+        raise ValueError(
+            f"query of shape {query.shape[1:]}: must be a vector ({embeddings.vectors.shape[1]},) or an image"
+        )
+    if not np.isfinite(query).all():
+        raise ValueError("query: the vector is not finite")
+    return query.astype(np.float32)

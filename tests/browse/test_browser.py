@@ -1,6 +1,8 @@
 """The similarity browser: driven by calls, and clicked in a real JupyterLab and a real Voila in Chromium."""
 
+import base64
 import csv
+import io
 import json
 import math
 import os
@@ -11,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import urllib.request
@@ -20,13 +23,18 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
 
 from skylib import Embeddings, SimilarityBrowser
+from skylib.browse.details import facts
+from skylib.browse.pictures import Pictures
 from skylib.browse.state import BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
 from skylib.search.export import ds9_regions, sky_links, write_objects
+from skylib.search.queries import find_object
 
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
 CHROMIUM_ARGUMENTS = [
@@ -161,7 +169,7 @@ def test_orders_filters_map_and_pictures(cutouts, embeddings):
     browser._map.scatter.widget.selection = np.array([0, 5, 9])
     assert sorted(rows_of(browser)) == [20, 25, 29]
     send(browser, "focus", 30)
-    assert np.asarray(browser._map.scatter.widget.selection).tolist() == [10]
+    assert np.asarray(browser._map.scatter.widget.selection).tolist() == [0, 5, 9, 10]  # the answer, and this one
     assert sorted(rows_of(browser)) == [20, 25, 29], "showing an object on the map is no lasso"
     send(browser, "focus", 31)
     browser._map._on_selection({"new": np.array([10])})  # the page tells the mark before the last back, late
@@ -175,6 +183,182 @@ def test_orders_filters_map_and_pictures(cutouts, embeddings):
     assert bytes(browser._picture.value).startswith(b"\x89PNG")
     assert "object 30" in browser._facts.value
     assert len(rows) == 25
+
+
+def test_an_object_is_found_by_position_name_or_row(cutouts, embeddings):
+    names = np.array([f"NGC {i}" for i in range(len(embeddings))])
+    e = Embeddings(
+        embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec, columns=embeddings.columns | {"name": names}
+    )
+    place = f"{e.ra[17] + 1e-5:.6f} {e.dec[17]:.6f}"
+    sexagesimal = SkyCoord(e.ra[18], e.dec[18], unit="deg").to_string("hmsdms", sep=":", precision=4)
+    for text, row in ((place, 17), (sexagesimal, 18), (str(e.column("object_id")[21]), 21), ("ngc 7", 7), ("#9", 9)):
+        assert find_object(e, text)[0] == row, text
+    for text, why in (
+        ("10 10", "no object within 60 arcsec"),
+        ("#999", "rows are 0 to 239"),
+        ("M31", "no object_id or name"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            find_object(e, text)
+    e.columns["name"][8] = "NGC 7"
+    with pytest.raises(ValueError, match="2 objects have name = 'NGC 7'"):
+        find_object(e, "NGC 7")
+    browser = SimilarityBrowser(e, cutouts, query=3)
+    browser._find.value = place
+    assert rows_of(browser)[0] == 17
+    assert "0.0 arcsec" in browser._files.value
+    browser._find.value = "nowhere"
+    assert browser.wait()
+    assert "no object_id or name" in browser._error.value
+    browser.ask(e.vectors[33])  # as of an object that is not in the catalogue
+    assert rows_of(browser)[0] == 33
+    assert "look-alikes of your own" in browser._status.value
+    with pytest.raises(ValueError, match=r"must be a vector \(8,\)"):
+        browser.ask(np.zeros(5))
+    with pytest.raises(ValueError, match="needs the model"):
+        browser.ask(np.zeros((5, 32, 32)))
+
+
+def test_sorted_filtered_and_folded(cutouts, embeddings):
+    browser = SimilarityBrowser(embeddings, cutouts, query=3)
+    browser._controls["sort"].value = "mag_i"
+    browser._order.value = "column"
+    browser._controls["filter"].value = "class = galaxy; mag_i < 23"
+    rows, mag = rows_of(browser), embeddings.column("mag_i")
+    assert (embeddings.column("class")[rows] == 0).all()
+    assert (np.diff(mag[rows]) >= 0).all()
+    assert mag[rows].max() < 23
+    assert browser._grid.items[0]["caption"] == f"{mag[rows[0]]:.5g}"
+    browser._controls["descending"].value = True
+    rows = rows_of(browser)
+    assert (np.diff(mag[rows]) <= 0).all()
+    browser._controls["filter"].value = "class = galxy"
+    assert browser.wait()
+    assert "the column holds numbers, called galaxy, qso, star" in browser._error.value
+    twins = Embeddings(embeddings.vectors, ra=150 + np.arange(240) // 2 * 0.01, dec=np.zeros(240))
+    browser = SimilarityBrowser(twins, cutouts, query=4)
+    both = rows_of(browser)
+    browser._controls["fold"].value = 2.0
+    one = rows_of(browser)
+    assert len(one) == 25
+    assert len({row // 2 for row in one}) == 25
+    assert len({row // 2 for row in both}) < 25
+    browser._on_button("next")
+    assert not {row // 2 for row in one} & {row // 2 for row in rows_of(browser)}
+
+
+def test_marks_and_tags_are_undone_filtered_exported_and_restored(cutouts, embeddings, tmp_path):
+    browser = SimilarityBrowser(embeddings, cutouts, query=3, run_dir=tmp_path)
+    browser._controls["tag"].value = "lens <b>"
+    for event, row in (("yes", 5), ("tag", 5), ("tag", 6), ("no", 7)):
+        send(browser, event, row)
+    send(browser, "undo")
+    assert browser._grid.marks == {5: "yes"}
+    send(browser, "redo")
+    assert browser._grid.marks == {5: "yes", 7: "no"}
+    for _ in range(9):
+        send(browser, "undo")
+    assert (browser._grid.marks, browser._grid.tags) == ({}, {})
+    assert "nothing to undo" in browser._status.value
+    for _ in range(4):
+        send(browser, "redo")
+    assert browser.selected["tags"].tolist() == ["lens <b>"]
+    browser._controls["filter"].value = "tag = 'lens <b>'"
+    browser._order.value = "column"
+    assert sorted(rows_of(browser)) == [5, 6]
+    browser._controls["filter"].value = "mark = no"
+    assert rows_of(browser) == [7]
+    send(browser, "focus", 5)
+    assert "lens &lt;b&gt;" in browser._facts.value
+    assert "<b>lens" not in browser._facts.value
+    assert {path.name for path in browser.export()} >= {"selection.csv", "selection_tagged.reg"}
+    browser._controls["tag"].value = "a; b"
+    send(browser, "tag", 5)
+    assert "without ',' and ';'" in browser._error.value
+    browser._controls["stretch"].value = 0.1
+    assert browser.wait()
+    again = SimilarityBrowser(embeddings, cutouts, run_dir=tmp_path)
+    assert again.wait()
+    assert again.state == browser.state
+    assert (again._grid.marks, again._grid.tags) == (browser._grid.marks, browser._grid.tags)
+    assert rows_of(again) == [7]
+    assert again._focus == 5
+    assert again._controls["stretch"].value == 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"question": {"order": "alike", "targets": ['<img src=x onerror="alert(1)">'], "rows": []}},
+        {"question": {"order": "alike", "targets": [240], "rows": []}},
+        {"question": {"order": "<script>", "targets": [3], "rows": []}},
+        {"marks": [[3, "<script>"]]},
+        {"marks": [[-1, "yes"]]},
+        {"marks": [[True, "yes"]]},
+        {"tags": [[3, [7]]]},
+        {"settings": {"filter": ["<script>"]}},
+        {"history": 5},
+        {"question": None},
+    ],
+)
+def test_a_state_of_a_stranger_is_checked(cutouts, embeddings, tmp_path, change):
+    browser = SimilarityBrowser(embeddings, cutouts, query=3, run_dir=tmp_path)
+    assert browser.wait()
+    saved = json.loads((tmp_path / "browser.json").read_text())
+    (tmp_path / "browser.json").write_text(json.dumps(saved | change))
+    with pytest.raises(ValueError, match=r"browser\.json: cannot be read as the state of a browser"):
+        SimilarityBrowser(embeddings, cutouts, run_dir=tmp_path)
+
+
+def test_processes_that_mark_at_the_same_time_lose_nothing(tmp_path):
+    code = """
+        import sys
+        from skylib.browse.state import BrowserState
+        state = BrowserState(1000, "x")
+        for k in range(40):
+            state.mark(100 * int(sys.argv[1]) + k, "yes")
+            state.save("browser.json")
+    """
+    (tmp_path / "run.py").write_text(textwrap.dedent(code))
+    started = [subprocess.Popen([sys.executable, "run.py", str(i)], cwd=tmp_path) for i in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    assert len(BrowserState.load(tmp_path / "browser.json", like=BrowserState(1000, "x")).marks) == 80
+
+
+def test_facts_are_escaped_without_files_and_linked_on_a_real_sky():
+    labels = {
+        "class": np.int64(1),
+        "note": "<script>",
+        "file": "/data/calexp-HSC-I.fits",
+        "z": np.float32(0.5),
+        "w": np.nan,
+    }
+    text = facts(3, 150.1, -2.2, labels=labels, names={"class": ("galaxy", "qso")}, links=True)
+    assert "<td>class</td><td>qso (1)</td>" in text
+    assert "&lt;script&gt;" in text
+    assert "calexp" not in text
+    assert "<td>w</td>" not in text
+    assert text.count("<a href") == 3
+    assert "<a href" not in facts(3, 150.1, -2.2, labels={}, names={}, links=False)
+    assert "unknown" in facts(3, np.nan, np.nan, labels={}, names={}, links=True)
+
+
+def test_objects_of_another_catalogue_are_known(cutouts, embeddings):
+    catalogue = Table({"ra": embeddings.ra[[4, 9]], "dec": embeddings.dec[[4, 9]] + 1e-4, "name": ["A", "B"]})
+    browser = SimilarityBrowser(embeddings, cutouts, catalogue=catalogue)
+    browser._controls["filter"].value = "known = A, B"
+    browser._order.value = "column"
+    assert {4, 9} <= set(rows_of(browser))
+    with pytest.raises(ValueError, match="catalogue: no column dec"):
+        SimilarityBrowser(embeddings, cutouts, catalogue=Table({"ra": [1.0]}))
+
+
+def test_pictures_show_what_the_network_saw(cutouts):
+    whole, part = (Pictures(cutouts, size=size) for size in (None, 16))
+    look = (1.0, ("i", "r", "g"))
+    sides = [Image.open(io.BytesIO(base64.b64decode(p.thumbnails([3], look)[0][22:]))).size for p in (whole, part)]
+    assert sides == [(32, 32), (16, 16)]
 
 
 def test_a_worker_serves_the_latest_and_tells_errors():
@@ -217,7 +401,7 @@ SOURCE = """
 import numpy as np
 from skylib import CutoutFile, Embeddings, SimilarityBrowser
 embeddings = Embeddings.load('embeddings.h5')
-browser = SimilarityBrowser(embeddings, CutoutFile('cutouts.h5'), query=3, xy=np.load('umap.npy'), run_dir='run')
+browser = SimilarityBrowser(embeddings, CutoutFile('cutouts.h5'), query=3, xy=np.load('umap.npy'), run_dir='run', links=True)
 browser
 """
 
@@ -335,6 +519,7 @@ def test_a_session_in_jupyterlab(folder):
         expect(page.locator(".jp-CodeCell")).to_have_count(1)
 
         # slider: brighter pictures
+        page.get_by_text("pictures and distance").click()
         source = cards.nth(1).locator("img").get_attribute("src")
         handle = page.locator(".jupyter-widgets:has(> .widget-label:text-is('stretch')) .noUi-handle")
         handle.focus()

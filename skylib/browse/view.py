@@ -1,0 +1,135 @@
+"""What the browser shows: the widgets, and the texts in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+
+from skylib.browse.controls import arrange, make_buttons, make_controls, make_orders
+from skylib.browse.grid import ThumbnailGrid
+from skylib.browse.pictures import Look
+from skylib.browse.skymap import MapPanel
+from skylib.browse.state import ORDERS, BrowserState
+from skylib.search.filters import Names
+
+REDRAW = ("metric", "combine", "k", "stretch", "red", "green", "blue", "filter", "sort", "descending", "hide", "fold")
+
+
+class BrowserView(widgets.VBox):
+    """The widgets of a browser, with what happens to them left to a subclass.
+
+    Parameters
+    ----------
+    bands : sequence of str
+        That can be shown.
+    columns : mapping of str to ndarray, shape (n,)
+        To sort by and to colour the map by.
+    names : mapping
+        What the numbers of a column are called.
+    state : BrowserState
+        Whose settings are restored.
+    xy : ndarray, shape (n, 2), optional
+        The map.
+    colour_by : str
+    """
+
+    state: BrowserState
+
+    def __init__(
+        self,
+        bands: Sequence[str],
+        columns: Mapping[str, np.ndarray],
+        *,
+        names: Names,
+        state: BrowserState,
+        xy: np.ndarray | None,
+        colour_by: str,
+    ) -> None:
+        self.state, self._said = state, ""
+        self._controls = make_controls(bands, [*columns, "ra", "dec"], state.settings)
+        for name in REDRAW:
+            self._controls[name].observe(self._on_setting, "value")
+        self._buttons, self._order = make_buttons(), make_orders()
+        for name, button in self._buttons.items():
+            button.on_click(lambda _, name=name: self._on_button(name))
+        self._order.observe(self._on_order, "value")
+        self._find = widgets.Text(
+            placeholder="150.1 2.2, object_id, name or #row",
+            description="find",
+            tooltip="search for the object at a position, or with this object_id, name or row",
+            continuous_update=False,
+            layout={"width": "340px"},
+        )
+        self._find.observe(self._on_find, "value")
+        self._status, self._error, self._files, self._hovered = (widgets.HTML() for _ in range(4))
+        self._grid = ThumbnailGrid(side=self._controls["size"].value)
+        widgets.jslink((self._controls["size"], "value"), (self._grid, "side"))
+        self._grid.on_msg(lambda _, message, __: self._on_event(message))
+        self._picture, self._facts = widgets.Image(layout={"max_width": "100%"}), widgets.HTML()
+        self._map = None
+        if xy is not None:
+            self._map = MapPanel(
+                np.asarray(xy, dtype=float),
+                columns=columns,
+                names=names,
+                colour_by=colour_by,
+                on_lasso=self._on_lasso,
+                on_hover=self._on_hover,
+            )
+        beside = [self._picture, *([self._map, self._hovered] if self._map else []), self._facts]
+        status = [self._status, self._error, self._files]
+        super().__init__(arrange(self._order, self._find, self._controls, self._buttons, status, self._grid, beside))
+
+    def _settings(self) -> dict[str, Any]:
+        return {name: control.value for name, control in self._controls.items()}
+
+    def _look(self) -> Look:
+        rgb = tuple(self._controls[name].value for name in ("red", "green", "blue"))
+        return round(self._controls["stretch"].value, 4), rgb
+
+    def _show_marks(self) -> None:
+        self._grid.marks, self._grid.tags = dict(self.state.marks), dict(self.state.tags)
+
+    def _say(self, text: str) -> None:
+        """Say what is shown, and how many objects are marked."""
+        question = self.state.question
+        order = next(name for name, value in ORDERS.items() if value == question.order)
+        like = [*map(str, question.targets), *("your own" for _ in question.vectors)]
+        about = f" of {', '.join(like)}" if question.order == "alike" else ""
+        n_yes, n_no, n_tags = len(self.state.marked("yes")), len(self.state.marked("no")), len(self.state.tags)
+        self._said = text
+        rest = escape(f": {text}; {n_yes} yes, {n_no} no{f', {n_tags} tagged' if n_tags else ''}", quote=False)
+        self._status.value = f"<span class='sky-status' role='status'><b>{escape(order + about)}</b>{rest}</span>"
+
+    def _say_error(self, text: str) -> None:
+        style = "color:var(--jp-error-color1,#b3261e)"
+        self._error.value = f"<b class='sky-error' role='alert' style='{style}'>{escape(text, quote=False)}</b>"
+        self._say("could not be done")
+
+    def _say_file(self, text: str) -> None:
+        self._files.value = f"<span class='sky-files' role='status'>{escape(text, quote=False)}</span>"
+
+    def _on_setting(self, change: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _on_order(self, change: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _on_find(self, change: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _on_button(self, name: str) -> None:
+        raise NotImplementedError
+
+    def _on_event(self, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _on_lasso(self, rows: list[int]) -> None:
+        raise NotImplementedError
+
+    def _on_hover(self, row: int | None) -> None:
+        raise NotImplementedError
