@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import Ridge
-from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skylib import CutoutFile, photoz_metrics
-from skylib.evaluation.metrics import classification_metrics
-from skylib.evaluation.probes import balanced_log_loss, effective_rank
+from skylib.data.splits import TEST, TRAIN
+from skylib.evaluation.labels import Labels, nested_subset, select_labels
+from skylib.evaluation.metrics import classification_metrics, regression_metrics
+from skylib.evaluation.probes import candidates as models
+from skylib.evaluation.probes import choose
+from skylib.evaluation.progress import effective_rank
 from skylib.evaluation.solvers import SoftmaxRegression
 
 FAINT_LIMIT = 24.5  # i band: objects are judged that are brighter
 CLASS_C = (1e-3, 1e-2, 1e-1, 1.0)
-RIDGE = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
-NEIGHBOURS = (3, 5, 10, 20, 50)
 PREVALENCES = (("26 %", 0.26, ("qso", "star")), ("2 %", 0.02, ("qso", "star")), ("0.1 %", 0.001, ("dwarf", "arc")))
 LABELS = (2**7, 2**11)
 CLASSES = ("galaxy", "qso", "star")
@@ -126,83 +124,41 @@ def redshift_rows(cutouts: CutoutFile, rows: np.ndarray) -> np.ndarray:
     return rows[(cutouts.column("class")[rows] == 0) & np.isfinite(cutouts.column("z_spec")[rows])]
 
 
-def fit_classes(x: np.ndarray, y: np.ndarray, fit: np.ndarray, choose: np.ndarray, grid: Sequence[float]) -> Any:
-    """Return the linear classifier with the lowest balanced log loss on validation, and that loss."""
-    scaler = StandardScaler().fit(x[fit].astype(np.float64))
-    train, validation = (scaler.transform(x[rows].astype(np.float64)) for rows in (fit, choose))
-    found = []
-    for strength in grid:
-        model = SoftmaxRegression(strength, class_weight="balanced").fit(train, y[fit])
-        found.append((balanced_log_loss(model.predict_proba(validation), y[choose], model.classes_), strength, model))
-    loss, strength, model = min(found, key=lambda one: one[0])
-    return make_pipeline(scaler, model), loss, strength
-
-
-def fit_redshift(x: np.ndarray, z: np.ndarray, fit: np.ndarray, choose: np.ndarray) -> Any:
-    """Return the ridge regression with the highest R2 on validation, and that R2."""
-    scaler = StandardScaler().fit(x[fit].astype(np.float64))
-    train, validation = (scaler.transform(x[rows].astype(np.float64)) for rows in (fit, choose))
-    found = []
-    for alpha in RIDGE:
-        model = Ridge(alpha=alpha).fit(train, z[fit])
-        found.append((model.score(validation, z[choose]), alpha, model))
-    r2, alpha, model = max(found, key=lambda one: one[0])
-    return make_pipeline(scaler, model), r2, alpha
-
-
-class Neighbours:
-    """Predictions from the nearest training objects, by inverse distance, for every k from one search."""
-
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        self._scaler, self._y = StandardScaler().fit(x), y
-        self._search = NearestNeighbors(n_neighbors=min(max(NEIGHBOURS), len(x)), algorithm="brute").fit(
-            self._scaled(x)
-        )
-
-    def _scaled(self, x: np.ndarray) -> np.ndarray:
-        return self._scaler.transform(x).astype(np.float32)
-
-    def predict(self, x: np.ndarray, *, n_classes: int = 0) -> dict[int, np.ndarray]:
-        """Return the value, or with `n_classes` the votes (n, n_classes), for each k."""
-        distance, rows = self._search.kneighbors(self._scaled(x))
-        weight, values = 1 / distance.clip(min=1e-6), self._y[rows]
-        found = {}
-        for k in (k for k in NEIGHBOURS if k <= rows.shape[1]):
-            w, v = weight[:, :k], values[:, :k]
-            if n_classes:
-                found[k] = np.stack([(w * (v == c)).sum(1) for c in range(n_classes)], axis=1).argmax(1)
-            else:
-                found[k] = (w * v).sum(1) / w.sum(1)
-        return found
+def labels_of(survey: Survey, target: str) -> Labels:
+    """Return the labels of `main`: classes, or redshifts of galaxies."""
+    if target == "class":
+        return select_labels(survey.main.column, "class", survey.split, "classification")
+    split = np.where(survey.main.column("class") == 0, survey.split, -1)
+    return select_labels(survey.main.column, target, split, "regression")
 
 
 def _classify(candidates: Vectors, survey: Survey) -> dict[str, Any]:
-    y, (train, validation, test) = survey.main.column("class"), _parts(survey.split)
-    losses = {key: fit_classes(x, y, train, validation, (0.03,))[1] for key, x in candidates.items()}
-    key = min(losses, key=losses.__getitem__)
-    x = candidates[key]
-    model, loss, strength = fit_classes(x, y, train, validation, CLASS_C)
-    row = {"class layer": key[0], "class C": strength, **class_row(model.predict(x[test]), y[test])}
-    near = Neighbours(x[train], y[train])
-    votes = near.predict(x[validation], n_classes=len(CLASSES))
-    k = max(votes, key=lambda k: classification_metrics(votes[k], y[validation])["balanced_accuracy"])
-    row |= class_row(near.predict(x[test], n_classes=len(CLASSES))[k], y[test], "class kNN")
-    return {"row": row, "loss": loss, "key": key, "model": model}
+    labels = labels_of(survey, "class")
+    x = {key: vectors[labels.used] for key, vectors in candidates.items()}
+    key = min(x, key=lambda key: choose(x[key], labels, _classifiers(0.03)).loss)
+    best = choose(x[key], labels, _classifiers(*CLASS_C))
+    nearest = choose(x[key], labels, models("knn", "classification"))
+    test, truth = x[key][labels.places(TEST)], labels.of(TEST)
+    row = {"class layer": key[0], "class setting": best.setting, **class_row(best.model.predict(test), truth)}
+    row |= class_row(nearest.model.predict(test), truth, "class kNN")
+    return {"row": row, "loss": best.loss, "key": key, "model": best.model}
+
+
+def _classifiers(*strengths: float) -> dict[str, Any]:
+    return {f"C={c:g}": SoftmaxRegression(c, class_weight="balanced") for c in strengths}
 
 
 def _regress(candidates: Vectors, survey: Survey) -> dict[str, Any]:
-    z = survey.main.column("z_spec")
-    train, validation, test = (redshift_rows(survey.main, rows) for rows in _parts(survey.split))
-    scores = {key: fit_redshift(x, z, train, validation)[1] for key, x in candidates.items()}
-    key = max(scores, key=scores.__getitem__)
-    x = candidates[key]
-    model, _, alpha = fit_redshift(x, z, train, validation)
-    row = {"z layer": key[0], "z alpha": alpha, **redshift_row(model.predict(x[test]), z[test])}
-    near = Neighbours(x[train], z[train])
-    guesses = near.predict(x[validation])
-    k = max(guesses, key=lambda k: photoz_metrics(guesses[k], z[validation])["r2"])
-    row |= redshift_row(near.predict(x[test])[k], z[test], "z kNN")
-    return {"row": row, "key": key, "model": model}
+    labels = labels_of(survey, "z_spec")
+    x = {key: vectors[labels.used] for key, vectors in candidates.items()}
+    chosen = {key: choose(vectors, labels, models("linear", "regression")) for key, vectors in x.items()}
+    key = min(chosen, key=lambda key: chosen[key].loss)
+    nearest = choose(x[key], labels, models("knn", "regression"))
+    test, truth = x[key][labels.places(TEST)], labels.of(TEST)
+    row = {"z layer": key[0], "z setting": chosen[key].setting}
+    row |= redshift_row(chosen[key].model.predict(test), truth)
+    row |= redshift_row(nearest.model.predict(test), truth, "z kNN")
+    return {"row": row, "key": key, "model": chosen[key].model}
 
 
 def _retrieve(x: np.ndarray, survey: Survey, *, seed: int) -> dict[str, float]:
@@ -243,15 +199,17 @@ def _hits(unit: torch.Tensor, queries: np.ndarray, relevant: np.ndarray, *, k: i
 
 def _few_labels(x: np.ndarray, survey: Survey) -> dict[str, float]:
     """Fit the linear classifier to few labels, three subsets of each number."""
-    y, (train, validation, test) = survey.main.column("class"), _parts(survey.split)
+    labels = labels_of(survey, "class")
     row = {}
     for n in LABELS:
-        if n <= len(train):
-            scores = []
-            for seed in range(3):
-                some = np.random.default_rng(seed).permutation(train)[:n]
-                model, *_ = fit_classes(x, y, some, validation, CLASS_C)
-                scores.append(classification_metrics(model.predict(x[test]), y[test])["balanced_accuracy"])
+        scores = []
+        for seed in range(3 if n <= len(labels.rows[TRAIN]) else 0):
+            some = labels.rows[TRAIN][nested_subset(labels.of(TRAIN), n, task="classification", seed=seed)]
+            few = replace(labels, rows={**labels.rows, TRAIN: some})
+            model = choose(x[few.used], few, _classifiers(*CLASS_C)).model
+            found = model.predict(x[few.rows[TEST]])
+            scores.append(classification_metrics(found, few.of(TEST))["balanced_accuracy"])
+        if scores:
             row[f"class {n} labels"] = float(np.mean(scores))
     return row
 
@@ -284,11 +242,7 @@ def _other_field(
     third = np.random.default_rng(0).permutation(len(x)) % 3
     for name in ("seeing", "depth"):
         value = np.concatenate([survey.main.column(name)[test], survey.other.column(name)[rows]])
-        model, *_ = fit_redshift(x, value, np.flatnonzero(third == 0), np.flatnonzero(third == 1))
-        row[f"R2 of {name}"] = model.score(x[third == 2], value[third == 2])
+        labels = select_labels({}, value, third, "regression")
+        model = choose(x, labels, models("linear", "regression")).model
+        row[f"R2 of {name}"] = regression_metrics(model.predict(x[third == TEST]), value[third == TEST])["r2"]
     return row
-
-
-def _parts(split: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    train, validation, test = (np.flatnonzero(split == part) for part in range(3))
-    return train, validation, test

@@ -25,7 +25,8 @@ _HOMES = {
     "evaluation.heads": "train_head",
     "evaluation.label_study": "label_efficiency label_grid labels_to_match seed_means",
     "evaluation.metrics": "classification_metrics photoz_metrics",
-    "evaluation.probes": "Probe ProbeResult catalogue_probe constant_probe knn_probe linear_probe original_probe",
+    "evaluation.probes": "ProbeResult catalogue_probe constant_probe knn_probe linear_probe original_probe",
+    "evaluation.progress": "Probe",
     "evaluation.redshift": "RedshiftPDF redshift_pdf",
     "evaluation.summary": "count_labels of_class write_summary",
     "model.embed": "embed",
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from skylib.evaluation.label_study import label_efficiency, label_grid, labels_to_match, seed_means
     from skylib.evaluation.metrics import classification_metrics, photoz_metrics
     from skylib.evaluation.probes import (
-        Probe,
         ProbeResult,
         catalogue_probe,
         constant_probe,
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
         linear_probe,
         original_probe,
     )
+    from skylib.evaluation.progress import Probe
     from skylib.evaluation.redshift import RedshiftPDF, redshift_pdf
     from skylib.evaluation.summary import count_labels, of_class, write_summary
     from skylib.model.embed import embed

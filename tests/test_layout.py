@@ -30,18 +30,14 @@ LONGEST = 300  # lines of a module
 
 KNOWN: dict[str, set[str]] = {
     "direction": {
-        "training.pretrain -> evaluation.probes",
-        "training.trainer -> evaluation.probes",
+        "training.pretrain -> evaluation.progress",
+        "training.trainer -> evaluation.progress",
     },
     "private": set(),
     "widgets": set(),
     "length": {
         "config",
         "data.simulate",
-        "evaluation.evaluate",
-        "evaluation.heads",
-        "evaluation.probes",
-        "evaluation.redshift",
         "runner.runs",
     },
 }

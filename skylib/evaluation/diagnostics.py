@@ -9,23 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import measure_sky_noise
-from skylib.data.splits import TEST, TRAIN, UNUSED, VALIDATION, sky_folds
-from skylib.evaluation.probes import (
-    Task,
-    candidates,
-    choose,
-    knn_probe,
-    labelled_parts,
-    linear_probe,
-    metric_for,
-    on_test,
-)
+from skylib.data.splits import TEST, TRAIN, VALIDATION, sky_folds
+from skylib.evaluation.labels import Labels, Task, select_labels
+from skylib.evaluation.metrics import metric_for
+from skylib.evaluation.probes import ProbeResult, candidates, choose, linear_probe, on_test, probe
+from skylib.evaluation.solvers import SoftmaxRegression
 from skylib.model.embeddings import Embeddings
 from skylib.model.features import encode, moved
 from skylib.model.mim import MaskedImageModel
@@ -49,27 +42,25 @@ def position_leakage(
         ``positions`` (true, shuffled, zeroed, alone), the score, ``low``, ``high``, ``n``. For a model without
         ``ra_dec`` the first three are equal, which proves that it does not use positions.
     """
-    used, values, parts, rows = _labelled(cutouts, target, split, task)
-    metric, score = metric_for(task, target)
-    rng = np.random.default_rng(seed)
-    ra, dec = cutouts.ra, cutouts.dec
+    labels = select_labels(cutouts.column, target, split, task)
+    ra, dec, test = cutouts.ra, cutouts.dec, labels.rows[TEST]
     other, nowhere = np.arange(len(ra)), np.full(len(ra), np.nan)
-    test = used[rows[TEST]]
-    other[test] = rng.permutation(test)
-    x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
-    vectors = {"true": x[rows[TEST]]}
+    other[test] = np.random.default_rng(seed).permutation(test)
+    x = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(x, labels, candidates("linear", task)).model
+    lines = [_line("true", on_test(fitted.predict(x[labels.places(TEST)]), labels, seed=seed), labels)]
     for name, r, d in (("shuffled", ra[other], dec[other]), ("zeroed", nowhere, nowhere)):
-        elsewhere = moved(cutouts, ra=r, dec=d)
-        vectors[name] = encode(model, elsewhere, rows=test, pools=[pool], layers=[layer])[layer, pool]
-    results = {
-        name: on_test(fitted.predict(v), values[rows[TEST]], test, metric, seed=seed) for name, v in vectors.items()
-    }
-    place = Embeddings(np.stack([ra, dec], axis=1)[used], ra=ra[used], dec=dec[used])
-    results["alone"] = knn_probe(place, values, task=task, split=parts, seed=seed)
-    lines = [{"positions": name, score: r.metrics[score], "low": r.intervals[score][0], "high": r.intervals[score][1],
-              "n": int(r.metrics["n"])} for name, r in results.items()]  # fmt: skip
+        vectors = encode(model, moved(cutouts, ra=r, dec=d), rows=test, pools=[pool], layers=[layer])[layer, pool]
+        lines.append(_line(name, on_test(fitted.predict(vectors), labels, seed=seed), labels))
+    place = np.stack([ra, dec], axis=1)[labels.used]
+    lines.append(_line("alone", probe(place, labels, candidates("knn", task), seed=seed), labels))
     return pd.DataFrame(lines)
+
+
+def _line(positions: str, result: ProbeResult, labels: Labels) -> dict[str, Any]:
+    _, score = metric_for(labels.task, labels.name)
+    low, high = result.intervals[score]
+    return {"positions": positions, score: result.metrics[score], "low": low, "high": high, "n": len(result.rows)}
 
 
 def missing_bands(
@@ -88,20 +79,26 @@ def missing_bands(
     DataFrame
         ``dropped`` (names, "" for none), ``n_dropped``, the score on test, ``low``, ``high``, ``n``.
     """
-    used, values, _, rows = _labelled(cutouts, target, split, task)
-    metric, score = metric_for(task, target)
-    x = encode(model, cutouts, rows=used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(x, values, rows, metric, score, candidates("linear", task)).model
-    bands, test = model.config.bands, used[rows[TEST]]
+    labels = select_labels(cutouts.column, target, split, task)
+    _, score = metric_for(task, target)
+    x = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(x, labels, candidates("linear", task)).model
+    bands, test = model.config.bands, labels.rows[TEST]
     most = len(bands) - 1 if max_dropped is None else max_dropped
     lines = []
     for n in range(most + 1):
         for dropped in itertools.combinations(bands, n):
             given = encode(model, cutouts, rows=test, pools=[pool], layers=[layer], drop_bands=dropped)[layer, pool]
-            result = on_test(fitted.predict(given), values[rows[TEST]], test, metric, seed=seed)
+            result = on_test(fitted.predict(given), labels, seed=seed)
             low, high = result.intervals[score]
-            lines.append({"dropped": " ".join(dropped), "n_dropped": n, score: result.metrics[score], "low": low,
-                          "high": high, "n": len(test)})  # fmt: skip
+            line = {
+                "dropped": " ".join(dropped),
+                "n_dropped": n,
+                score: result.metrics[score],
+                "low": low,
+                "high": high,
+            }
+            lines.append({**line, "n": len(test)})
     return pd.DataFrame(lines)
 
 
@@ -237,7 +234,7 @@ def find_label_errors(
         fit = fold != f
         if len(np.unique(y[fit])) < len(classes):
             raise ValueError(f"a class of {classes.tolist()} lies in one fold of {n_folds} alone: use smaller cells")
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(x[fit], y[fit])
+        model = make_pipeline(StandardScaler(), SoftmaxRegression(c)).fit(x[fit], y[fit])
         probability[~fit] = model.predict_proba(x[~fit])
     own = np.searchsorted(classes, y)
     usual = np.array([probability[own == k, k].mean() for k in range(len(classes))])
@@ -251,18 +248,6 @@ def find_label_errors(
         "margin": probability[each, suggested] - probability[each, own],
     })  # fmt: skip
     return table[suspect].sort_values("margin", ascending=False, ignore_index=True)
-
-
-def _labelled(
-    cutouts: CutoutFile, target: str, split: np.ndarray, task: Task
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-    """Return the rows of the file in use, their labels and parts, and the rows of each part among them."""
-    values, rows = labelled_parts({target: cutouts.column(target)}, target, split, task)
-    used = np.sort(np.concatenate(list(rows.values())))
-    parts = np.full(len(values), UNUSED)
-    for part, mine in rows.items():
-        parts[mine] = part
-    return used, values[used], parts[used], {part: np.searchsorted(used, mine) for part, mine in rows.items()}
 
 
 def _edge_distance(row: np.ndarray, col: np.ndarray, tile: np.ndarray) -> np.ndarray:

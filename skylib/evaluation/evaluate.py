@@ -1,4 +1,4 @@
-"""What an encoder knows, in a table that always holds what anyone gets without pretraining."""
+"""What the embeddings of an encoder hold, in a table beside what anyone gets without pretraining."""
 
 from __future__ import annotations
 
@@ -13,24 +13,12 @@ import pandas as pd
 
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import aperture_magnitudes
-from skylib.data.splits import TRAIN, UNUSED
-from skylib.evaluation.bootstrap import paired_margin
-from skylib.evaluation.probes import (
-    ProbeResult,
-    Task,
-    candidates,
-    catalogue_probe,
-    choose,
-    constant_probe,
-    knn_probe,
-    labelled_parts,
-    linear_probe,
-    metric_for,
-    original_probe,
-)
+from skylib.data.splits import TRAIN
+from skylib.evaluation.labels import Labels, Task, select_labels
+from skylib.evaluation.metrics import metric_for, paired_margin
+from skylib.evaluation.probes import ProbeResult, candidates, choose, probe, with_colours
 from skylib.files import replaced
-from skylib.model.embeddings import Embeddings
-from skylib.model.features import encode, pixel_pca, random_weights
+from skylib.model.features import Features, encode, pixel_pca, random_weights
 from skylib.model.mim import MaskedImageModel
 
 BEST = "pretrained, linear"
@@ -105,9 +93,9 @@ class Evaluation:
         """
         rows = []
         for name, result in self.results.items():
-            told = [m for m in TABLE_METRICS if m in result.metrics]
-            told += [m for kind in OF_A_CLASS for m in result.metrics if m.startswith(kind)]
-            row: dict[str, Any] = {self._named(m): result.describe(m) for m in told if np.isfinite(result.metrics[m])}
+            shown = [m for m in TABLE_METRICS if m in result.metrics]
+            shown += [m for kind in OF_A_CLASS for m in result.metrics if m.startswith(kind)]
+            row: dict[str, Any] = {self._named(m): result.describe(m) for m in shown if np.isfinite(result.metrics[m])}
             row["n"] = int(result.metrics["n"])
             if name != BEST:
                 value, low, high = self.margin(name)
@@ -124,8 +112,8 @@ class Evaluation:
     def _named(self, measure: str) -> str:
         """Return a measure with the name of its class in the place of the number."""
         kind, _, c = measure.rpartition("_")
-        known = f"{kind}_" in OF_A_CLASS and c.isdecimal() and int(c) < len(self.class_names)
-        return f"{kind}_{self.class_names[int(c)]}" if known else measure
+        has_name = f"{kind}_" in OF_A_CLASS and c.isdecimal() and int(c) < len(self.class_names)
+        return f"{kind}_{self.class_names[int(c)]}" if has_name else measure
 
     def scores(self) -> dict[str, tuple[float, tuple[float, float]]]:
         """Return the main score of every method and its interval, for `plotting.plot_comparison`."""
@@ -213,40 +201,38 @@ def evaluate(
     -------
     Evaluation
     """
-    name = target if isinstance(target, str) else "target"
-    used, values, parts = _used(cutouts, target, split, task)
-    position = {"ra": cutouts.ra[used], "dec": cutouts.dec[used]}
-    how: dict[str, Any] = {"task": task, "split": parts, "seed": seed}
-
-    def as_embeddings(vectors: np.ndarray, columns: Mapping[str, np.ndarray] | None = None) -> Embeddings:
-        return Embeddings(vectors, **position, columns={name: values, **(columns or {})})
-
+    labels = select_labels(cutouts.column, target, split, task)
     results: dict[str, ProbeResult] = {}
     sweeps = []
-    for label, encoder in (("pretrained", model), ("random weights", random_weights(model, seed=seed))):
+
+    def add(name: str, x: np.ndarray, kind: Any) -> None:
+        results[name] = probe(x, labels, candidates(kind, task, seed=seed), seed=seed)
+
+    for name, encoder in (("pretrained", model), ("random weights", random_weights(model, seed=seed))):
         every = list(dict.fromkeys((*pools, "central_flat")))
-        features = encode(encoder, cutouts, rows=used, pools=every, layers=sorted({*layers, -1}))
-        asked = {key: x for key, x in features.items() if key[0] in layers and key[1] in pools}
-        table = _sweep(encoder, asked, as_embeddings, name, task, parts)
-        chosen = as_embeddings(features[table.loc[table["chosen"], "key"].item()])
-        results[f"{label}, linear"] = linear_probe(chosen, name, **how)
+        features = encode(encoder, cutouts, rows=labels.used, pools=every, layers=sorted({*layers, -1}))
+        table = _sweep(encoder, {key: x for key, x in features.items() if key[0] in layers and key[1] in pools}, labels)
+        chosen = features[table.loc[table["chosen"], "key"].item()]
+        add(f"{name}, linear", chosen, "linear")
         if encoder is model:
-            results[f"{label}, kNN"] = knn_probe(chosen, name, **how)
-        side_by_side = as_embeddings(features[-1, "central_flat"])
-        results[f"{label}, original's probe"] = original_probe(side_by_side, name, **how)
-        sweeps.append(table.drop(columns="key").assign(encoder=label))
-    everyone = np.asarray(cutouts.column(split) if isinstance(split, str) else split)
-    pca = pixel_pca(model, cutouts, rows=used, train=np.flatnonzero(everyone == TRAIN), seed=seed)  # needs no labels
-    results[PIXELS] = linear_probe(as_embeddings(pca), name, **how)
-    mags, label = _magnitudes(model, cutouts, used, magnitudes)
-    results[label] = catalogue_probe(as_embeddings(pca, mags), name, magnitudes=list(mags), **how)
-    results[FLOORS[task]] = constant_probe(as_embeddings(pca), name, **how)
+            add(f"{name}, kNN", chosen, "knn")
+        add(f"{name}, original's probe", features[-1, "central_flat"], "original")
+        sweeps.append(table.drop(columns="key").assign(encoder=name))
+    parts = np.asarray(cutouts.column(split) if isinstance(split, str) else split)
+    train = np.flatnonzero(parts == TRAIN)  # labelled or not
+    pca = pixel_pca(model, cutouts, rows=labels.used, train=train, seed=seed)
+    add(PIXELS, pca, "linear")
+    mags, name = _magnitudes(model, cutouts, labels.used, magnitudes)
+    add(name, with_colours(mags), "boosting")
+    add(FLOORS[task], pca, "constant")
     named = task == "classification" and isinstance(target, str) and cutouts.column(target).dtype.kind in "iu"
     return Evaluation(
-        target=name, task=task, sweep=pd.concat(sweeps, ignore_index=True),
-        class_names=cutouts.class_names(name) if named else (),
-        results={label: _in_file(result, used) for label, result in results.items()},
-    )  # fmt: skip
+        target=labels.name,
+        task=task,
+        sweep=pd.concat(sweeps, ignore_index=True),
+        class_names=cutouts.class_names(labels.name) if named else (),
+        results=results,
+    )
 
 
 def layer_sweep(
@@ -274,62 +260,31 @@ def layer_sweep(
         ``layer`` (from 0), ``pool``, ``score`` and ``loss`` on validation, ``setting``, and ``chosen``, True for the one
         with the lowest loss (see `skylib.evaluation.probes.choose`).
     """
-    name = target if isinstance(target, str) else "target"
-    used, values, parts = _used(cutouts, target, split, task)
+    labels = select_labels(cutouts.column, target, split, task)
     layers = range(len(model.encoder.blocks)) if layers is None else layers
-    features = encode(model, cutouts, rows=used, pools=pools, layers=list(layers))
-
-    def as_embeddings(vectors: np.ndarray) -> Embeddings:
-        return Embeddings(vectors, ra=cutouts.ra[used], dec=cutouts.dec[used], columns={name: values})
-
-    return _sweep(model, features, as_embeddings, name, task, parts).drop(columns="key")
+    features = encode(model, cutouts, rows=labels.used, pools=pools, layers=list(layers))
+    return _sweep(model, features, labels).drop(columns="key")
 
 
-def _sweep(
-    model: MaskedImageModel, features: Mapping[tuple[int, str], np.ndarray], as_embeddings: Any, name: str, task: Task,
-    parts: np.ndarray,
-) -> pd.DataFrame:  # fmt: skip
-    metric, score = metric_for(task, name)
+def _sweep(model: MaskedImageModel, features: Features, labels: Labels) -> pd.DataFrame:
     lines = []
     for (layer, pool), vectors in features.items():
-        values, rows = labelled_parts(as_embeddings(vectors), name, parts, task)
-        best = choose(vectors, values, rows, metric, score, candidates("linear", task))
-        lines.append({"layer": layer % len(model.encoder.blocks), "pool": pool, "score": best.score, "loss": best.loss,
-                      "setting": best.setting, "key": (layer, pool)})  # fmt: skip
+        best = choose(vectors, labels, candidates("linear", labels.task))
+        line = {"layer": layer % len(model.encoder.blocks), "pool": pool, "score": best.score, "loss": best.loss}
+        lines.append({**line, "setting": best.setting, "key": (layer, pool)})
     table = pd.DataFrame(lines)
     table["chosen"] = np.arange(len(table)) == int(table["loss"].to_numpy().argmin())
     return table
 
 
-def _used(
-    cutouts: CutoutFile, target: str | np.ndarray, split: str | np.ndarray, task: Task
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows of the file that are labelled and in a part, and the target and part of each."""
-    columns = {one: cutouts.column(one) for one in (target, split) if isinstance(one, str)}
-    values, rows = labelled_parts(columns, target, split, task)
-    used = np.sort(np.concatenate(list(rows.values())))
-    parts = np.full(len(values), UNUSED)
-    for part, mine in rows.items():
-        parts[mine] = part
-    return used, values[used], parts[used]
-
-
 def _magnitudes(
-    model: MaskedImageModel, cutouts: CutoutFile, used: np.ndarray, names: Sequence[str] | None
-) -> tuple[dict[str, np.ndarray], str]:
+    model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, names: Sequence[str] | None
+) -> tuple[np.ndarray, str]:
+    """Return magnitudes (n, C) of the catalogue, or else measured on the pixels, and which of the two they are."""
     if names is None:
         names = [f"mag_{b.lower()}" for b in model.config.bands if f"mag_{b.lower()}" in cutouts.columns]
     if names:
-        return {one: cutouts.column(one)[used] for one in names}, MAGNITUDES[0]
-    planes = [cutouts.bands.index(b) for b in model.config.bands if b in cutouts.bands]
-    sigma = np.ones(len(cutouts.bands))
-    sigma[planes] = [
-        float(s) for b, s in zip(model.config.bands, model.sky_sigma.cpu(), strict=True) if b in cutouts.bands
-    ]
-    mags = aperture_magnitudes(cutouts, rows=used, sky_sigma=sigma)
-    return {f"mag_{b.lower()}": mags[:, i] for i, b in enumerate(cutouts.bands)}, MAGNITUDES[1]
-
-
-def _in_file(result: ProbeResult, used: np.ndarray) -> ProbeResult:
-    """Return a result whose rows are those of the file."""
-    return ProbeResult(**{**vars(result), "rows": used[result.rows]})
+        return np.stack([cutouts.column(one)[rows] for one in names], axis=1), MAGNITUDES[0]
+    noise = dict(zip(model.config.bands, model.sky_sigma.tolist(), strict=True))
+    sigma = np.array([noise.get(band, 1.0) for band in cutouts.bands])
+    return aperture_magnitudes(cutouts, rows=rows, sky_sigma=sigma), MAGNITUDES[1]

@@ -6,31 +6,28 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from skylib.checks import check_choice
 from skylib.config import Method, ProbeConfig, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TRAIN
-from skylib.evaluation.bootstrap import mean_interval, seed_error
-from skylib.evaluation.heads import train_on
-from skylib.evaluation.labelled import LabelledSet
-from skylib.evaluation.probes import Task, metric_for
+from skylib.evaluation.heads import LabelledCutouts, train_on
+from skylib.evaluation.labels import Task
+from skylib.evaluation.metrics import metric_for
+from skylib.files import replaced
 from skylib.model.checkpoint import fingerprint
 from skylib.model.mim import MaskedImageModel
 
 log = logging.getLogger(__name__)
-
-ALL = 0  # as a number of labels: all there are
 
 
 def label_grid(
@@ -98,12 +95,12 @@ def label_efficiency(
     grid = label_grid(methods=methods, n_labels=n_labels, seeds=seeds)
     if row is not None and not 0 <= row < len(grid):
         raise ValueError(f"row={row}: the study has {len(grid)} rows, 0 to {len(grid) - 1}")
-    labelled = LabelledSet(model, cutouts, target, task=task, split=split, weights=weights, cache=folder)
-    available = len(labelled.rows[TRAIN])
+    data = LabelledCutouts(model, cutouts, target, task=task, split=split, weights=weights)
+    available = len(data.labels.rows[TRAIN])
     if too_many := [n for n in n_labels if not 0 <= n <= available]:
         raise ValueError(f"n_labels={too_many}: the training part has 1 to {available} labels")
     setting: dict[str, Any] = {"target": target, "model": fingerprint(model)}
-    setting["study"] = _short([labelled.key(), target, task, to_dict(config)])
+    setting["study"] = _short([data.key(), target, task, to_dict(config)])
     wanted = {
         folder / f"{target}-{method}-{n or available}-{seed}-{setting['study']}.json": (method, n or available, seed)
         for method, n, seed in (grid if row is None else [grid[row]])
@@ -111,26 +108,27 @@ def label_efficiency(
     missing = {path: one for path, one in wanted.items() if not path.is_file()}
     for path, (method, n, seed) in tqdm(missing.items(), desc="label efficiency", unit="run"):
         start = time.perf_counter()
-        result = train_on(labelled, method=method, n_labels=n, seed=seed, config=config)
+        result = train_on(data, method=method, n_labels=n, seed=seed, config=config)
         line = {**setting, "method": method, "n_labels": n, "seed": seed, "seconds": time.perf_counter() - start}
         score = metric_for(task, target)[1]
-        line |= {**result.metrics, f"{score}_low": result.intervals[score][0], f"{score}_high": result.intervals[score][1]}  # fmt: skip
+        low, high = result.intervals[score]
+        line |= {**result.metrics, f"{score}_low": low, f"{score}_high": high}
         line |= {name: result.settings[name] for name in ("validation", "learning_rate", "epochs", "steps")}
-        _write_whole(path, json.dumps({**line, "trials": result.settings["trials"]}))
+        _write(path, json.dumps({**line, "trials": result.settings["trials"]}))
         log.info("%s: %s %.3f", path.stem, score, result.metrics[score])
     table = pd.DataFrame([_read_row(path) for path in wanted])
     if row is None:
         everything = pd.DataFrame([_read_row(path) for path in sorted(folder.glob("*.json"))])
-        _write_whole(Path(run_dir) / "label_efficiency.csv", everything.to_csv(index=False))
+        _write(Path(run_dir) / "label_efficiency.csv", everything.to_csv(index=False))
     return table
 
 
 def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level: float = 0.95) -> pd.DataFrame:
-    """Return the mean over seeds of a score on test, by method and number of labels, and its interval.
+    """Return median and mean over seeds of a score on test, by method and number of labels, and an interval of the mean.
 
-    The interval is that of `bootstrap.mean_interval`: how far the mean moves with subsets of labels, fresh weights and
-    order. All seeds are judged on the same test objects, so the error that comes from these is not in it; that is
-    told by ``…_low`` and ``…_high`` of each row of `label_efficiency`.
+    The interval is that of `mean_interval`: how far the mean moves with subsets of labels, fresh weights and order. All
+    seeds are judged on the same test objects, so the error that comes from these is not in it; the ``…_low`` and
+    ``…_high`` of each row of `label_efficiency` hold that.
 
     Parameters
     ----------
@@ -140,19 +138,41 @@ def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level:
     Returns
     -------
     DataFrame
-        ``method``, ``n_labels``, ``seeds`` (how many), the mean, ``low``, ``high`` (NaN with one seed), and ``n``, the
-        number of test objects.
+        ``method``, ``n_labels``, ``seeds`` (how many), the mean, ``median``, ``low``, ``high`` (NaN with one seed), and
+        ``n``, the number of test objects.
     """
     lines = []
-    for method in table["method"].unique():
-        mine = table[table["method"] == method]
-        for n_labels in sorted(mine["n_labels"].unique().tolist()):
-            rows = mine[mine["n_labels"] == n_labels]
-            scores = rows[metric].to_numpy(dtype=np.float64)
-            low, high = mean_interval(scores, level=level)
-            lines.append({"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean(),
-                          "low": low, "high": high, "n": int(rows["n"].iloc[0])})  # fmt: skip
-    return pd.DataFrame(lines)
+    for (method, n_labels), rows in table.groupby(["method", "n_labels"], sort=False):
+        scores = rows[metric].to_numpy(dtype=np.float64)
+        low, high = mean_interval(scores, level=level)
+        line = {"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean()}
+        lines.append({**line, "median": np.median(scores), "low": low, "high": high, "n": int(rows["n"].iloc[0])})
+    found = pd.DataFrame(lines)
+    order = {method: place for place, method in enumerate(table["method"].unique())}
+    return found.sort_values(
+        ["method", "n_labels"], key=lambda x: x.map(order) if x.name == "method" else x, ignore_index=True
+    )
+
+
+def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the mean of a few runs, such as seeds, by Student's t; NaN for one run, which has none.
+
+    Drawing two or five runs with replacement, as a bootstrap would, gives intervals far too short. What all runs
+    share, such as the objects they are judged on, is not in it.
+
+    Examples
+    --------
+    >>> [round(x, 3) for x in mean_interval(np.array([0.7, 0.8, 0.9]))]
+    [0.552, 1.048]
+    """
+    error, freedom = _seed_error(values)
+    reach = error * student.ppf(0.5 + level / 2, freedom) if freedom else float("nan")
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def _seed_error(values: np.ndarray) -> tuple[float, int]:
+    """Return the standard error of the mean of a few runs, and its degrees of freedom; NaN and 0 for one run."""
+    return (float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")), len(values) - 1
 
 
 def labels_to_match(
@@ -178,15 +198,16 @@ def labels_to_match(
     -------
     DataFrame
         A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
-        (NaN where a mean is of one seed), and ``note``: ``""``, ``"at most"`` (even the fewest labels tried do), or
-        ``"not reached"``.
+        (NaN where a mean is of one seed); ``note``: ``""``, ``"at most"`` (even the fewest labels that were tried are
+        enough, so that `n_labels` is an upper and `times_fewer` a lower limit), or ``"not reached"``; and ``text``, which
+        says it in words.
 
     Examples
     --------
     >>> t = pd.DataFrame({"method": ["supervised"] * 2 + ["linear"] * 2, "n_labels": [64, 256] * 2, "seed": 0,
     ...                   "balanced_accuracy": [0.5, 0.8, 0.7, 0.9]})
-    >>> labels_to_match(t)[["method", "n_labels", "times_fewer"]].values.tolist()
-    [['linear', 128.0, 2.0]]
+    >>> labels_to_match(t)[["method", "n_labels", "times_fewer", "text"]].values.tolist()
+    [['linear', 128.0, 2.0, '2.0 times fewer labels']]
     """
     by = dict(list(table.groupby("method", sort=False)))
     if reference not in by:
@@ -207,15 +228,19 @@ def labels_to_match(
             goals = _drawn_means(curves[reference][most], n_resamples, rng)
             drawn = {k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()}
             found = [most / _crossing({k: v[i] for k, v in drawn.items()}, goal)[0] for i, goal in enumerate(goals)]
-            known = np.nan_to_num(found, nan=0.0)  # not reached: fewer than any factor
-            low, high = np.percentile(known, (50 * (1 - level), 50 * (1 + level)))
-        lines.append({"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high, "note": note})
-    return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note"])
+            # Not reached: fewer than any factor.
+            low, high = np.percentile(np.nan_to_num(found, nan=0.0), (50 * (1 - level), 50 * (1 + level)))
+        text = f"{'at least ' if note else ''}{most / n:.1f} times fewer labels"
+        if note == "not reached":
+            text = f"not reached with {max(curve)} labels"
+        line = {"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high}
+        lines.append({**line, "note": note, "text": text})
+    return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note", "text"])
 
 
 def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw what the mean of a few runs may be, (n,)."""
-    error, freedom = seed_error(values)
+    error, freedom = _seed_error(values)
     return values.mean() + error * rng.standard_t(freedom, n)
 
 
@@ -243,12 +268,6 @@ def _read_row(path: Path) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "trials"}
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole or not there, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+def _write(path: Path, text: str) -> None:
+    with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

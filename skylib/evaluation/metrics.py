@@ -1,8 +1,8 @@
-"""How good a prediction is: definitions of the field."""
+"""How good a prediction is, by the definitions of the field, and how sure these numbers are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
@@ -73,28 +73,16 @@ def classification_metrics(
     (0.75, 0.833, 0.5, 0.667)
     """
     prediction, truth = _pair(prediction, truth)
-    complete = [float((prediction[truth == c] == c).mean()) for c in np.unique(truth)]
-    metrics = {"accuracy": float((prediction == truth).mean()), "balanced_accuracy": float(np.mean(complete))}
-    for c in np.unique(truth):
+    right = prediction == truth
+    classes, codes, n = np.unique(truth, return_inverse=True, return_counts=True)
+    found = np.bincount(codes, weights=right)
+    metrics = {"accuracy": float(right.mean()), "balanced_accuracy": float((found / n).mean())}
+    for c, hits, total in zip(classes, found.tolist(), n.tolist(), strict=True):
         label = (names or {}).get(c, str(c))
-        right = float(((prediction == c) & (truth == c)).sum())
-        metrics[f"completeness_{label}"] = right / float((truth == c).sum())
-        called = float((prediction == c).sum())
-        metrics[f"purity_{label}"] = right / called if called else float("nan")
+        called = int((prediction == c).sum())
+        metrics[f"completeness_{label}"] = hits / total
+        metrics[f"purity_{label}"] = hits / called if called else float("nan")
     return {**metrics, "n": len(truth)}
-
-
-def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Count objects by true class (rows) and predicted class (columns).
-
-    Examples
-    --------
-    >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 1]), classes=(0, 1))
-    array([[1, 1],
-           [0, 1]])
-    """
-    prediction, truth = _pair(prediction, truth)
-    return np.array([[((truth == t) & (prediction == p)).sum() for p in classes] for t in classes])
 
 
 def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int] | np.ndarray) -> float:
@@ -115,24 +103,116 @@ def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int
     """
     areas = []
     for i, c in enumerate(classes):
-        mine = truth == c
-        pairs = int(mine.sum()) * int((~mine).sum())
-        if pairs:  # the share of pairs in the right order (Mann and Whitney 1947)
-            smallest = mine.sum() * (mine.sum() + 1) / 2
-            areas.append((rankdata(probability[:, i])[mine].sum() - smallest) / pairs)
+        members = truth == c
+        n = int(members.sum())
+        if 0 < n < len(truth):  # the share of pairs in the right order (Mann and Whitney 1947)
+            ranks = rankdata(probability[:, i])[members].sum()
+            areas.append((ranks - n * (n + 1) / 2) / (n * (len(truth) - n)))
     return float(np.mean(areas)) if areas else float("nan")
 
 
+def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
+    """Return the metrics of a task, and the name of the one by which models are chosen.
+
+    A value whose name begins with z is a redshift.
+    """
+    if task == "classification":
+        return classification_metrics, "balanced_accuracy"
+    if isinstance(target, str) and target.startswith("z"):
+        return photoz_metrics, "r2"
+    return regression_metrics, "r2"
+
+
+def bootstrap_intervals(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    metric: Metric,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 500,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Return the percentile bootstrap interval of each measure, by drawing objects with replacement.
+
+    Where the truth is a class, objects are drawn within each, so that every draw measures the same classes.
+
+    Parameters
+    ----------
+    prediction, truth : ndarray, shape (n,)
+        A truth of float is a value; any other is a class.
+    metric : callable
+        From (prediction, truth) to a dict of numbers.
+    level : float
+    """
+    draws: dict[str, list[float]] = {name: [] for name in metric(prediction, truth) if name != "n"}
+    for rows in _resamples(truth, n_resamples, seed):
+        values = metric(prediction[rows], truth[rows])
+        for name, collected in draws.items():
+            if name in values:
+                collected.append(values[name])
+    edges = (50 * (1 - level), 50 * (1 + level))
+    return {n: (float(np.nanpercentile(v, edges[0])), float(np.nanpercentile(v, edges[1]))) for n, v in draws.items() if np.isfinite(v).any()}  # fmt: skip
+
+
+def paired_margin(
+    first: np.ndarray,
+    second: np.ndarray,
+    truth: np.ndarray,
+    metric: Metric,
+    *,
+    level: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float, float]]:
+    """Return by how much one prediction beats another on the same objects: difference, and its interval.
+
+    Both are measured on each draw of `bootstrap_intervals`, so what is hard for both cancels.
+
+    Parameters
+    ----------
+    first, second, truth : ndarray, shape (n,)
+    metric : callable
+        From (prediction, truth) to a dict of numbers.
+
+    Returns
+    -------
+    dict of str to (difference, low, high)
+        First minus second.
+
+    Examples
+    --------
+    >>> from skylib.evaluation.metrics import classification_metrics
+    >>> truth = np.arange(40) % 2
+    >>> paired_margin(truth, np.zeros(40, int), truth, classification_metrics)["accuracy"][0]
+    0.5
+    """
+    one, two = metric(first, truth), metric(second, truth)
+    draws = []
+    for rows in _resamples(truth, n_resamples, seed):
+        a, b = metric(first[rows], truth[rows]), metric(second[rows], truth[rows])
+        draws.append({name: a[name] - b[name] for name in one if name != "n"})
+    edges = (50 * (1 - level), 50 * (1 + level))
+    margins = {}
+    for name in one:
+        if name != "n":
+            known = [draw[name] for draw in draws if np.isfinite(draw[name])]
+            low, high = np.percentile(known, edges) if known else (np.nan, np.nan)
+            margins[name] = (one[name] - two[name], float(low), float(high))
+    return margins
+
+
 def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if any(np.ma.is_masked(values) for values in (prediction, truth)):
-        raise ValueError("prediction or truth holds masked values: select the objects with a known value first")
+    """Return both as plain arrays, or say why they cannot be compared."""
+    for name, values in (("prediction", prediction), ("truth", truth)):
+        if n_masked := int(np.ma.getmaskarray(values).sum()):
+            raise ValueError(f"{name} holds {n_masked} masked values: select the objects with a known value first")
+        if (kind := np.asarray(values)).dtype.kind == "f" and (n_bad := int((~np.isfinite(kind)).sum())):
+            raise ValueError(f"{name} holds NaN or infinity {n_bad} times: select the objects with a known value first")
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
         raise ValueError(
             f"prediction {prediction.shape} and truth {truth.shape}: must be two vectors of one length, not empty"
         )
-    if not all(np.isfinite(values).all() for values in (prediction, truth) if values.dtype.kind in "fc"):
-        raise ValueError("prediction or truth holds NaN or infinity: select the objects with a known value first")
     return prediction, truth
 
 
@@ -140,3 +220,12 @@ def _r2(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Return the share of the variance that is explained; NaN where there is none."""
     spread = ((truth - truth.mean()) ** 2).sum()
     return float(1 - ((truth - prediction) ** 2).sum() / spread) if spread > 0 else float("nan")
+
+
+def _resamples(truth: np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield rows drawn with replacement: as many as there are, and of each class as many as it has."""
+    rng = np.random.default_rng(seed)
+    everyone = np.arange(len(truth))
+    strata = [everyone] if truth.dtype.kind == "f" else [everyone[truth == c] for c in np.unique(truth)]
+    for _ in range(n_resamples):
+        yield np.concatenate([rows[rng.integers(len(rows), size=len(rows))] for rows in strata])

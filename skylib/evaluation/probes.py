@@ -1,31 +1,29 @@
-"""What frozen embeddings know: linear and nearest-neighbour probes, fitted on train, chosen on validation, told on test."""
+"""What frozen embeddings hold: linear and nearest-neighbour probes, fitted on train, chosen on validation, reported on test."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.linear_model import ElasticNet, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skylib.checks import check_choice
-from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TEST, TRAIN, VALIDATION
-from skylib.evaluation.bootstrap import bootstrap_intervals
-from skylib.evaluation.metrics import Metric, classification_metrics, photoz_metrics, regression_metrics, roc_auc
-from skylib.model.embed import embed
+from skylib.evaluation.labels import Labels, Task, select_labels
+from skylib.evaluation.metrics import bootstrap_intervals, metric_for, roc_auc
+from skylib.evaluation.solvers import Neighbours, SoftmaxRegression
 from skylib.model.embeddings import Embeddings
-from skylib.model.mim import MaskedImageModel
 
-Task = Literal["classification", "regression"]
+Models = Mapping[str, Any]  # scikit-learn estimators by the name of their setting
 
 # Chosen among on validation. C of the logistic regression, with classes weighted as they come or all the same; alpha
 # of the ridge; number of neighbours.
@@ -69,7 +67,9 @@ class ProbeResult:
         Examples
         --------
         >>> nothing = np.empty(0)
-        >>> r = ProbeResult(metrics={"r2": 0.5, "n": 9}, intervals={"r2": (0.4, 0.6)}, prediction=nothing, truth=nothing, rows=nothing)
+        >>> r = ProbeResult(
+        ...     metrics={"r2": 0.5, "n": 9}, intervals={"r2": (0.4, 0.6)}, prediction=nothing, truth=nothing, rows=nothing
+        ... )
         >>> r.describe("r2")
         '0.500 [0.400, 0.600]'
         """
@@ -101,25 +101,6 @@ def linear_probe(
     return _probe(embeddings, target, task, split, seed, candidates("linear", task))
 
 
-def original_probe(
-    embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
-) -> ProbeResult:
-    """Fit the linear probes of the original, with its fixed settings, so that numbers compare; parameters as in `linear_probe`.
-
-    Multinomial logistic regression with C = 0.01, or an elastic net with alpha = 1e-4 and an L1 share of 0.9. The
-    original feeds them the four central patch tokens side by side (pool ``central_flat`` of `skylib.model.features.encode`).
-    Its scaler saw all objects and its test part was drawn at random; here both are as in every other probe.
-    """
-    if task == "classification":
-        models: dict[str, Any] = {"C=0.01": LogisticRegression(C=0.01, max_iter=10_000)}
-    else:
-        models = {"alpha=0.0001, l1_ratio=0.9": ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
-    with warnings.catch_warnings():
-        # With a penalty as weak as that the descent often ends at its last iteration, as it did in the original.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return _probe(embeddings, target, task, split, seed, models)
-
-
 def knn_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
@@ -127,12 +108,23 @@ def knn_probe(
     return _probe(embeddings, target, task, split, seed, candidates("knn", task))
 
 
+def original_probe(
+    embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
+) -> ProbeResult:
+    """Fit the linear probes of the original with its fixed settings, so that numbers compare.
+
+    Multinomial logistic regression with C = 0.01, or an elastic net with alpha = 1e-4 and an L1 share of 0.9. The
+    original feeds them the four central patch tokens side by side (pool ``central_flat``). Its scaler saw all objects and
+    its test part was drawn at random; here both are as in every other probe. Parameters as in `linear_probe`.
+    """
+    return _probe(embeddings, target, task, split, seed, candidates("original", task))
+
+
 def constant_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
     """Predict the majority class, or the mean, of the training objects: the floor that any probe must beat."""
-    model = DummyClassifier(strategy="most_frequent") if task == "classification" else DummyRegressor()
-    return _probe(embeddings, target, task, split, seed, {"constant": model})
+    return _probe(embeddings, target, task, split, seed, candidates("constant", task))
 
 
 def catalogue_probe(
@@ -155,113 +147,46 @@ def catalogue_probe(
     target, task, split, seed
         As in `linear_probe`.
     """
-    mags = np.stack([embeddings.column(name) for name in magnitudes], axis=1).astype(np.float64)
-    features = np.concatenate([mags, np.diff(mags, axis=1)], axis=1)
-    known = Embeddings(features, ra=embeddings.ra, dec=embeddings.dec, columns=embeddings.columns)
-    if task == "classification":
-        models: dict[str, Any] = {
-            f"{n} leaves": HistGradientBoostingClassifier(max_leaf_nodes=n, class_weight="balanced", random_state=seed)
-            for n in (7, 15)
-        }
-    else:
-        models = {f"{n} leaves": HistGradientBoostingRegressor(max_leaf_nodes=n, random_state=seed) for n in (7, 15)}
-    return _probe(known, target, task, split, seed, models)
+    mags = np.stack([embeddings.column(name) for name in magnitudes], axis=1)
+    labels = select_labels(embeddings.column, target, split, task)
+    return probe(with_colours(mags[labels.used]), labels, candidates("boosting", task, seed=seed), seed=seed)
 
 
-def candidates(kind: Literal["linear", "knn"], task: Task) -> dict[str, Any]:
+def with_colours(magnitudes: np.ndarray) -> np.ndarray:
+    """Return magnitudes (n, C) and the differences of neighbouring bands, (n, 2 C - 1)."""
+    magnitudes = magnitudes.astype(np.float64)
+    return np.concatenate([magnitudes, np.diff(magnitudes, axis=1)], axis=1)
+
+
+def candidates(
+    kind: Literal["linear", "knn", "original", "constant", "boosting"], task: Task, *, seed: int = 0
+) -> dict[str, Any]:
     """Return the models among which validation chooses, by the name of their setting."""
     check_choice("task", task, get_args(Task))
+    classes = task == "classification"
     if kind == "knn":
-        model = KNeighborsClassifier if task == "classification" else KNeighborsRegressor
-        return {f"k={k}": model(k, weights="distance") for k in NEIGHBOURS}
-    if task == "regression":
+        return {f"k={k}": Neighbours(k, classes=classes) for k in NEIGHBOURS}
+    if kind == "original":
+        net = "alpha=0.0001, l1_ratio=0.9"
+        return (
+            {"C=0.01": SoftmaxRegression(0.01)}
+            if classes
+            else {net: ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
+        )
+    if kind == "constant":
+        return {"constant": DummyClassifier(strategy="most_frequent") if classes else DummyRegressor()}
+    if kind == "boosting":
+        boosting = HistGradientBoostingRegressor
+        if classes:
+            boosting = partial(HistGradientBoostingClassifier, class_weight="balanced")
+        return {f"{n} leaves": boosting(max_leaf_nodes=n, random_state=seed) for n in (7, 15)}
+    if not classes:
         return {f"alpha={a:g}": Ridge(alpha=a) for a in RIDGE_ALPHA}
     return {
-        f"C={c:g}" + (", balanced" if weight else ""): LogisticRegression(
-            C=c, class_weight=weight, tol=1e-3, max_iter=2000
-        )
+        f"C={c:g}" + (", balanced" if weight else ""): SoftmaxRegression(c, class_weight=weight)
         for c in LOGISTIC_C
         for weight in CLASS_WEIGHTS
     }
-
-
-def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
-    """Return the metrics of a task, and the name of the one by which models are chosen."""
-    if task == "classification":
-        return classification_metrics, "balanced_accuracy"
-    if isinstance(target, str) and target.startswith("z"):
-        return photoz_metrics, "r2"
-    return regression_metrics, "r2"
-
-
-def labelled_parts(
-    embeddings: Embeddings | Mapping[str, np.ndarray], target: str | np.ndarray, split: str | np.ndarray, task: str
-) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Return the target of all objects, and the rows of the labelled ones in train, validation and test.
-
-    Numbers come as int64, -1 where unlabelled, if they are classes, and as float64 if they are values: by that the
-    two are told apart later.
-
-    Raises
-    ------
-    ValueError
-        If a part has no labelled object, lengths differ, or a class is no whole number.
-    """
-    check_choice("task", task, get_args(Task))
-    name = target if isinstance(target, str) else "target"
-    column = embeddings.column if isinstance(embeddings, Embeddings) else embeddings.__getitem__
-    values = column(target) if isinstance(target, str) else np.asarray(target)
-    parts = np.asarray(column(split) if isinstance(split, str) else split)
-    if values.shape != parts.shape or values.ndim != 1:
-        raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
-    numbers = values.dtype.kind in "biuf"
-    known = np.isfinite(values) if numbers else values == values
-    if task == "classification" and numbers:
-        known &= values >= 0
-        if (values[known] % 1 != 0).any():
-            raise ValueError(
-                f"{name} holds {values[known][values[known] % 1 != 0][0]}: classes are whole numbers or text"
-            )
-        values = np.where(known, values, -1).astype(np.int64)
-    elif task == "regression":
-        values = values.astype(np.float64)
-    rows = {part: np.flatnonzero((parts == part) & known) for part in (TRAIN, VALIDATION, TEST)}
-    for part, label in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
-        if not len(rows[part]):
-            raise ValueError(f"no object with a known {name!r} in the {label} part of {len(parts)} objects")
-    if task == "classification" and len(np.unique(values[rows[TRAIN]])) < 2:
-        raise ValueError(
-            f"all {len(rows[TRAIN])} training objects have {name!r} = {values[rows[TRAIN]][0]}: no classes to tell apart"
-        )
-    return values, rows
-
-
-def on_test(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    rows: np.ndarray,
-    metric: Metric,
-    *,
-    seed: int = 0,
-    probability: np.ndarray | None = None,
-    classes: np.ndarray | None = None,
-    **settings: Any,
-) -> ProbeResult:
-    """Return a `ProbeResult` with metrics and intervals; with probabilities, the area under the ROC curve too."""
-    metrics, intervals = dict(metric(prediction, truth)), bootstrap_intervals(prediction, truth, metric, seed=seed)
-    if probability is not None and classes is not None:
-        labels = np.asarray(classes)
-
-        def area(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
-            return {"roc_auc": roc_auc(p, t, classes=labels)}
-
-        metrics |= area(probability, truth)
-        intervals |= bootstrap_intervals(probability, truth, area, n_resamples=200, seed=seed)
-        settings["classes"] = labels.tolist()
-    return ProbeResult(
-        metrics=metrics, intervals=intervals, prediction=prediction, truth=truth, rows=rows, settings=settings,
-        probability=probability,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,31 +199,45 @@ class Chosen:
     model: Pipeline
 
 
-def choose(
-    x: np.ndarray,
-    values: np.ndarray,
-    rows: Mapping[int, np.ndarray],
-    metric: Metric,
-    score: str,
-    models: dict[str, Any],
-) -> Chosen:
+def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
     """Fit every candidate on train, and return the best on validation.
 
     Classifiers are compared by their log loss, each class counting the same: with few objects of a class it is much
     less a matter of luck than the balanced accuracy, which moves in steps of one object. Regressions, and neighbours,
     whose votes are no probabilities where classes are unequal, by the score.
+
+    Parameters
+    ----------
+    x : ndarray, shape (n, D)
+        Of the objects that `labels` uses, in their order.
+    labels : Labels
+    models : mapping of str to estimator
     """
-    train, validation = rows[TRAIN], rows[VALIDATION]
-    found = []
-    x = x.astype(np.float64)  # weak penalties on features that say the same want every digit
+    metric, score = metric_for(labels.task, labels.name)
+    y, truth = labels.of(TRAIN), labels.of(VALIDATION)
+    scaler = StandardScaler().fit(x[labels.places(TRAIN)].astype(np.float64))
+    # In float64: weak penalties on features that say the same want every digit.
+    train, validation = (scaler.transform(x[labels.places(p)].astype(np.float64)) for p in (TRAIN, VALIDATION))
+    found, nearest = [], None
     for name, model in models.items():
-        if getattr(model, "n_neighbors", 1) <= len(train):
-            fitted = make_pipeline(StandardScaler(), model).fit(x[train], values[train])
-            value = metric(fitted.predict(x[validation]), values[validation])[score]
-            loss = -value
-            if hasattr(fitted, "predict_proba") and not hasattr(model, "n_neighbors"):
-                loss = balanced_log_loss(fitted.predict_proba(x[validation]), values[validation], fitted.classes_)
-            found.append(Chosen(setting=name, loss=loss, score=value, model=fitted))
+        if isinstance(model, Neighbours):
+            if model.k > len(y):
+                continue
+            model.fit(train, y)
+            if nearest is None:  # one search serves all numbers of neighbours
+                nearest = model.neighbours(validation, min(len(y), max(m.k for m in models.values())))
+            votes = model.average(nearest[0][:, : model.k], nearest[1][:, : model.k])
+            prediction = votes if model.classes_ is None else model.classes_[votes.argmax(axis=1)]
+        else:
+            with warnings.catch_warnings():
+                # With a penalty as weak as the original's, its descent ends at the last iteration, as it did there.
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                prediction = model.fit(train, y).predict(validation)
+        value = metric(prediction, truth)[score]
+        loss = -value
+        if hasattr(model, "predict_proba") and nearest is None:
+            loss = balanced_log_loss(model.predict_proba(validation), truth, model.classes_)
+        found.append(Chosen(setting=name, loss=loss, score=value, model=make_pipeline(scaler, model)))
     return min(found, key=lambda one: one.loss)
 
 
@@ -307,100 +246,58 @@ def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.nd
 
     Examples
     --------
-    >>> round(balanced_log_loss(np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]]), np.array([0, 0, 1]), np.array([0, 1])), 4)
+    >>> p = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    >>> round(balanced_log_loss(p, np.array([0, 0, 1]), np.array([0, 1])), 4)
     0.3466
     """
-    losses = [
-        -np.log(np.maximum(probability[truth == c, i], floor)).mean()
-        for i, c in enumerate(classes)
-        if (truth == c).any()
-    ]
-    return float(np.mean(losses))
+    found = [probability[truth == c, i] for i, c in enumerate(classes) if (truth == c).any()]
+    return float(np.mean([-np.log(p.clip(min=floor)).mean() for p in found]))
+
+
+def probe(x: np.ndarray, labels: Labels, models: Models, *, seed: int = 0) -> ProbeResult:
+    """Return what the best of some models says of the test objects; parameters as in `choose`."""
+    best = choose(x, labels, models)
+    test = x[labels.places(TEST)].astype(np.float64)
+    settings: dict[str, Any] = {"chosen": best.setting, "validation": best.score, "n_train": len(labels.rows[TRAIN])}
+    if labels.task == "classification":
+        settings |= {"probability": best.model.predict_proba(test), "classes": best.model.classes_}
+    return on_test(best.model.predict(test), labels, seed=seed, **settings)
+
+
+def on_test(
+    prediction: np.ndarray,
+    labels: Labels,
+    *,
+    seed: int = 0,
+    probability: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
+    **settings: Any,
+) -> ProbeResult:
+    """Return a `ProbeResult` with metrics and intervals; with probabilities, the area under the ROC curve too."""
+    metric, _ = metric_for(labels.task, labels.name)
+    truth = labels.of(TEST)
+    metrics, intervals = dict(metric(prediction, truth)), bootstrap_intervals(prediction, truth, metric, seed=seed)
+    if probability is not None and classes is not None:
+
+        def area(p: np.ndarray, t: np.ndarray) -> dict[str, float]:
+            return {"roc_auc": roc_auc(p, t, classes=classes)}
+
+        metrics |= area(probability, truth)
+        intervals |= bootstrap_intervals(probability, truth, area, n_resamples=200, seed=seed)
+        settings["classes"] = np.asarray(classes).tolist()
+    return ProbeResult(
+        metrics=metrics,
+        intervals=intervals,
+        prediction=prediction,
+        truth=truth,
+        rows=labels.rows[TEST],
+        settings=settings,
+        probability=probability,
+    )
 
 
 def _probe(
-    embeddings: Embeddings,
-    target: str | np.ndarray,
-    task: Task,
-    split: str | np.ndarray,
-    seed: int,
-    models: dict[str, Any],
+    embeddings: Embeddings, target: str | np.ndarray, task: Task, split: str | np.ndarray, seed: int, models: Models
 ) -> ProbeResult:
-    values, rows = labelled_parts(embeddings, target, split, task)
-    metric, score = metric_for(task, target)
-    best = choose(embeddings.vectors, values, rows, metric, score, models)
-    fitted = best.model
-    x = embeddings.vectors[rows[TEST]]
-    known: dict[str, Any] = {}
-    if task == "classification":
-        known = {"probability": fitted.predict_proba(x), "classes": fitted.classes_}
-    found: dict[str, Any] = {"chosen": best.setting, "validation": best.score, "n_train": len(rows[TRAIN])}
-    return on_test(fitted.predict(x), values[rows[TEST]], rows[TEST], metric, seed=seed, **known, **found)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A linear probe that is run while a model trains, to see whether its embeddings get better.
-
-    Its settings stay the same through a run, so that its values can be compared.
-
-    Parameters
-    ----------
-    target : str
-        A column of `cutouts`.
-    cutouts : CutoutFile
-    task : {"classification", "regression"}
-    split : ndarray of int, shape (n,)
-        0 to fit, 1 to choose, 2 to report. Keep the test part of the study out of it.
-    pool : str
-    layer : int
-        As in `embed`.
-    """
-
-    target: str
-    cutouts: CutoutFile
-    task: Task
-    split: np.ndarray
-    pool: str = "mean"
-    layer: int = -1
-
-
-def run_probes(model: MaskedImageModel, probes: Sequence[Probe], *, precision: str) -> dict[str, float]:
-    """Return ``probe_<target>_<metric>`` for each probe, and ``rank``, the effective rank of the embeddings [1]_.
-
-    A rank that falls while the loss falls too is the sign of a collapse.
-
-    References
-    ----------
-    .. [1] Garrido et al. 2023, "RankMe", arXiv:2210.02885.
-    """
-    measured: dict[str, float] = {}
-    embedded = {}
-    for probe in probes:
-        split = np.asarray(probe.split)
-        rows = np.flatnonzero(split >= 0)
-        key = (str(probe.cutouts.path), probe.pool, probe.layer, rows.tobytes())
-        if key not in embedded:
-            embedded[key] = embed(model, probe.cutouts, rows=rows, pool=probe.pool, layer=probe.layer, precision=precision)  # fmt: skip
-        result = linear_probe(embedded[key], probe.target, task=probe.task, split=split[rows])
-        metric = "accuracy" if probe.task == "classification" else "r2"
-        measured[f"probe_{probe.target}_{metric}"] = result.metrics[metric]
-        vectors = embedded[key].vectors
-        measured["rank"] = effective_rank(vectors[:: -(-len(vectors) // MOST_RANKED)])
-    return measured
-
-
-def effective_rank(vectors: np.ndarray) -> float:
-    """Return the exponential of the entropy of the normalised singular values of centred vectors (n, D).
-
-    Examples
-    --------
-    >>> round(effective_rank(np.vstack([np.eye(4), -np.eye(4)])), 6)
-    4.0
-    """
-    values = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
-    share = values[values > 0] / values.sum()
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
-MOST_RANKED = 20_000  # vectors whose effective rank is measured: more take minutes, and change nothing
+    labels = select_labels(embeddings.column, target, split, task)
+    return probe(embeddings.vectors[labels.used], labels, models, seed=seed)

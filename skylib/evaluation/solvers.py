@@ -1,4 +1,4 @@
-"""Multinomial logistic regression that converges in few passes, also where features say nearly the same."""
+"""The two estimators of frozen embeddings: logistic regression that converges in few passes, and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.neighbors import NearestNeighbors
 
 _CURVATURE = 0.15  # typical second derivative of the cross-entropy by a logit: p (1 - p)
 
@@ -84,3 +85,54 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def predict(self, X: np.ndarray) -> np.ndarray:
         """Return the most probable class, (n,)."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
+
+
+class Neighbours(BaseEstimator):
+    """Predict from the k nearest training objects, each weighted by its inverse distance.
+
+    Parameters
+    ----------
+    k : int
+    classes : bool
+        Vote for classes, or take the mean of values.
+
+    Examples
+    --------
+    >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> Neighbours(2).fit(x, np.array([0, 0, 1, 1])).predict(np.array([[0.4]]))
+    array([0])
+    >>> Neighbours(2, classes=False).fit(x, np.array([0.0, 1.0, 2.0, 3.0])).predict(np.array([[0.25]]))
+    array([0.25])
+    """
+
+    def __init__(self, k: int = 10, *, classes: bool = True):
+        self.k, self.classes = k, classes
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> Neighbours:
+        """Keep training objects (n, D) and their classes or values (n,)."""
+        self.search_ = NearestNeighbors(algorithm="brute").fit(np.asarray(X, dtype=np.float32))
+        self.classes_: np.ndarray | None = None
+        self.targets_ = np.asarray(y)
+        if self.classes:
+            self.classes_, codes = np.unique(y, return_inverse=True)
+            self.targets_ = np.eye(len(self.classes_))[codes]
+        return self
+
+    def neighbours(self, X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return distances and numbers of the k nearest training objects, (n, k) each."""
+        return self.search_.kneighbors(np.asarray(X, dtype=np.float32), k)
+
+    def average(self, distance: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the weighted mean of the targets of neighbours: values (n,), or the share of each class (n, n_classes)."""
+        weight = 1 / distance.clip(min=1e-9)
+        weight /= weight.sum(axis=1, keepdims=True)
+        return np.einsum("nk,nk...->n...", weight, self.targets_[rows])
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """Return the share of each class, (n, n_classes)."""
+        return self.average(*self.neighbours(X, self.k))
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Return classes or values, (n,)."""
+        found = self.average(*self.neighbours(X, self.k))
+        return found if self.classes_ is None else self.classes_[found.argmax(axis=1)]

@@ -15,7 +15,7 @@ from skylib.config import ModelConfig, PretrainConfig
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader, Loader
 from skylib.device import pick_device
-from skylib.evaluation.probes import Probe
+from skylib.evaluation.progress import Probe
 from skylib.model.checkpoint import load_last
 from skylib.model.mim import MaskedImageModel
 from skylib.model.weights import load_model

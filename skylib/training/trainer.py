@@ -16,7 +16,7 @@ from skylib.config import ModelConfig, PretrainConfig, difference, model_config_
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import Batch, CutoutLoader, Loader
 from skylib.device import float32_products, kept_memory, keyed_generator
-from skylib.evaluation.probes import Probe, run_probes
+from skylib.evaluation.progress import Probe, run_probes
 from skylib.files import write_json
 from skylib.model.checkpoint import load_last, save_checkpoint
 from skylib.model.mim import MaskedImageModel, build_model

@@ -6,8 +6,8 @@ import pytest
 from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
 from skylib.data.photometry import aperture_magnitudes, aperture_snr
 from skylib.evaluation.evaluate import Evaluation
-from skylib.evaluation.metrics import classification_metrics
-from skylib.evaluation.probes import metric_for, on_test
+from skylib.evaluation.labels import select_labels
+from skylib.evaluation.probes import on_test
 from skylib.model.features import encode, pixel_pca, random_weights
 
 
@@ -68,10 +68,14 @@ def test_a_table_without_a_baseline_cannot_be_made(evaluated, name):
 
 def test_the_table_tells_of_each_class():
     """Completeness and purity by the names of classes, empty where nothing was called so; the median bias too."""
-    truth = np.repeat([0, 1], 20)
+    truth, parts = np.repeat([0, 1], 20), np.repeat([0, 1, 2], 40)
+
+    def on_all(values):
+        return np.tile(values, 3)
+
     called = {name: np.where(np.arange(40) % 10 == 0, 1 - truth, truth) for name in ("pretrained, linear", "random weights, linear", "pixel PCA, linear", "catalogue magnitudes")}  # fmt: skip
     results = {
-        name: on_test(one, truth, np.arange(40), classification_metrics)
+        name: on_test(one, select_labels({"class": on_all(truth)}, "class", parts, "classification"))
         for name, one in {**called, "majority class": 0 * truth}.items()
     }
     result = Evaluation(target="class", task="classification", results=results, class_names=("galaxy", "qso"))
@@ -81,7 +85,7 @@ def test_the_table_tells_of_each_class():
     assert table.loc["majority class", "purity_qso"] == ""
     assert "purity_1" not in table
     values = truth + np.linspace(0, 1, 40)
-    moved = on_test(values + 0.1, values, np.arange(40), metric_for("regression", "z")[0])
+    moved = on_test(values + 0.1, select_labels({"z": on_all(values)}, "z", parts, "regression"))
     names = [*list(results)[:-1], "mean"]
     z = Evaluation(target="z", task="regression", results=dict.fromkeys(names, moved)).table()
     assert z["bias_median"].str.match(r"0\.\d{3} \[").all()

@@ -18,10 +18,10 @@ from skylib import (
     train_head,
     write_cutouts,
 )
-from skylib.evaluation.heads import EncoderWithHead, Head, _groups
+from skylib.evaluation.heads import LabelledCutouts
 from skylib.evaluation.label_study import seed_means
-from skylib.evaluation.labelled import LabelledSet, nested_subset
-from skylib.evaluation.metrics import classification_metrics
+from skylib.evaluation.labels import nested_subset, select_labels
+from skylib.evaluation.networks import EncoderWithHead, Head, parameter_groups
 from skylib.evaluation.probes import on_test
 from skylib.model.checkpoint import fingerprint
 
@@ -95,8 +95,8 @@ def test_a_kill_at_any_row_repeats_nothing_and_loses_nothing(easy, model, study,
 
     grid, arguments = study
     trained, finished = [], []
-    tiny = on_test(np.arange(4), np.arange(4), np.arange(4), classification_metrics,
-                   validation=1.0, learning_rate=1.0, epochs=1, steps=1, trials=[])  # fmt: skip
+    labels = select_labels({}, np.arange(12) % 4, np.repeat([0, 1, 2], 4), "classification")
+    tiny = on_test(np.arange(4), labels, validation=1.0, learning_rate=1.0, epochs=1, steps=1, trials=[])
 
     def dies(labelled, **given):
         trained.append((given["method"], given["n_labels"], given["seed"]))
@@ -120,15 +120,14 @@ def test_a_study_knows_its_images_and_its_network(easy, model, tmp_path):
     """Other images at the same path, or another reading of them, are another study; a copy that kept its time is not."""
 
     def study(network=model):
-        labelled = LabelledSet(network, CutoutFile(path), "class", task="classification", split="split", cache=tmp_path)
-        return labelled.key(), labelled.tokens(labelled.used[:4]).numpy()
+        data = LabelledCutouts(network, CutoutFile(path), "class", task="classification", split="split")
+        return data.key(), data.inputs(data.labels.used[:4], frozen=True).numpy()
 
     path = shutil.copy2(easy.path, tmp_path / "copy.h5")
     key, tokens = study()
     (tmp_path / "elsewhere").mkdir()
     path = shutil.copy2(easy.path, tmp_path / "elsewhere" / "copy.h5")
     assert study()[0] == key
-    assert len(list(tmp_path.glob("tokens-*.npy"))) == 1
     linear = build_model(dataclasses.replace(model.config, stretch="linear"))
     linear.load_state_dict(model.state_dict())
     assert study(linear)[0] != key
@@ -171,16 +170,23 @@ def test_every_method_gets_as_many_trials_and_validation_chooses(easy, model):
     for method in ("attentive", "supervised"):
         result = train_head(model, easy, "class", method=method, n_labels=40, config=config, split="split")
         trials = pd.DataFrame(result.settings["trials"])
-        assert len(trials) == 4
         assert result.settings["validation"] == trials["validation"].max()
-        assert sorted(set(trials["epochs"])) == [2, 6]
+        assert sorted(set(trials["epochs"][:4])) == [2, 6]
+        best = trials.groupby("epochs")["validation"].max().cummax()
+        if method == "attentive":
+            assert len(trials) == 4
+        else:  # three times longer as long as the longest is better than all before, and once more
+            assert sorted(set(trials["epochs"])) == [2 * 3**i for i in range(len(best))]
+            rises = best.diff().to_numpy()[1:] > 0.005
+            assert rises[1:-1].all()
+            assert not rises[-1] or len(best) == 5
 
 
 def test_nothing_of_an_encoder_stays_untrained(model):
     """The cls token and the position on the sky too, and each parameter once: in the group before the blocks."""
     whole = build_model(dataclasses.replace(model.config, ra_dec=True))
     network = EncoderWithHead(whole, Head(whole.config.width, 2, attentive=True))
-    groups = _groups(network, "finetune", 1.0, QUICK)
+    groups = parameter_groups(network, 1.0, layer_decay=0.75)
     trained = [id(p) for group in groups for p in group["params"]]
     assert len(trained) == len(set(trained))
     assert set(trained) == {id(p) for p in (*whole.encoder.parameters(), whole.no_data, *network.head.parameters())}
@@ -218,7 +224,10 @@ def test_labels_to_match_by_hand():
     found = labels_to_match(table).set_index("method")
     assert found.loc["linear", "n_labels"] == pytest.approx(32 * 2**0.5)
     assert found.loc["linear", "times_fewer"] == pytest.approx(4 / 2**0.5)
+    assert found.loc["linear", "text"] == "2.8 times fewer labels"
     assert found.loc["finetune", ["n_labels", "note"]].tolist() == [32, "at most"]
+    assert found.loc["finetune", "text"] == "at least 4.0 times fewer labels"
+    assert found.loc["attentive", "text"] == "not reached with 128 labels"
     assert np.isnan(found.loc["attentive", "n_labels"])
     assert found.loc["attentive", "note"] == "not reached"
 
@@ -230,6 +239,7 @@ def test_intervals_over_seeds_know_how_few_there_are():
         columns=["method", "n_labels", "seed", "balanced_accuracy", "n"],
     )  # fmt: skip
     means = seed_means(table).set_index(["method", "n_labels"])
+    assert means.loc[("linear", 8), "median"] == pytest.approx(0.56)
     assert means.loc[("linear", 8), ["seeds", "balanced_accuracy", "n"]].tolist() == pytest.approx([2, 0.56, 300])
     np.testing.assert_allclose(means["high"] - means["low"], 2 * 12.706 * 0.01, rtol=1e-3)
     found = labels_to_match(table).iloc[0]

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from skylib import Embeddings, catalogue_probe, constant_probe, knn_probe, linear_probe, original_probe
-from skylib.evaluation.probes import candidates, choose, labelled_parts, metric_for
+from skylib.evaluation.labels import select_labels
+from skylib.evaluation.probes import candidates, choose
 
 
 @pytest.fixture
@@ -56,11 +57,10 @@ def test_test_objects_cannot_reach_the_fit(known):
 
 def test_the_scaler_knows_train_alone(known):
     """Built into the pipeline: what a fitted probe subtracts is the mean of train, whatever the other parts hold."""
-    values, rows = labelled_parts(known, "class", "split", "classification")
+    labels = select_labels(known.column, "class", "split", "classification")
     shifted = known.vectors.copy()
     shifted[known.column("split") != 0] += 1e3
-    metric, score = metric_for("classification")
-    best = choose(shifted, values, rows, metric, score, candidates("linear", "classification"))
+    best = choose(shifted, labels, candidates("linear", "classification"))
     np.testing.assert_allclose(best.model[0].mean_, known.vectors[known.column("split") == 0].mean(axis=0), rtol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_unlabelled_objects_are_left_out(known):
     assert linear_probe(known, labels, task="classification", split="split").metrics["n"] == 150
     assert linear_probe(known, values, task="regression", split="split").metrics["n"] == 240
     floats = np.where(labels < 0, np.resize([-1.0, -1.0, np.nan, np.nan], 900), labels)
-    assert labelled_parts(known, floats, "split", "classification")[1][2].tolist() == np.flatnonzero((labels >= 0) & (np.arange(900) % 3 == 2)).tolist()  # fmt: skip
+    assert select_labels(known.column, floats, "split", "classification").rows[2].tolist() == np.flatnonzero((labels >= 0) & (np.arange(900) % 3 == 2)).tolist()  # fmt: skip
     result = linear_probe(known, floats, task="classification", split="split")
     assert "completeness_2" in result.metrics
     np.testing.assert_array_equal(result.truth, labels[result.rows])
@@ -115,4 +115,4 @@ def test_what_cannot_be_probed(known):
     with pytest.raises(ValueError, match=r"target holds 0\.5: classes are whole numbers"):
         linear_probe(known, np.full(900, 0.5), task="classification", split="split")
     with pytest.raises(ValueError, match=r"shape \(5,\)"):
-        labelled_parts(known, np.zeros(5), "split", "regression")
+        select_labels(known.column, np.zeros(5), "split", "regression")

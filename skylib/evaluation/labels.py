@@ -1,0 +1,122 @@
+"""Which objects are labelled, and in which part they are: selected once, for every probe and head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+
+from skylib.checks import check_choice
+from skylib.data.splits import TEST, TRAIN, VALIDATION
+
+Task = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labelled objects of a data set, by the parts train, validation and test.
+
+    Attributes
+    ----------
+    name : str
+        Of the target.
+    task : {"classification", "regression"}
+    values : ndarray, shape (n,)
+        The target of all objects: int64 (-1 where unlabelled) or text if they are classes, float64 if they are values.
+    rows : dict of int to ndarray
+        The labelled objects of each part.
+    """
+
+    name: str
+    task: Task
+    values: np.ndarray
+    rows: dict[int, np.ndarray]
+
+    @cached_property
+    def used(self) -> np.ndarray:
+        """All labelled objects of the three parts, in ascending order."""
+        return np.sort(np.concatenate(list(self.rows.values())))
+
+    def places(self, part: int) -> np.ndarray:
+        """Return where the objects of a part stand among those used."""
+        return np.searchsorted(self.used, self.rows[part])
+
+    def of(self, part: int) -> np.ndarray:
+        """Return the targets of a part."""
+        return self.values[self.rows[part]]
+
+
+def select_labels(
+    column: Callable[[str], np.ndarray] | Mapping[str, np.ndarray],
+    target: str | np.ndarray,
+    split: str | np.ndarray,
+    task: Task,
+) -> Labels:
+    """Select the objects that have a label and belong to a part.
+
+    Parameters
+    ----------
+    column : callable or mapping
+        Gives a column by its name, such as `Embeddings.column` or `CutoutFile.column`.
+    target : str or ndarray, shape (n,)
+        A column, or the values. Negative classes and numbers that are not finite count as unlabelled; text is a class.
+    split : str or ndarray of int, shape (n,)
+        A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
+    task : {"classification", "regression"}
+
+    Raises
+    ------
+    ValueError
+        If a part has no labelled object, lengths differ, a class is no whole number, or train has one class alone.
+    """
+    check_choice("task", task, get_args(Task))
+    get = column.__getitem__ if isinstance(column, Mapping) else column
+    name = target if isinstance(target, str) else "target"
+    values = get(target) if isinstance(target, str) else np.asarray(target)
+    parts = np.asarray(get(split) if isinstance(split, str) else split)
+    if values.shape != parts.shape or values.ndim != 1:
+        raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
+    numbers = values.dtype.kind in "biuf"
+    labelled = np.isfinite(values) if numbers else values == values
+    if task == "classification" and numbers:
+        labelled &= values >= 0
+        if (broken := values[labelled] % 1 != 0).any():
+            raise ValueError(f"{name} holds {values[labelled][broken][0]}: classes are whole numbers or text")
+        values = np.where(labelled, values, -1).astype(np.int64)
+    elif task == "regression":
+        values = values.astype(np.float64)
+    rows = {part: np.flatnonzero((parts == part) & labelled) for part in (TRAIN, VALIDATION, TEST)}
+    for part, words in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+        if not len(rows[part]):
+            raise ValueError(f"no object with a known {name!r} in the {words} part of {len(parts)} objects")
+    labels = Labels(name, task, values, rows)
+    if task == "classification" and len(classes := np.unique(labels.of(TRAIN))) < 2:
+        raise ValueError(
+            f"all {len(rows[TRAIN])} training objects have {name!r} = {classes[0]}: no classes to tell apart"
+        )
+    return labels
+
+
+def nested_subset(labels: np.ndarray, n: int, *, task: str, seed: int) -> np.ndarray:
+    """Return the positions of `n` labels; a larger subset of the same seed holds the smaller one.
+
+    Classes keep their proportion, and each has a member as soon as `n` allows.
+
+    Examples
+    --------
+    >>> labels = np.array([0] * 90 + [1] * 10)
+    >>> rows = nested_subset(labels, 20, task="classification", seed=0)
+    >>> np.bincount(labels[rows])
+    array([18,  2])
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    if task == "regression":
+        return order[:n]
+    place = np.empty(len(labels))
+    for c in np.unique(labels):
+        members = order[labels[order] == c]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.argsort(place, kind="stable")[:n]
