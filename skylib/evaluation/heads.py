@@ -21,7 +21,7 @@ from skylib.data.splits import TEST, TRAIN, VALIDATION, split_cutouts
 from skylib.device import autocast, kept_memory, keyed_generator, seeded_init
 from skylib.evaluation.labels import Task, nested_subset, select_labels
 from skylib.evaluation.metrics import metric_for
-from skylib.evaluation.networks import EncoderWithHead, Goal, Head, parameter_groups
+from skylib.evaluation.networks import EncoderWithHead, Goal, Head, parameter_groups, sample_weights
 from skylib.evaluation.probes import ProbeResult, on_test
 from skylib.model.checkpoint import fingerprint
 from skylib.model.embed import embed_tokens
@@ -235,7 +235,7 @@ def _fit(
     metric, score_name = metric_for(data.labels.task, data.labels.name)
     validation, truth = data.labels.rows[VALIDATION], data.labels.of(VALIDATION)
     x, y = data.inputs(train, frozen=frozen), goal.encode(values[train])
-    weight = _sample_weights(data.weights[train], values[train], balance=config.balance and goal.classes is not None)
+    weight = sample_weights(data.weights[train], values[train], balance=config.balance and goal.classes is not None)
     network.to(device)
 
     def judge() -> tuple[float, float]:
@@ -290,14 +290,3 @@ def _outputs(network: nn.Module, data: LabelledCutouts, rows: np.ndarray, frozen
         parts = [network(data.inputs(block, frozen=frozen).to(device)).float().cpu() for block in blocks]
     network.train()
     return torch.cat(parts)
-
-
-def _sample_weights(weight: np.ndarray, values: np.ndarray, *, balance: bool) -> Tensor:
-    """Return how much each training object counts: its own weight, and, with `balance`, every class the same."""
-    weight = weight.copy()
-    if balance:
-        for c in np.unique(values):
-            if (total := weight[values == c].sum()) > 0:
-                weight[values == c] /= total
-        weight *= len(weight) / weight.sum()
-    return torch.from_numpy(weight).float()

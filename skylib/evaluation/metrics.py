@@ -111,6 +111,19 @@ def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int
     return float(np.mean(areas)) if areas else float("nan")
 
 
+def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray, *, floor: float = 1e-3) -> float:
+    """Return the mean over classes of -ln p of the true class; p below `floor` counts as that.
+
+    Examples
+    --------
+    >>> p = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
+    >>> round(balanced_log_loss(p, np.array([0, 0, 1]), np.array([0, 1])), 4)
+    0.3466
+    """
+    found = [probability[truth == c, i] for i, c in enumerate(classes) if (truth == c).any()]
+    return float(np.mean([-np.log(p.clip(min=floor)).mean() for p in found]))
+
+
 def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
     """Return the metrics of a task, and the name of the one by which models are chosen.
 

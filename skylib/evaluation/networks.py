@@ -135,3 +135,14 @@ class Goal:
         """Return the predicted classes or values, (n,)."""
         found = output.numpy()
         return found[:, 0] * self.scale + self.mean if self.classes is None else self.classes[found.argmax(axis=1)]
+
+
+def sample_weights(weight: np.ndarray, values: np.ndarray, *, balance: bool) -> Tensor:
+    """Return how much each training object counts: its own weight, and, with `balance`, every class the same."""
+    weight = weight.copy()
+    if balance:
+        for c in np.unique(values):
+            if (total := weight[values == c].sum()) > 0:
+                weight[values == c] /= total
+        weight *= len(weight) / weight.sum()
+    return torch.from_numpy(weight).float()

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from skylib.checks import check_choice
 from skylib.data.splits import TEST, TRAIN, VALIDATION
 from skylib.evaluation.labels import Labels, Task, select_labels
-from skylib.evaluation.metrics import bootstrap_intervals, metric_for, roc_auc
+from skylib.evaluation.metrics import balanced_log_loss, bootstrap_intervals, metric_for, roc_auc
 from skylib.evaluation.solvers import Neighbours, SoftmaxRegression
 from skylib.model.embeddings import Embeddings
 
@@ -239,19 +239,6 @@ def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
             loss = balanced_log_loss(model.predict_proba(validation), truth, model.classes_)
         found.append(Chosen(setting=name, loss=loss, score=value, model=make_pipeline(scaler, model)))
     return min(found, key=lambda one: one.loss)
-
-
-def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray, *, floor: float = 1e-3) -> float:
-    """Return the mean over classes of -ln p of the true class; p below `floor` counts as that.
-
-    Examples
-    --------
-    >>> p = np.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
-    >>> round(balanced_log_loss(p, np.array([0, 0, 1]), np.array([0, 1])), 4)
-    0.3466
-    """
-    found = [probability[truth == c, i] for i, c in enumerate(classes) if (truth == c).any()]
-    return float(np.mean([-np.log(p.clip(min=floor)).mean() for p in found]))
 
 
 def probe(x: np.ndarray, labels: Labels, models: Models, *, seed: int = 0) -> ProbeResult:
