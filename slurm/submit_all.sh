@@ -40,6 +40,7 @@ job=""
 read -ra more <<<"${PRETRAIN:-}"
 submit pretrain "$job" pretrain "${more[@]}"; pretrain=$job
 submit evaluate "$pretrain" evaluate; evaluate=$job
+submit diagnostics "$evaluate" diagnostics
 submit umap "$evaluate" umap
 submit similarity "$evaluate" similarity
 submit label_efficiency "$pretrain" label_efficiency "--array=0-$((rows - 1))"

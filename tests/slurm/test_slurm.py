@@ -17,6 +17,7 @@ import torch
 from packaging.requirements import Requirement
 
 from skylib.model.checkpoint import load_checkpoint
+from skylib.runner.runs import CHAIN
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), ROOT / "tests" / "slurm" / "slurm_lab.sh"])
@@ -342,7 +343,7 @@ def test_the_chain_gives_the_numbers_of_a_run_by_hand(slurm, chain, by_hand):
     assert len(study) == 2
     assert json.loads((run_dir / "results.json").read_text())
     states = {path.stem: record(run_dir, path.stem)["state"] for path in (run_dir / "status").iterdir()}
-    names = {"00_make_cutouts", "01_pretrain", "02_evaluate", "03_umap", "04_label_efficiency", "05_similarity"}
+    names = set(CHAIN)
     assert states == dict.fromkeys([*names, "04_label_efficiency.0", "04_label_efficiency.1"], "done")
     table = slurm.call(sys.executable, "-m", "skylib", "status", run_dir.parent)
     assert "done" in table
