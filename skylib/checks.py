@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
@@ -17,3 +17,18 @@ def check_range(name: str, value: float, low: float, high: float = float("inf"))
         raise ValueError(
             f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}"
         )
+
+
+def check_ranges(config: object, names: str, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless ``low <= value <= high`` for the attributes of these names, separated by spaces."""
+    for name in names.split():
+        check_range(name, getattr(config, name), low, high)
+
+
+def check_literals(config: object) -> None:
+    """Raise ValueError unless each field of a dataclass whose type is a Literal holds one of its values."""
+    for name, hint in get_type_hints(type(config)).items():
+        options = (hint, *get_args(hint))
+        allowed = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
+        if allowed:
+            check_choice(name, getattr(config, name), (*allowed, *([None] if type(None) in options else [])))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from skylib.bands import sort_bands
-from skylib.checks import check_choice, check_range
+from skylib.checks import check_choice, check_literals, check_ranges
 
 Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch", "noise"]
@@ -58,16 +58,13 @@ class ModelConfig:
         ``mae``: share of samples in which 1 to C - 1 whole bands are also taken from the visible patches, as if they had
         no data, and reconstructed with the rest.
     flux_weight : float
-        ``mae``: weight of the error in the fluxes of the whole image, in three apertures and all bands, as predicted from
-        the visible tokens; 0.3 is a good start.
+        ``mae``: also predict the fluxes of the whole image in all bands from the visible tokens; about 0.3.
     latent_weight : float
-        ``mae``: weight of the error in the latents that a teacher, the moving average of the encoder, has of the hidden
-        patches.
+        ``mae``: also predict the latents of the hidden patches in a teacher, the moving average of the encoder; about 1.
     latent_layers : int
         How many blocks of the teacher, evenly spaced, are predicted.
     consistency_weight : float
-        ``mae``: weight of the difference between two views of an image, with other patches hidden and turned by 90 degrees;
-        0.1 is a good start.
+        ``mae``: also compare two views of each image, with different patches hidden, one rotated by 90 degrees; about 0.1.
     """
 
     bands: tuple[str, ...] = ("g", "r", "i", "z", "y")
@@ -91,17 +88,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
+        check_literals(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
-        check_choice("objective", self.objective, get_args(Objective))
-        check_choice("norm_pix", self.norm_pix, (*get_args(NormPix), None))
-        check_choice("loss", self.loss, get_args(Loss))
-        check_choice("stretch", self.stretch, get_args(StretchKind))
-        check_range("patch_size", self.patch_size, 1)
-        check_range("decoder_depth", self.decoder_depth, 1)
-        check_range("hide_bands", self.hide_bands, 0, 1)
-        check_range("latent_layers", self.latent_layers, 1, VIT_SIZES[self.size][1])
-        for name in ("flux_weight", "latent_weight", "consistency_weight"):
-            check_range(name, getattr(self, name), 0)
+        check_ranges(self, "patch_size decoder_depth", 1)
+        check_ranges(self, "hide_bands", 0, 1)
+        check_ranges(self, "latent_layers", 1, VIT_SIZES[self.size][1])
+        check_ranges(self, "flux_weight latent_weight consistency_weight", 0)
         for name in ("hide_bands", "flux_weight", "latent_weight", "consistency_weight"):
             if getattr(self, name) and self.objective != "mae":
                 raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")
@@ -115,9 +107,7 @@ class ModelConfig:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")
         if self.objective == "mae" and not 0 < self.n_visible < self.n_patches:
-            raise ValueError(
-                f"mask_ratio={self.mask_ratio} of {self.n_patches} patches: must keep and hide at least one"
-            )
+            raise ValueError(f"mask_ratio={self.mask_ratio} of {self.n_patches} patches: must keep and hide some")
 
     @property
     def width(self) -> int:
@@ -142,9 +132,7 @@ class ModelConfig:
     @classmethod
     def original(cls, *, bands: tuple[str, ...] = ("g", "r", "i", "z", "y")) -> ModelConfig:
         """Return the model of the published recipe: SimMIM ViT-B/8, raw flux, L1, pixels normalised over all bands."""
-        return cls(
-            bands=bands, objective="simmim", size="base", stretch="linear", norm_pix="patch", loss="l1", ra_dec=True
-        )
+        return cls(bands=bands, objective="simmim", stretch="linear", norm_pix="patch", loss="l1", ra_dec=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,25 +144,25 @@ class PretrainConfig:
     steps : int
         Optimiser steps.
     batch_size : int
-        Images a step, over all processes together.
+        Images per step, over all processes together.
     accumulate : int
-        Parts that a batch is computed in, one after another, to save memory; on a CPU in more parts by itself. The result
-        is the same.
+        Number of parts of a batch that are computed one after another, to save memory. On a CPU large batches are always
+        computed in parts. The result is the same.
     learning_rate : float
         Peak, AdamW; reached after `warmup_steps`, then falls to `final_learning_rate`.
     schedule : {"cosine", "wsd"}
-        How it falls: as half a cosine, or warm-up, stable, and linear decay over the last `cooldown` of the steps.
+        ``cosine``: half a cosine. ``wsd``: warm-up, stable, and linear decay over the last `cooldown` of the steps.
     cooldown : float
-        ``wsd``: share of the steps.
+        ``wsd``: share of the steps in which the rate decays.
     weight_decay : float
         On matrices only, not on biases, norms and learned tokens.
     clip_grad : float
         Largest norm of the gradient; 0 for no limit.
     ema : float
-        Decay a step of an exponential moving average of the weights, which is then what is validated, probed and
-        loaded; 0 for none.
+        Decay per step of an exponential moving average of the weights. The average is then what is validated, probed
+        and loaded; 0 for none.
     max_bad_steps : int
-        Steps in a row whose gradient is not finite: they are skipped and counted, and with so many the run stops.
+        Steps whose gradient is not finite are skipped and counted. After so many in a row the run stops.
     precision : {"auto", "bf16", "fp32"}
         Of the matrix products; the weights are float32. ``auto`` is bf16 on CUDA and on CPUs that have it, else fp32.
     tf32 : bool
@@ -184,7 +172,7 @@ class PretrainConfig:
     log_every, validate_every, checkpoint_every : int
         Steps.
     checkpoint_minutes : float
-        Also save when so much time has passed (looked at each `log_every` steps).
+        Also save after so much time (checked every `log_every` steps).
     tensorboard : bool
         Also write scalars for TensorBoard, to ``tensorboard/`` of the run folder.
     seed : int
@@ -214,14 +202,11 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least_one = ("steps", "batch_size", "accumulate", "max_bad_steps", "log_every", "validate_every", "checkpoint_every")  # fmt: skip
-        for name in at_least_one:
-            check_range(name, getattr(self, name), 1)
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warmup_steps", "clip_grad", "checkpoint_minutes", "seed"):  # fmt: skip
-            check_range(name, getattr(self, name), 0)
-        check_choice("precision", self.precision, get_args(Precision))
-        check_choice("schedule", self.schedule, get_args(Schedule))
-        check_range("cooldown", self.cooldown, 0, 1)
+        check_literals(self)
+        check_ranges(self, "steps batch_size accumulate max_bad_steps log_every validate_every checkpoint_every", 1)
+        check_ranges(self, "learning_rate final_learning_rate weight_decay warmup_steps clip_grad", 0)
+        check_ranges(self, "checkpoint_minutes seed", 0)
+        check_ranges(self, "cooldown", 0, 1)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: must be 0 (off) or below 1, such as 0.999")
         if self.batch_size % self.accumulate:
@@ -284,18 +269,14 @@ class ProbeConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "min_steps", "batch_size", "evaluations", "patience"):
-            check_range(name, getattr(self, name), 1)
-        check_range("weight_decay", self.weight_decay, 0)
-        if self.learning_rate is not None:
-            check_range("learning_rate", self.learning_rate, 0)
-        check_range("layer_decay", self.layer_decay, 0, 1)
+        check_literals(self)
+        check_ranges(self, "epochs min_steps batch_size evaluations patience", 1)
+        check_ranges(self, "weight_decay" if self.learning_rate is None else "weight_decay learning_rate", 0)
+        check_ranges(self, "layer_decay", 0, 1)
         for name in ("rate_factors", "length_factors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name) or min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be one positive number at least")
-        check_choice("pool", self.pool, ("central", "mean"))
-        check_choice("precision", self.precision, get_args(Precision))
 
 
 def to_dict(config: ModelConfig | PretrainConfig | ProbeConfig) -> dict[str, Any]:
@@ -303,23 +284,16 @@ def to_dict(config: ModelConfig | PretrainConfig | ProbeConfig) -> dict[str, Any
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
 
 
-def difference(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """Say in one line which fields of two configurations differ, or return an empty string."""
-    keys = dict.fromkeys([*mine, *theirs])
-    return ", ".join(f"{k}: {mine.get(k)!r} -> {theirs.get(k)!r}" for k in keys if mine.get(k) != theirs.get(k))
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return in one line which fields of two configurations differ; empty if none does."""
+    return ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k))
 
 
 GONE = ("registers", "attention_pool")  # fields of earlier versions; where they were off, nothing is missing
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
-    """Return the `ModelConfig` that `to_dict` wrote.
-
-    Raises
-    ------
-    ValueError
-        If a field is unknown to this version.
-    """
+    """Return the `ModelConfig` that `to_dict` wrote; ValueError if a field is unknown to this version."""
     values = {name: value for name, value in values.items() if name not in GONE or value}
     if unknown := set(values) - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")

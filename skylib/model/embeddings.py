@@ -58,7 +58,7 @@ class Embeddings:
         self.meta = dict(meta or {})
         for name, values in {"ra": self.ra, "dec": self.dec, **self.columns}.items():
             if values.shape != (len(self),):
-                raise ValueError(f"column {name!r} has shape {values.shape}: must be ({len(self)},), one a vector")
+                raise ValueError(f"column {name!r} has shape {values.shape}: must be ({len(self)},), one per vector")
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -102,7 +102,8 @@ class ImageEncoder(nn.Module):
         c = self.config
         expected = (len(c.bands), c.image_size, c.image_size)
         if tuple(flux.shape[1:]) != expected:
-            raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {', '.join(map(str, expected))}) for bands {' '.join(c.bands)}")  # fmt: skip
+            shape, bands = ", ".join(map(str, expected)), " ".join(c.bands)
+            raise ValueError(f"flux has shape {tuple(flux.shape)}: must be (B, {shape}) for bands {bands}")
         return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
 
     def _fill(self, patches: Patches, hidden: Tensor | None = None) -> Tensor:

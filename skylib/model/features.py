@@ -33,9 +33,15 @@ def random_weights(model: MaskedImageModel, *, seed: int = 0) -> MaskedImageMode
 
 
 def pixel_pca(
-    model: MaskedImageModel, cutouts: CutoutFile, *, rows: np.ndarray, train: np.ndarray, n_components: int = 64,
-    most: int = 20_000, seed: int = 0,
-) -> np.ndarray:  # fmt: skip
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    *,
+    rows: np.ndarray,
+    train: np.ndarray,
+    n_components: int = 64,
+    most: int = 20_000,
+    seed: int = 0,
+) -> np.ndarray:
     """Project the pixels that the model would see on their principal components.
 
     Parameters

@@ -130,7 +130,7 @@ class MaskedImageModel(ImageEncoder):
         ra: Tensor | None = None,
         dec: Tensor | None = None,
     ) -> MIMOutput:
-        """Do as `forward`, with a mask from `draw_mask` that is taken as it is: nothing waits for the device."""
+        """Same as `forward`, but a mask from `draw_mask` is not checked, so that nothing waits for the device."""
         c = self.config
         n_visible = c.n_visible if n_visible is None else n_visible
         patches, sky = self._patches(flux), self._sky(ra, dec)
@@ -179,7 +179,7 @@ class MaskedImageModel(ImageEncoder):
         """Fill the hidden patches in, in counts.
 
         With `norm_pix` the model predicts standardised pixels, so the mean and scale of each hidden patch are
-        taken from the truth: the picture then shows the structure that was learnt, not the level.
+        taken from the true pixels: the picture shows the structure that was learnt, not the level.
 
         Returns
         -------
