@@ -167,7 +167,7 @@ class Survey:
             text = template
             if "(?P<" not in text:
                 text = re.sub(r"\.fits?(\.\w+)?$", "", text)
-                text = re.escape(text).replace(r"\*", ".*").replace(r"\{band\}", f"(?P<band>(?i:{any_band}))")
+                text = re.escape(text).replace(r"\*", ".*?").replace(r"\{band\}", f"(?P<band>(?i:{any_band}))")
                 text = text.replace(r"\{tile\}", "(?P<tile>.+?)", 1).replace(r"\{tile\}", "(?P=tile)")
                 if "{" in text.replace("(?P", ""):
                     raise ValueError(f"survey {self.name}: file name {template!r} may hold {{band}}, {{tile}} and *")

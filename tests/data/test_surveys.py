@@ -1,0 +1,390 @@
+"""Surveys by description: file names, units, noise, masks, grids and frames, each on small files in the survey's layout."""
+
+import re
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.coordinates import FK4, SkyCoord
+from astropy.io import fits
+from astropy.table import MaskedColumn, Table
+from astropy.wcs import WCS
+
+import skylib
+from skylib import Survey, find_tiles, get_survey, make_cutouts, read_tile, register_survey
+from skylib.bands import flux_to_mag, register_band, sort_bands, split_bands
+
+N = 80
+
+
+def grid(*, scale=0.2, ra=150.0, dec=2.2, shift=(0.0, 0.0), angle=0.0, ctype=("RA---TAN", "DEC--TAN"), n=N):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = list(ctype), [ra, dec]
+    wcs.wcs.crpix = [(n + 1) / 2 + shift[1], (n + 1) / 2 + shift[0]]
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+    wcs.wcs.cd = np.array([[-cos, sin], [sin, cos]]) * scale / 3600
+    return wcs
+
+
+def noise(seed=0, n=N):
+    return np.random.default_rng(seed).normal(0, 0.1, (n, n)).astype("f4")
+
+
+def stars(wcs, places, *, flux=100.0, sigma=1.5, n=N):
+    """Return an image (n, n) of Gaussian stars of the same flux at (ra, dec), whatever the grid; no noise."""
+    y, x = np.mgrid[:n, :n]
+    image = np.zeros((n, n))
+    for col, row in zip(*wcs.all_world2pix(*np.transpose(places), 0), strict=True):
+        image += flux * np.exp(-((x - col) ** 2 + (y - row) ** 2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
+    return image.astype("f4")
+
+
+def write(path, image, wcs=None, *, hdu=0, name=None, primary=None, more=(), **cards):
+    """Write an image in HDU 0 or 1."""
+    header = (wcs or grid()).to_header()
+    header.update(cards)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first = fits.PrimaryHDU(image, header) if hdu == 0 else fits.PrimaryHDU()
+    first.header.update(primary or {})
+    rest = [] if hdu == 0 else [fits.ImageHDU(image, header, name=name)]
+    fits.HDUList([first, *rest, *more]).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("survey", "names", "tile", "bands"),
+    [
+        ("hsc", ["calexp-HSC-I-9813-4,5.fits", "calexp-HSC-R2-9813-4,5.fits.fz"], "9813-4,5", "ri"),
+        ("lsst", ["deep_coadd_5063_14_g_lsst_cells_v1_LSSTComCam.fits", "deep_coadd_5063_14_r_x.fits"], "5063_14", "gr"),
+        ("kids", ["KiDS_DR4.0_180.0_-0.5_g_sci.fits", "KiDS_DR4.0_180.0_-0.5_u_sci.fits"], "180.0_-0.5", "ug"),
+        ("sdss", ["frame-g-000094-1-0012.fits.bz2", "frame-z-000094-1-0012.fits.bz2"], "000094-1-0012", "gz"),
+        ("legacy", ["legacysurvey-0001m002-image-g.fits.fz"], "0001m002", "g"),
+        ("des", ["DES2359-6331_r4575p01_Y.fits.fz", "DES2359-6331_r4575p01_g.fits.fz"], "DES2359-6331", "gy"),
+        ("panstarrs", ["rings.v3.skycell.1234.012.stk.g.unconv.fits"], "1234.012", "g"),
+        ("euclid", ["EUC_MER_BGSUB-MOSAIC-NIR-Y_TILE102018211-AB_2024.fits",
+                    "EUC_MER_BGSUB-MOSAIC-VIS_TILE102018211-CD_2024.fits.gz"], "102018211", ["VIS", "YE"]),
+        ("hst", ["hst_10775_64_acs_wfc_f814w_drz.fits", "hst_10775_64_acs_wfc_f606w_drz.fits"], "hst_10775_64_acs_wfc",
+         ["F606W", "F814W"]),
+        ("jwst", ["jw01345-o001_t021_nircam_clear-f200w_i2d.fits", "jw01345-o001_t021_nircam_clear-f444w_i2d.fits"],
+         "jw01345-o001_t021", ["F200W", "F444W"]),
+    ],
+)  # fmt: skip
+def test_names_of_the_archives(tmp_path, survey, names, tile, bands):
+    for name in [*names, "catalogue.fits", "readme.txt"]:
+        (tmp_path / name).touch()
+    (found,) = find_tiles(tmp_path, survey=survey, min_bands=1)
+    assert (found.name, found.bands) == (tile, sort_bands(bands))
+
+
+def test_bands_are_data_of_a_survey():
+    assert (
+        sort_bands("ugrizyJHKs") == sort_bands("u g r i z y J H Ks") == ("u", "g", "r", "i", "z", "y", "J", "H", "Ks")
+    )
+    assert split_bands("W1, VIS") == ["W1", "VIS"]
+    survey = Survey(name="x", bands={"i-DES": 781, "U300": 299}, file_names="{tile}_{band}", zero_point=25)
+    assert survey.bands == ("U300", "i-DES")
+    assert sort_bands(["i-DES", "g", "U300"]) == ("U300", "g", "i-DES")
+    with pytest.raises(ValueError, match="'I-des' is known at 781 nm, not 400 nm"):
+        register_band("I-des", 400)
+    with pytest.raises(ValueError, match="unknown band 'B7'.*register_band"):
+        sort_bands(["B7"])
+
+
+def test_bad_descriptions_are_named(tmp_path):
+    good = {"name": "x", "bands": "gr", "file_names": "{tile}_{band}"}
+    with pytest.raises(ValueError, match="survey='nowhere': one of 'des'.*'sdss'"):
+        find_tiles(tmp_path, survey="nowhere")
+    with pytest.raises(ValueError, match="variance_kind='noise': one of"):
+        Survey(**good, variance_kind="noise")
+    with pytest.raises(ValueError, match=r"file name .*may hold \{band\}, \{tile\} and \*"):
+        Survey(**good | {"file_names": "{filter}_x"})
+    (tmp_path / "a.toml").write_text('name = "a"\nbands = "gr"\nfile_names = "{tile}_{band}"\nzeropoint = 3\n')
+    with pytest.raises(ValueError, match=r"a\.toml: .*unknown fields zeropoint; fields are name, bands"):
+        get_survey(tmp_path / "a.toml")
+    with pytest.raises(FileNotFoundError, match=r"b\.toml"):
+        get_survey(tmp_path / "b.toml")
+    (tmp_path / "m51_h_x.fits").touch()
+    with pytest.raises(FileNotFoundError, match=r"names such as \{tile\}_\{band\} .*it holds a\.toml, m51_h_x\.fits"):
+        find_tiles(tmp_path, survey=Survey(**good))
+    with pytest.raises(ValueError, match="bands u: the survey 'x' has g, r"):
+        find_tiles(tmp_path, survey=Survey(**good), bands="ug")
+
+
+@pytest.mark.parametrize(
+    ("cards", "zero_point"),
+    [
+        ({"BUNIT": "nJy"}, 31.4), ({"BUNIT": "uJy"}, 23.9), ({"BUNIT": "nanomaggy"}, 22.5), ({"BUNIT": "nanomaggies"}, 22.5),
+        ({"BUNIT": "Jy"}, 8.9), ({"MAGZERO": 30.0}, 30.0), ({"PHOTZP": 25.5, "BUNIT": "counts"}, 25.5),
+        ({"FLUXMAG0": 10**10}, 25.0), ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.948),
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": 9.4e-13}, 8.9 - 2.5 * np.log10(0.94e-6)),
+        ({"BUNIT": "MJy/sr"}, 8.9 - 2.5 * np.log10(1e6 * (0.2 * u.arcsec).to_value(u.rad) ** 2)),
+    ],
+)  # fmt: skip
+def test_the_unit_of_a_file_is_applied(tmp_path, cards, zero_point):
+    image = noise()
+    image[40, 40] = 10 ** (-0.4 * (22.0 - zero_point))
+    write(tmp_path / "a_i.fits", image, **cards)
+    survey = Survey(name="x", bands="i", file_names="{tile}_{band}", zero_point=None)
+    tile = read_tile(find_tiles(tmp_path, survey=survey)[0])
+    assert flux_to_mag(tile.flux[0, 40, 40]) == pytest.approx(22.0, abs=0.01)
+    assert tile.unit == "counts at AB zero-point 27"
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ({}, "zero-point is missing"), ({"BUNIT": "adu"}, "zero-point is missing"), ({"BUNIT": "K"}, "BUNIT='K' is no unit of flux"),
+        ({"BUNIT": "blobs"}, "BUNIT='blobs'"), ({"BUNIT": "nJy", "FLUXMAG0": 1e10}, "stated differently: FLUXMAG0 says 25.000"),
+        ({"FLUXMAG0": -1.0}, "FLUXMAG0=-1.0: must be positive"), ({"FLUXMAG0": 1e300}, "zero-point of 750"),
+        ({"MAGZERO": "x"}, "MAGZERO='x': must be a finite number"),
+    ],
+)  # fmt: skip
+def test_a_calibration_that_is_not_clear_is_asked_for(tmp_path, cards, message):
+    write(tmp_path / "a_i.fits", noise(), **cards)
+    survey = Survey(name="x", bands="i", file_names="{tile}_{band}")
+    with pytest.raises((OSError, ValueError), match=rf"a_i\.fits.*{re.escape(message)}"):
+        read_tile(find_tiles(tmp_path, survey=survey)[0])
+
+
+def test_hsc_files_in_njy_keep_their_magnitudes(tmp_path):
+    image = noise()
+    image[40, 40] = 10 ** (-0.4 * (22.0 - 31.4))
+    write(tmp_path / "HSC-I-9813-4,5.fits", image, hdu=1, name="IMAGE", BUNIT="nJy")
+    assert flux_to_mag(read_tile(find_tiles(tmp_path, bands="i")[0]).flux[0, 40, 40]) == pytest.approx(22.0, abs=1e-3)
+
+
+def test_pan_starrs_arcsinh_fluxes_and_exposure_time(tmp_path):
+    linear = np.abs(noise()) * 1000
+    offset, soft = 2.0, 50.0
+    stored = (np.arcsinh((linear - offset) / (2 * soft)) * 2.5 / np.log(10)).astype("f4")
+    write(tmp_path / "rings.v3.skycell.1.2.stk.i.unconv.fits", stored, BOFFSET=offset, BSOFTEN=soft, EXPTIME=100.0)
+    tile = read_tile(find_tiles(tmp_path, survey="panstarrs", min_bands=1)[0])
+    i = tile.bands.index("i")
+    np.testing.assert_allclose(flux_to_mag(tile.flux[i]), 25 + 2.5 * np.log10(100) - 2.5 * np.log10(linear), rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["variance", "weight", "sigma"])
+def test_noise_is_read_as_variance_whatever_is_stored(tmp_path, kind):
+    stored = {"variance": 0.01, "weight": 100.0, "sigma": 0.1}[kind]
+    write(tmp_path / "a_i_sci.fits", noise())
+    write(tmp_path / "a_i_wht.fits", np.full((N, N), stored, "f4"))
+    description = {
+        "name": "x",
+        "bands": "i",
+        "file_names": "{tile}_{band}_sci",
+        "zero_point": 24.5,
+        "variance_file": ("_sci", "_wht"),
+    }
+    tile = read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind=kind))[0], variance=True)
+    np.testing.assert_allclose(tile.variance, 0.01 * 100, rtol=1e-5)  # 2.5 magnitudes: a factor 10 in flux
+    if kind != "sigma":
+        wrong = Survey(**description, variance_kind="weight" if kind == "variance" else "variance")
+        with pytest.raises(ValueError, match=rf"a_i_sci\.fits: .*variance_kind='{kind}'"):
+            read_tile(find_tiles(tmp_path, survey=wrong)[0], variance=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bit", "top"), [("i4", 31, True), ("i2", 15, True), ("u1", 7, True), ("i4", 5, False)]
+)
+def test_mask_planes_at_any_bit(tmp_path, kind, bit, top):
+    mask = np.zeros((N, N), kind)
+    mask[3, 4] = np.iinfo(kind).min if top and kind[0] == "i" else 1 << bit
+    more = [fits.ImageHDU(mask, name="MASK")]
+    more[0].header.update({"MP_BAD": 0, "MP_NEW": bit})
+    write(tmp_path / "HSC-I-9813-4,5.fits", noise(), hdu=1, name="IMAGE", more=more)
+    (paths,) = find_tiles(tmp_path, bands="i")
+    for planes in (["NEW"], [bit]):
+        assert np.argwhere(np.isnan(read_tile(paths, bad_planes=planes).flux[0])).tolist() == [[3, 4]]
+    with pytest.raises(ValueError, match=r"HSC-I-9813-4,5\.fits: mask plane 77 is bit 77"):
+        read_tile(paths, bad_planes=[77])
+
+
+def test_zeros_are_no_data_in_areas_and_whole_bands(tmp_path):
+    image = noise()
+    image[:20], image[50, 50] = 0, 0
+    write(tmp_path / "a_g.fits", image)
+    write(tmp_path / "a_r.fits", np.zeros((N, N), "f4"))
+    tile = read_tile(
+        find_tiles(tmp_path, survey=Survey(name="x", bands="gr", file_names="{tile}_{band}", zero_point=27))[0]
+    )
+    assert np.isnan(tile.flux[0, :20]).all()
+    assert np.isfinite(tile.flux[0, 20:]).all()  # a single zero is a value
+    assert np.isnan(tile.flux[1]).all()
+
+
+def test_cubes_of_several_bands(tmp_path):
+    cube = np.stack([noise(s) for s in range(3)])
+    write(tmp_path / "cutout_150.0_2.2.fits", cube, BANDS="grz")
+    (paths,) = find_tiles(tmp_path, survey="legacy_cutout", min_bands=3)
+    tile = read_tile(paths)
+    assert paths.bands == ("g", "r", "z")
+    np.testing.assert_allclose(tile.flux[tile.bands.index("z")], cube[2] * 10 ** (0.4 * 4.5), rtol=1e-5)
+    assert np.isnan(tile.flux[tile.bands.index("i")]).all()
+
+
+def two_bands(folder, one, other, **survey):
+    place = [(150.0, 2.2), (150.001, 2.2008), (149.999, 2.1990), (150.0012, 2.1989)]
+    for band, wcs in (("g", one), ("r", other)):
+        write(folder / f"a_{band}.fits", stars(wcs, place) + noise() / 100, wcs)
+    return find_tiles(
+        folder, survey=Survey(name="two", bands="gr", file_names="{tile}_{band}", zero_point=27, **survey)
+    )[0]
+
+
+@pytest.mark.parametrize("other", [{"shift": (3.3, -5.7)}, {"angle": 30.0}, {"scale": 0.25}, {"scale": 0.17}])
+def test_aligned_bands_have_stars_at_one_place_with_their_flux(tmp_path, other):
+    paths = two_bands(tmp_path, grid(), grid(**other))
+    with pytest.raises(ValueError, match=r"a_r\.fits: .* pixels off the sky position of .*a_g\.fits; align=True"):
+        read_tile(paths)
+    tile = read_tile(paths, align=True)
+    y, x = np.mgrid[-8:9, -8:9]
+    for ra, dec in [(150.0, 2.2), (150.001, 2.2008)]:
+        row, col = (int(round(float(v))) for v in tile.pixel_at(ra, dec))
+        boxes = tile.flux[:, row - 8 : row + 9, col - 8 : col + 9]
+        total = boxes.sum((1, 2))
+        place = np.stack([(boxes * y).sum((1, 2)), (boxes * x).sum((1, 2))]) / total
+        np.testing.assert_allclose(place[:, 0], place[:, 1], atol=0.05)
+        assert total[1] == pytest.approx(total[0], rel=0.02)
+
+
+def test_grids_are_compared_at_their_corners_too(tmp_path):
+    for name, other in (("twice", grid(scale=0.4)), ("turned", grid(angle=90))):
+        with pytest.raises(ValueError, match=r"a_r\.fits: .* pixels off"):
+            read_tile(two_bands(tmp_path / name, grid(), other))
+
+
+@pytest.mark.parametrize("frame", ["galactic", "fk4", "fk5", "swapped", "third axis", "sip"])
+def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
+    place = SkyCoord(150.0, 2.2, unit="deg")
+    header = grid().to_header()
+    if frame == "galactic":
+        header = grid(ra=place.galactic.l.deg, dec=place.galactic.b.deg, ctype=("GLON-TAN", "GLAT-TAN")).to_header()
+    elif frame == "fk4":
+        old = place.transform_to(FK4(equinox="B1950"))
+        header = grid(ra=old.ra.deg, dec=old.dec.deg).to_header()
+        header.update({"RADESYS": "FK4", "EQUINOX": 1950.0})
+    elif frame == "fk5":
+        header.update({"RADESYS": "FK5", "EQUINOX": 2000.0})
+    elif frame == "swapped":
+        header = grid(ra=2.2, dec=150.0, ctype=("DEC--TAN", "RA---TAN")).to_header()
+    elif frame == "third axis":
+        header.update({"WCSAXES": 3, "CTYPE3": "FREQ", "CRPIX3": 1.0, "CRVAL3": 1.4e9, "CDELT3": 1e6})
+    elif frame == "sip":
+        header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-6, "B_0_2": 1e-6})  # fmt: skip
+    fits.PrimaryHDU(noise(), header).writeto(tmp_path / "a_g.fits")
+    (paths,) = find_tiles(tmp_path, survey=Survey(name="f", bands="g", file_names="{tile}_{band}", zero_point=27))
+    tile = read_tile(paths)
+    ra, dec = tile.sky_at(39.5, 39.5)
+    assert SkyCoord(ra, dec, unit="deg").separation(place).arcsec < 0.1
+    rows, cols = np.array([3.0, 60.0]), np.array([70.0, 11.0])
+    np.testing.assert_allclose(tile.pixel_at(*tile.sky_at(rows, cols)), (rows, cols), atol=1e-3)
+    ra, dec = tile.sky_at(np.array([30.0]), np.array([50.0]))
+    made = make_cutouts([paths], Table({"ra": ra, "dec": dec}), tmp_path / "c.h5", size=8)
+    np.testing.assert_array_equal(made.flux(0)[0, 0], tile.flux[0, 26:34, 46:54])
+    batch = next(iter(skylib.TileLoader([paths], batch_size=4, size=16, augment=False)))
+    rows, cols = (np.round(v).astype(int) for v in tile.pixel_at(batch.ra.numpy(), batch.dec.numpy()))
+    for image, row, col in zip(batch.flux.numpy(), rows, cols, strict=True):
+        np.testing.assert_array_equal(image[0], tile.flux[0, row - 8 : row + 8, col - 8 : col + 8])
+
+
+def test_tiles_without_sky_coordinates_are_refused_by_name(tmp_path):
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(noise(), name="IMAGE")]).writeto(tmp_path / "HSC-I-9813-4,5.fits")
+    (paths,) = find_tiles(tmp_path, bands="i")
+    with pytest.raises(ValueError, match=r"HSC-I-9813-4,5\.fits: no sky coordinates.*columns x and y"):
+        read_tile(paths)
+    with pytest.raises(ValueError, match=r"HSC-I-9813-4,5\.fits: no sky coordinates"):
+        make_cutouts([paths], Table({"ra": [100.0], "dec": [85.0]}), tmp_path / "c.h5", size=8)
+    made = make_cutouts([paths], Table({"x": [30.0], "y": [20.0]}), tmp_path / "c.h5", size=8)
+    np.testing.assert_array_equal(made.flux(0)[0, 0], read_tile(paths, sky=False).flux[0, 16:24, 26:34])
+    with pytest.raises(ValueError, match="has no sky coordinates: its positions are pixels"):
+        read_tile(paths, sky=False).sky_at(1, 1)
+
+
+@pytest.fixture
+def one_tile(tmp_path):
+    write(tmp_path / "tiles" / "HSC-I-9813-4,5.fits", noise(), hdu=1, name="IMAGE")
+    return find_tiles(tmp_path / "tiles", bands="i")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        Table({"RAJ2000": [150.0005], "DEJ2000": [2.2]}), Table({"ALPHA_J2000": [150.0005], "DELTA_J2000": [2.2]}),
+        Table({"ra": [150.0005], "dec": [2.2]}, units={"ra": "deg", "dec": "deg"}),
+        Table({"coord_ra": np.deg2rad([150.0005]), "coord_dec": np.deg2rad([2.2])}),
+        Table({"coord_ra": [150.0005] * u.deg, "coord_dec": [2.2] * u.deg}),
+        Table({"RA": ["10:00:00.12"], "DEC": ["+02:12:00"]}), Table({"RA": ["10h00m00.12s"], "DEC": ["2d12m"]}),
+        Table({"ra": ["150.0005"], "dec": ["2.2"]}), Table({"place": SkyCoord([150.0005], [2.2], unit="deg").galactic}),
+        Table({"ra": [-209.9995], "dec": [2.2]}),
+    ],
+)  # fmt: skip
+def test_positions_in_their_usual_forms(one_tile, tmp_path, table):
+    made = make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
+    assert (made.ra[0], made.dec[0]) == (pytest.approx(150.0005), pytest.approx(2.2))
+
+
+@pytest.mark.parametrize("unit", ["degrees", "DEGREE", "deg", "Degrees"])
+def test_units_of_positions_as_archives_write_them(one_tile, tmp_path, unit):
+    columns = [fits.Column(name, "D", unit=unit, array=[value]) for name, value in (("ra", 150.0005), ("dec", 2.2))]
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "c.fit")
+    assert make_cutouts(one_tile, tmp_path / "c.fit", tmp_path / "c.h5", size=8).ra == pytest.approx(150.0005)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (Table({"ra": ["north"], "dec": [2.2]}), "column 'ra' holds 'north'"),
+        (Table({"ra": [150.0] * u.m, "dec": [2.2]}), "column 'ra' is in 'm'; known are deg"),
+        (Table({"ra": [150.0], "dec": [95.0]}), "values of dec such as 95 are not -90 to 90"),
+        (Table({"Ra": [150.0], "RA": [150.0], "dec": [2.0]}), "which of them is ra is not clear"),
+        (Table({"z": [1.0]}), "no column 'ra'; columns: z"),
+    ],
+)
+def test_positions_that_cannot_be_used_are_named(one_tile, tmp_path, table, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
+
+
+def test_objects_without_position_are_left_out_and_counted(tmp_path, caplog):
+    write(tmp_path / "HSC-I-9813-4,5.fits", noise(), grid(dec=0.0), hdu=1, name="IMAGE")
+    (tmp_path / "objects.csv").write_text("name,ra,dec\nknown,150.0005,0.0005\nunknown,150.0010,\n")
+    made = make_cutouts(find_tiles(tmp_path, bands="i"), tmp_path / "objects.csv", tmp_path / "out.h5", size=16)
+    assert made.column("name").tolist() == ["known"]
+    assert "1 of 2 objects have no position and are left out" in caplog.text
+
+
+def test_labels_keep_their_values(one_tile, tmp_path):
+    ids = [36411448540268123, 36411448540268127]
+    table = Table({"ra": [150.0, 150.0005], "dec": [2.2, 2.2], "B/T": [0.25, 0.5], "tile": ["mine", "yours"]})
+    table["id"] = MaskedColumn(ids, mask=[False, True])
+    table["good"] = MaskedColumn([True, True], mask=[False, True])
+    table["when"], table["flags"] = np.array([1, 255], "u1"), np.array([0.5, 1.5], ">f4")
+    table["pair"], table["place"] = np.ones((2, 2)), SkyCoord([1, 2], [3, 4], unit="deg")
+    made = make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
+    assert made.column("B/T").tolist() == [0.25, 0.5]
+    assert made.column("id").tolist()[0] == ids[0]
+    assert made.column("id")[1] == made.missing_value("id") == -1
+    np.testing.assert_array_equal(made.column("good"), [1, np.nan])
+    assert made.column("flags").dtype == np.dtype("=f4")
+    assert made.column("catalogue_tile").tolist() == ["mine", "yours"]
+    assert made.column("tile").tolist() == ["9813-4,5"] * 2
+    assert not {"pair", "place"} & set(made.columns)
+    with pytest.raises(ValueError, match="column 'pair' is not one number or text per object"):
+        make_cutouts(one_tile, table, tmp_path / "d.h5", size=8, columns=["pair"])
+
+
+def test_the_page_on_adding_a_survey_works_as_it_stands(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "add_your_survey.md").read_text()
+    code, description = re.search(r"```python\n(.*?)```", page, re.S)[1], re.search(r"```toml\n(.*?)```", page, re.S)[1]
+    for k, band in enumerate(("F606W", "F814W")):
+        write(tmp_path / "images" / f"field7_{band}_sci.fits", noise(k), grid(scale=0.05), MAGZERO=26.5)
+        write(tmp_path / "images" / f"field7_{band}_wht.fits", np.full((N, N), 100, "f4"), grid(scale=0.05))
+    (tmp_path / "objects.csv").write_text("ra,dec,z\n150.0,2.2,0.5\n150.0001,2.2001,0.7\n")
+    (tmp_path / "deep.toml").write_text(description)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "('F606W', 'F814W') counts at AB zero-point 27 2\n"
+    read = get_survey("deep.toml")
+    assert read == get_survey("deep")
+    assert register_survey(read) is get_survey("DEEP")
