@@ -179,7 +179,11 @@ def _torchrun(processes: int) -> list[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if nodes == 1:
-        return [*torchrun, "--standalone"]
+        return [
+            *torchrun,
+            "--standalone",
+            "--local-addr=127.0.0.1",
+        ]  # else by the name of this host, and over its network
     srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
         srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
