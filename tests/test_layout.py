@@ -36,7 +36,6 @@ KNOWN: dict[str, set[str]] = {
     "private": set(),
     "widgets": set(),
     "length": {
-        "data.simulate",
         "runner.runs",
     },
 }

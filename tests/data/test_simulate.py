@@ -5,8 +5,9 @@ from astropy.table import Table
 
 from skylib import CutoutFile, find_tiles, read_tile, simulate_sky
 from skylib.bands import mag_to_flux
+from skylib.data.colours import galaxy_colours
 from skylib.data.photometry import measure_sky_noise
-from skylib.data.simulate import SEEING, _galaxy_colours, sky_sigma
+from skylib.data.simulate import SEEING, sky_sigma
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +134,10 @@ def test_saturated_cores_are_flagged(tmp_path):
 
 
 def test_redshift_reddens_an_elliptical():
-    g_r = [-2.5 * np.log10(c[0] / c[1]) for c in (_galaxy_colours(0.0, z) for z in (0.0, 0.2, 0.4))]
+    g_r = [-2.5 * np.log10(c[0] / c[1]) for c in (galaxy_colours(0.0, z) for z in (0.0, 0.2, 0.4))]
     assert g_r[0] == pytest.approx(0.75, abs=0.1)  # CWW ellipticals
     assert g_r[0] < g_r[1] < g_r[2]
-    assert -2.5 * np.log10(_galaxy_colours(3.0, 0.0)[0] / _galaxy_colours(3.0, 0.0)[1]) < 0.4
+    assert -2.5 * np.log10(galaxy_colours(3.0, 0.0)[0] / galaxy_colours(3.0, 0.0)[1]) < 0.4
 
 
 @pytest.mark.parametrize(
