@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from skylib import Embeddings, find_tiles, make_cutouts, simulate_sky, write_cutouts
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browse"))
 from test_browser import LAB, chromium, serving
 
 SHOW = """

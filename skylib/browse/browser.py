@@ -97,7 +97,7 @@ class SimilarityBrowser(BrowserView):
         labelled = Embeddings(embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec, columns=self._columns)
         self._names = class_names(embeddings, cutouts)
         self._answers = Answers(labelled, names=self._names, odd=odd, device=device)
-        self._links = not getattr(cutouts, "simulated", False) if links is None else links
+        self._links = not cutouts.simulated if links is None else links
         self._pictures = Pictures(cutouts, size=dict(embeddings.meta.get("model") or {}).get("image_size"))
         self._folder = None if run_dir is None else Path(run_dir)
         state = BrowserState(len(embeddings), objects_name(embeddings), Question("alike", targets))

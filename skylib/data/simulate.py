@@ -275,6 +275,7 @@ def _write_tile(path: Path, image: np.ndarray, mask: np.ndarray, variance: np.nd
         [(f"HIERARCH MP_{name}" if len(name) > 5 else f"MP_{name}", bit) for name, bit in MASK_PLANES.items()]
     )
     primary = fits.PrimaryHDU()
+    primary.header["ORIGIN"] = "simulate_sky"  # no survey has looked there
     primary.header["FLUXMAG0"] = 10 ** (0.4 * ZERO_POINT)
     hdus = fits.HDUList([
         primary,

@@ -326,7 +326,7 @@ def test_processes_that_mark_at_the_same_time_lose_nothing(tmp_path):
     assert len(BrowserState.load(tmp_path / "browser.json", like=BrowserState(1000, "x")).marks) == 80
 
 
-def test_facts_are_escaped_without_files_and_linked_on_a_real_sky():
+def test_facts_are_escaped_without_files_and_linked_on_a_real_sky(cutouts, embeddings):
     labels = {
         "class": np.int64(1),
         "note": "<script>",
@@ -341,6 +341,7 @@ def test_facts_are_escaped_without_files_and_linked_on_a_real_sky():
     assert "<td>w</td>" not in text
     assert text.count("<a href") == 3
     assert "<a href" not in facts(3, 150.1, -2.2, labels={}, names={}, links=False)
+    assert SimilarityBrowser(embeddings, cutouts)._links is False  # simulated
     assert "unknown" in facts(3, np.nan, np.nan, labels={}, names={}, links=True)
 
 

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from skylib import Embeddings, ModelConfig, build_model, embed, search
 from skylib.data.sky import best_of_each_place, near_any
 from skylib.search.filters import matching_rows, parse_filter
 from skylib.search.index import SearchIndex
-from skylib.search.nearest import nearest, smallest
+from skylib.search.nearest import nearest, neighbour_graph, smallest
 from skylib.search.queries import target_vectors
 from skylib.search.ranking import feedback_scores, rank_anomalies
 
@@ -260,6 +262,22 @@ def test_odd_objects_come_first():
         rank_anomalies(e, by="lof")
     with pytest.raises(ValueError, match="n_neighbors=400: must be 1 to 399"):
         rank_anomalies(e, n_neighbors=400)
+
+
+def test_neighbours_of_many_objects_are_found_approximately(monkeypatch):
+    """As if there were too many for an exact graph: nearly all neighbours are found, and the oddest stay the oddest."""
+    rng = np.random.default_rng(8)
+    points = torch.from_numpy(np.tanh(rng.normal(size=(2000, 8)) @ rng.normal(size=(8, 24)) / 3)).float()
+    e = Embeddings(points.numpy(), ra=np.zeros(2000), dec=np.zeros(2000))
+    exact, exact_odd = neighbour_graph(points, k=11)[0], rank_anomalies(e)
+    monkeypatch.setattr(import_module("skylib.search.nearest"), "PRODUCTS", {True: 0, False: 0})
+    rows, distance = neighbour_graph(points, k=11)
+    again, odd = neighbour_graph(points, k=11)[0], rank_anomalies(e)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(rows, exact, strict=True)]) / 11 > 0.98
+    assert (rows[:, 0] == np.arange(2000)).all()
+    assert (np.diff(distance, axis=1) >= 0).all()
+    np.testing.assert_array_equal(rows, again)
+    assert len(set(odd["index"][:50]) & set(exact_odd["index"][:50])) >= 48
 
 
 def test_each_round_of_yes_and_no_finds_more():

@@ -43,6 +43,8 @@ class CutoutFile:
         Degrees ICRS; NaN where the file has none.
     shape : (int, int, int, int)
         (n, C, S, S).
+    simulated : bool
+        Whether they were cut from a sky of `simulate_sky`.
     zero_point : float
         Of the flux that is returned: 27, whatever the unit in the file, whose own is `file_zero_point`.
     survey : str
@@ -98,6 +100,7 @@ class CutoutFile:
             planes = [canonical_band(band) for band in order]
             order_of_planes = [planes.index(band) for band in self.bands]
             self.pixel_scale = _number(file, "pixel_scale", pixel_scale, PIXEL_SCALE)
+            self.simulated = bool(file.attrs.get("simulated", False))
             self.file_zero_point = _number(file, "zero_point", zero_point, ZERO_POINT)
             same = abs(self.file_zero_point - ZERO_POINT) < 1e-4
             self._scale = np.float32(1 if same else 10 ** (0.4 * (ZERO_POINT - self.file_zero_point)))

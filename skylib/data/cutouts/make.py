@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 from tqdm.auto import tqdm
 
@@ -235,6 +236,7 @@ def _describe(
         "pixel_scale": tile_pixel_scale(tiles[tile_of[0]]),
         "zero_point": ZERO_POINT,
         "survey": tiles[0].survey.name,
+        "simulated": fits.getheader(tiles[tile_of[0]].first).get("ORIGIN") == "simulate_sky",
         "provenance": f"{len(tiles)} tiles, first {Path(files[0]).name}; catalogue{where or ' given as a table'}",
     }
     return {**labels, **ours}, attributes
