@@ -49,7 +49,7 @@ def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None
         raise ValueError(f"band {name!r}: must be letters, digits, '_', '.', '+' or '-', such as 'F814W'")
     if not 1 <= wavelength <= 1e7:
         raise ValueError(f"band {name!r}: wavelength={wavelength!r} must be 1 to 10,000,000 nm")
-    same = [known for known in (*BROAD_BANDS, *NARROW_BANDS) if known.lower() == name.lower()]
+    same = [band for band in (*BROAD_BANDS, *NARROW_BANDS) if band.lower() == name.lower()]
     if same:
         before = wavelength_of(same[0])
         if abs(before - wavelength) > 0.1 * before:
@@ -169,6 +169,6 @@ def mag_to_flux(mag: np.ndarray | float, zero_point: float = ZERO_POINT) -> np.n
 
 def _find(name: str) -> str | None:
     """Return the band that a name stands for, as it is or behind the name of a survey."""
-    known = {band.lower(): band for band in (*BROAD_BANDS, *NARROW_BANDS)} | _ALIASES
+    names = {band.lower(): band for band in (*BROAD_BANDS, *NARROW_BANDS)} | _ALIASES
     key = str(name).strip().lower()
-    return known.get(key, known.get(key.rsplit("-", 1)[-1]))
+    return names.get(key, names.get(key.rsplit("-", 1)[-1]))

@@ -1,4 +1,4 @@
-"""Changes to an image that leave its meaning: made on the device, drawn for each sample on its own."""
+"""Augmentation: random changes that keep the meaning of an image, drawn for each image, made on the device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Augmentation:
     Parameters
     ----------
     turns : bool
-        Quarter turns and mirrors: all eight orientations, with equal chance.
+        Rotations by 90 degrees and flips: all eight orientations, with equal chance.
     brightness : float
         Standard deviation of the logarithm of a factor on all bands of an image alike, so that colours stay.
     noise : float
-        Noise added, in units of the sky noise of each band: an image's own share is drawn from U(0, noise).
+        Noise added, in units of the sky noise of each band; the amount is drawn for each image from U(0, noise).
     band_dropout : float
         Chance of each band of an image to be taken as missing (NaN). One is always kept.
 
@@ -38,30 +38,31 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("brightness", "noise", "band_dropout"):
             if not 0 <= getattr(self, name) < (1 if name == "band_dropout" else float("inf")):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0{', and below 1' * (name == 'band_dropout')}")  # fmt: skip
+                below = ", and below 1" * (name == "band_dropout")
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0{below}")
 
 
 NO_AUGMENTATION = Augmentation(turns=False)
 
 
 class Draws(NamedTuple):
-    """What was drawn for a batch, on the CPU; None for what is not asked for."""
+    """The random numbers for a batch, on the CPU; None for changes that are not used."""
 
-    turns: Tensor | None  # bool (3, B): mirror columns, mirror rows, mirror the diagonal
+    turns: Tensor | None  # bool (3, B): flip columns, flip rows, flip across the diagonal
     gain: Tensor | None  # (B,)
     noise: Tensor | None  # (B,), in units of the sky noise
     dropped: Tensor | None  # bool (B, C)
 
-    def part(self, mine: slice) -> Draws:
+    def part(self, rows: slice) -> Draws:
         """Return the draws of some of the samples."""
         return Draws(
-            None if self.turns is None else self.turns[:, mine],
-            *(None if draw is None else draw[mine] for draw in self[1:]),
+            None if self.turns is None else self.turns[:, rows],
+            *(None if draw is None else draw[rows] for draw in self[1:]),
         )
 
 
 def draw_changes(how: Augmentation, n: int, n_bands: int, *, generator: torch.Generator) -> Draws:
-    """Draw what is changed in each of `n` images."""
+    """Draw the changes of each of `n` images."""
     dropped = None
     if how.band_dropout:
         dropped = torch.rand(n, n_bands, generator=generator) < how.band_dropout
@@ -77,7 +78,7 @@ def draw_changes(how: Augmentation, n: int, n_bands: int, *, generator: torch.Ge
 def change(
     flux: Tensor, draws: Draws, *, sky_sigma: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Change images as was drawn.
+    """Apply the changes that were drawn.
 
     Parameters
     ----------
@@ -108,18 +109,18 @@ def change(
 
 
 def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Give each square image (B, C, S, S) one of the eight turns and mirrors, with equal chance."""
+    """Rotate and flip each square image (B, C, S, S) at random: one of eight orientations, with equal chance."""
     return turn(flux, random_turns(len(flux), generator=generator))
 
 
 def random_turns(n: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draw for `n` images whether to mirror columns, rows, and the diagonal: bool (3, n)."""
+    """Draw for `n` images whether to flip columns, rows, and across the diagonal: bool (3, n)."""
     device = "cpu" if generator is None else generator.device
     return torch.randint(2, (3, n), generator=generator, device=device).bool()
 
 
 def turn(flux: Tensor, turns: Tensor) -> Tensor:
-    """Mirror square images (B, C, S, S) as `random_turns` drew, (3, B)."""
+    """Flip square images (B, C, S, S) as `random_turns` drew, (3, B)."""
     draw = _to(turns, flux)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)

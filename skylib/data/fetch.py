@@ -46,7 +46,7 @@ def fetch_zenodo(
 ) -> list[Path]:  # fmt: skip
     """Fetch a public data set from Zenodo.
 
-    What is there already and whole is not fetched again; what was interrupted goes on where it stood. Each file is
+    Files that exist already and are whole are not fetched again; interrupted downloads resume. Each file is
     checked against the checksum that Zenodo states, and takes its name only then.
 
     Parameters
@@ -134,7 +134,8 @@ def fetch_hsc_tiles(
         for band in map(canonical_band, bands):
             filter_name = band if band.startswith("NB") else f"HSC-{band.upper()}"
             file = f"calexp-{filter_name}-{tract}-{patch}.fits"
-            url = f"{server}/archive/filetree/{rerun}/deepCoadd-results/{filter_name}/{tract}/{quote(patch)}/{quote(file)}"  # fmt: skip
+            folder = f"{server}/archive/filetree/{rerun}/deepCoadd-results/{filter_name}/{tract}"
+            url = f"{folder}/{quote(patch)}/{quote(file)}"
             path = Path(directory) / file
             if not path.exists():
                 try:
@@ -152,7 +153,7 @@ def fetch_hsc_tiles(
 def download(
     url: str, path: Path, *, auth: tuple[str, str] | None = None, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Fetch a file; one that was interrupted goes on where it stood, and it takes its name when it is whole.
+    """Fetch a file, which takes its name when it is whole; interrupted downloads resume.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def download(
     try:
         _patiently(lambda: _continue(url, partial, auth), url)
     except _Unwell as error:
-        raise OSError(f"{error}; what came is kept in {partial}, and the next call goes on there") from error
+        raise OSError(f"{error}; what came is kept in {partial}, and the next call resumes there") from error
     try:
         if check is not None:
             check(partial)
@@ -188,7 +189,7 @@ class _Unwell(OSError):
 
 
 class _Resuming:
-    """What pooch downloads with: keeps what came of an interrupted file, and goes on there."""
+    """What pooch downloads with: keeps what came of an interrupted file, and resumes there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(path.name + ".whole")
@@ -200,26 +201,28 @@ class _Resuming:
 
 def _continue(url: str, partial: Path, auth: tuple[str, str] | None) -> None:
     """Fetch what is missing of a file."""
-    there = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={there}-", "Accept-Encoding": "identity"} if there else {"Accept-Encoding": "identity"}
+    n_bytes = partial.stat().st_size if partial.exists() else 0
+    headers = (
+        {"Range": f"bytes={n_bytes}-", "Accept-Encoding": "identity"} if n_bytes else {"Accept-Encoding": "identity"}
+    )
     with requests.get(url, headers=headers, auth=auth, stream=True, timeout=60) as answer:
-        if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{there}"):
+        if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{n_bytes}"):
             return  # all of it is here
         if answer.status_code == 416:
             partial.unlink()
-            raise _Unwell(f"{url}: {there} bytes were here, more than there are; begun anew")
+            raise _Unwell(f"{url}: {n_bytes} bytes were here, more than there are; begun anew")
         _raise_for(answer, url)
         if answer.status_code != 206:  # the server begins anew
-            there = 0
-        total = there + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+            n_bytes = 0
+        total = n_bytes + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
         bar = tqdm(
             total=total,
-            initial=there,
+            initial=n_bytes,
             unit="B",
             unit_scale=True,
             desc=partial.name.removesuffix(".part").removesuffix(".whole"),
         )
-        with open(partial, "ab" if there else "wb") as file, bar:
+        with open(partial, "ab" if n_bytes else "wb") as file, bar:
             for chunk in answer.iter_content(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))

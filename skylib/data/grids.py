@@ -71,17 +71,19 @@ def pixel_scale(wcs: WCS) -> float:
     return float(np.sqrt(np.abs(np.linalg.det(wcs.pixel_scale_matrix))) * 3600)
 
 
+def centre_and_corners(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows and columns of the centre of an image and its four corner pixels."""
+    last_row, last_col = shape[0] - 1, shape[1] - 1
+    return np.array([last_row / 2, 0, 0, last_row, last_row]), np.array([last_col / 2, 0, last_col, 0, last_col])
+
+
 def grid_offset(one: WCS | None, other: WCS | None, shape: tuple[int, ...]) -> float:
     """Return how many pixels two grids lie apart, at the worst of the centre and the corners of the image."""
     if one is None or other is None:
         return 0.0 if one is other else np.inf
-    height, width = shape
-    rows, cols = (
-        np.array([(height - 1) / 2, 0, 0, height - 1, height - 1]),
-        np.array([(width - 1) / 2, 0, width - 1, 0, width - 1]),
-    )
-    there = pixel_position(other, *sky_position(one, rows, cols))
-    apart = np.hypot(there[0] - rows, there[1] - cols)
+    rows, cols = centre_and_corners(shape)
+    found = pixel_position(other, *sky_position(one, rows, cols))
+    apart = np.hypot(found[0] - rows, found[1] - cols)
     return float(apart.max()) if np.isfinite(apart).all() else np.inf
 
 

@@ -65,11 +65,11 @@ class BandImage:
         """Refuse a weight given as a variance, or the reverse: compare it with the noise that the image shows."""
         some_rows = slice(None, None, max(1, len(self.image) // 128))
         some = np.asarray(self.image[some_rows], dtype=np.float64)
-        step, there = np.abs(np.diff(some, axis=1)), np.asarray(variance[some_rows], dtype=np.float64)
-        step, there = step[np.isfinite(step) & (step > 0)], there[np.isfinite(there) & (there > 0)]
-        if step.size < 1000 or there.size < 1000:
+        step, noise = np.abs(np.diff(some, axis=1)), np.asarray(variance[some_rows], dtype=np.float64)
+        step, noise = step[np.isfinite(step) & (step > 0)], noise[np.isfinite(noise) & (noise > 0)]
+        if step.size < 1000 or noise.size < 1000:
             return
-        seen, stated = (1.4826 * np.median(step)) ** 2 / 2, np.median(there)
+        seen, stated = (1.4826 * np.median(step)) ** 2 / 2, np.median(noise)
         if abs(np.log10(stated / seen)) > 1.5 and abs(np.log10(1 / stated / seen)) < 0.7:
             kind = self.survey.variance_kind
             other = "variance" if kind == "weight" else "weight"

@@ -38,11 +38,12 @@ def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray,
     array([ True,  True, False])
     """
     near = np.zeros(len(ra), dtype=bool)
-    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
     centres = np.isfinite(ra0) & np.isfinite(dec0)
-    if len(known) and centres.any():
+    if len(placed) and centres.any():
         tree = cKDTree(unit_vectors(np.asarray(ra0)[centres], np.asarray(dec0)[centres]))
-        near[known] = np.isfinite(tree.query(unit_vectors(ra[known], dec[known]), distance_upper_bound=chord(radius))[0])  # fmt: skip
+        distance, _ = tree.query(unit_vectors(ra[placed], dec[placed]), distance_upper_bound=chord(radius))
+        near[placed] = np.isfinite(distance)
     return near
 
 

@@ -120,16 +120,23 @@ def split_cutouts(
     """
     use = np.ones(len(cutouts), bool) if use is None else np.asarray(use, bool)
     guard = (size or cutouts.size) * cutouts.pixel_scale * np.sqrt(2)
-    known = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
+    has_place = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
     if column in cutouts.columns:
         split = np.where(use, _read_parts(cutouts.column(column), f"{cutouts.path}: column {column!r}"), UNUSED)
-        placed = np.where(known, split, UNUSED)
+        placed = np.where(has_place, split, UNUSED)
         sharing = int((apply_guard(placed, cutouts.ra, cutouts.dec, guard=guard) != placed).sum())
         if sharing:
-            log.warning("%s: %d objects may share pixels with a later part of the file's own split", cutouts.path, sharing)  # fmt: skip
+            message = "%s: %d objects may share pixels with a later part of the file's own split"
+            log.warning(message, cutouts.path, sharing)
         return split
     cells = cutouts.column(cell)[use] if isinstance(cell, str) else cell
     split = np.full(len(cutouts), UNUSED)
+    if not has_place[use].any():  # images without a place on the sky
+        by = f"column {cell!r}" if isinstance(cell, str) else "objects, at random"
+        log.warning("%s: no positions; split by %s: parts may share pixels of the sky", cutouts.path, by)
+        names = cells if isinstance(cells, np.ndarray) else np.arange(int(use.sum()))
+        split[use] = sky_split(cutouts.ra[use], cutouts.dec[use], fractions=fractions, seed=seed, cell=names)
+        return split
     split[use] = sky_split(
         cutouts.ra[use], cutouts.dec[use], fractions=fractions, seed=seed, cell=cells, guard=float(guard)
     )

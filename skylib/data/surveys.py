@@ -106,8 +106,8 @@ def get_survey(survey: str | Path | Survey) -> Survey:
         return _SURVEYS[str(survey).lower()]
     if str(survey).endswith(".toml"):
         return _read(Path(survey))
-    known = ", ".join(repr(name) for name in sorted(_SURVEYS))
-    raise ValueError(f"survey={str(survey)!r}: one of {known}, a Survey, or the path of a .toml file")
+    names = ", ".join(repr(name) for name in sorted(_SURVEYS))
+    raise ValueError(f"survey={str(survey)!r}: one of {names}, a Survey, or the path of a .toml file")
 
 
 def _read(path: Path) -> Survey:

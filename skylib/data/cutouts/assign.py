@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from skylib.data.grids import pixel_position, sky_position
+from skylib.data.grids import centre_and_corners, pixel_position, sky_position
 from skylib.data.sky import separation
 from skylib.data.tiles import TilePaths, read_wcs
 
@@ -73,8 +73,7 @@ def assign_tiles(
                 near = np.flatnonzero(~unknown if names is None else ~unknown & (names == paths.name))
                 y, x = second[near], first[near]
             else:  # a gnomonic projection repeats itself on the far side of the sky: only nearby objects can be inside
-                edges = np.array([(height - 1) / 2, 0, 0, height - 1, height - 1]), np.array([(width - 1) / 2, 0, width - 1, 0, width - 1])  # fmt: skip
-                ra0, dec0 = sky_position(wcs, *edges)
+                ra0, dec0 = sky_position(wcs, *centre_and_corners((height, width)))
                 radius = 1.1 * separation(ra0[1:], dec0[1:], ra0[0], dec0[0]).max()
                 near = np.flatnonzero(~unknown & (separation(first, second, ra0[0], dec0[0]) < radius))
                 y, x = pixel_position(wcs, first[near], second[near]) if len(near) else (near, near)

@@ -100,7 +100,7 @@ def check_links(file: h5py.Group, path: Path) -> None:
             )
         try:
             data = file[key]
-        except KeyError:
+        except (KeyError, RuntimeError):
             target = f" to {link.path!r}" if isinstance(link, h5py.SoftLink) else ""
             raise ValueError(f"{path}: {key!r} is a link{target} that leads nowhere") from None
         if data.file.id != file.id and Path(data.file.filename) != path:

@@ -64,8 +64,10 @@ class CutoutJob:
             if not self._resumes():
                 self.partial.parent.mkdir(parents=True, exist_ok=True)
                 self.remove()
-                create(self.partial, n=n, bands=bands, size=size, columns=self._columns, weight=weight,
-                       attributes={**attributes, "made_of": "", **_left_out(0, [])})  # fmt: skip
+                about = {**attributes, "made_of": "", **_left_out(0, [])}
+                create(
+                    self.partial, n=n, bands=bands, size=size, columns=self._columns, attributes=about, weight=weight
+                )
                 with h5py.File(self.partial, "r+") as file:
                     file["progress/done"], file["progress/empty"] = np.zeros(n_tiles, "u1"), np.zeros(n, "u1")
                     file.attrs["made_of"] = self._key

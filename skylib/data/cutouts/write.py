@@ -1,4 +1,4 @@
-"""Writing HDF5 files of cutouts that are whole or not there."""
+"""Writing HDF5 files of cutouts, which are whole or absent."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def write_cutouts(
     attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
     labels = prepare_columns({"ra": ra, "dec": dec, **columns}, len(flux))
     with replaced(path) as partial:
-        create(partial, n=len(flux), bands=order, size=flux.shape[-1], weight=weight is not None, columns=labels, attributes=attributes)  # fmt: skip
+        form = {"bands": order, "size": flux.shape[-1], "weight": weight is not None}
+        create(partial, n=len(flux), columns=labels, attributes=attributes, **form)
         with h5py.File(partial, "r+") as file:
             file["cutouts"][:] = flux[:, planes]
             if weight is not None:

@@ -228,10 +228,10 @@ class TileLoader:
                 self._stream = torch.cuda.Stream(self.device)
         stream = self._stream
         with torch.cuda.stream(stream):
-            there = host.to(self.device, non_blocking=True)
-        there.record_stream(torch.cuda.default_stream(self.device))
+            copied = host.to(self.device, non_blocking=True)
+        copied.record_stream(torch.cuda.default_stream(self.device))
         stream.synchronize()  # in the thread that reads; the memory of the host is free again
-        return there
+        return copied
 
     def _fill(self, number: int) -> None:
         """Have in the pool the tiles of a batch."""
