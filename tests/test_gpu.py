@@ -75,6 +75,15 @@ def tiles(tmp_path_factory):
     return find_tiles(folder, bands="grizy")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute with one thread on the CPU: on busy cores many wait for each other at every small product."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def same_directions(one, two):
     return ((one * two).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)).min()
 
