@@ -15,7 +15,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make benchmark  run the benchmarks"
 	@echo "make gpu        tests and benchmarks of a GPU, in 8 minutes (test-artifacts/gpu/gpu.md)"
-	@echo "make clean      remove caches and $(RUN_DIR); make distclean also removes $(VENV)"
+	@echo "make clean      remove caches; results stay. make distclean also removes $(VENV)"
 
 # The marker `unfinished`, with the number of the process that installs, is there from before the first step until
 # after the last: an installation that was killed is made again. Nothing else is ever removed or changed: an environment
@@ -79,8 +79,9 @@ gpu: environment
 	$(PY) benchmarks/gpu.py
 
 clean:
-	rm -rf "$(RUN_DIR)" .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info test-artifacts
+	rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info test-artifacts
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	@[ ! -e "$(RUN_DIR)" ] || echo "the results in $(RUN_DIR) stay; to delete them: rm -r $(RUN_DIR)"
 
 distclean: clean
 	rm -rf "$(VENV)"

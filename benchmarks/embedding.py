@@ -70,22 +70,18 @@ def main() -> None:
     chosen = options.parse_args()
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (8 if chosen.quick else 32 if DEVICE.type == "cpu" else 1024)
-    peaks = {
-        precision: harness.peak_of(precision, quick=chosen.quick) for precision in (fast_precision(DEVICE), "fp32")
-    }
+    peak = harness.bf16_peak(quick=chosen.quick)
     rows: dict[str, dict[str, Any]] = {}
     for size in sizes:
         n = chosen.images or (IMAGES[size] if DEVICE.type == "cpu" else 100_000)
         with tempfile.TemporaryDirectory() as folder:
             compiled = chosen.compile or DEVICE.type == "cuda"
-            rows |= compare(
-                size, Path(folder), n, batch, repeats=min(chosen.repeats, 3), compiled=compiled, peaks=peaks
-            )
+            rows |= compare(size, Path(folder), n, batch, repeats=min(chosen.repeats, 3), compiled=compiled, peak=peak)
     harness.report("Embedding", rows, json_file=chosen.json)
 
 
 def compare(
-    size: str, folder: Path, n: int, batch: int, *, repeats: int, compiled: bool, peaks: dict[str, float]
+    size: str, folder: Path, n: int, batch: int, *, repeats: int, compiled: bool, peak: float
 ) -> dict[str, dict[str, Any]]:
     flux = np.random.default_rng(0).normal(size=(n, 5, 64, 64)).astype(np.float32)
     file, out = folder / "cutouts.h5", folder / "embeddings.h5"
@@ -108,7 +104,6 @@ def compare(
     rows: dict[str, dict[str, Any]] = {}
     for name, times in seconds.items():
         rate = n / float(np.median(times))
-        peak = peaks["fp32" if "fp32" in name or "plain" in name else fast_precision(DEVICE)]
         rows[name] = {"images/s": rate, "x plain loop": harness.ratio(seconds, f"{size}, plain loop", name),
                       "share of peak": 1e9 * rate * gflop(config) / peak, "memory MB": memory[name]}  # fmt: skip
     rows[f"{size}, embed"]["precision"] = fast_precision(DEVICE)

@@ -5,8 +5,8 @@ mostly compiling, side by side, but measure one at a time. What they find is wri
 end ``gpu.json`` and ``gpu.md`` hold all of it, and ``gpu.log`` what the jobs printed. Jobs come in the order of their
 value: with few minutes, the last are not begun.
 
-The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large
-product in the same precision. A GPU is busy while a kernel or a copy runs, by torch's profiler.
+The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large bf16
+product. A GPU is busy while a kernel or a copy runs, by torch's profiler.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
-    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano simmim 256",
-    "training base mae 1024 efficient_attention", "training base mae 1024 flash_attention", "training base simmim 1024 narrow",
-    "training small mae", "training small simmim", "training tiny mae", "training tiny simmim", "training nano mae 256",
-    "training nano simmim",
+    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano mae 256",
+    "training base simmim 1024 narrow", "training base mae 2048", "training small mae", "training small simmim",
+    "training nano simmim", "training tiny mae", "training tiny simmim", "training nano mae",
 )  # fmt: skip
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
 BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
@@ -48,9 +47,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=ROOT / "test-artifacts" / "gpu", help="folder for what is found")
     options.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
     options.add_argument("--minutes", type=float, default=8.0, help="for everything")
-    options.add_argument(
-        "--side-by-side", type=int, help="jobs that get ready at once; by default 6, or fewer with few cores"
-    )
+    options.add_argument("--side-by-side", type=int, help="jobs that get ready at once; by default one for 3 cores")
     options.add_argument("--batch", type=int, help="images a training step")
     options.add_argument("--job", help=argparse.SUPPRESS)
     options.add_argument("--data", type=Path, help=argparse.SUPPRESS)
@@ -64,11 +61,11 @@ def main() -> None:
     for name in ("gpu.jsonl", "gpu.json", "gpu.md", "gpu.log"):
         (given.out / name).unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    at_once = given.side_by_side or min(6, max(1, cores // 2))
+    at_once = given.side_by_side or min(5, max(1, cores // 3))
     jobs = [job for job in (QUICK if given.quick else JOBS) if job.split()[0] in given.parts.split(",")]
     try:
         with tempfile.TemporaryDirectory() as data:
-            run_all(jobs, given, Path(data), at_once=at_once, threads=max(1, cores // 4))
+            run_all(jobs, given, Path(data), at_once=at_once, threads=max(1, cores // at_once))
     finally:
         print(write_report(given.out))
 
@@ -84,7 +81,6 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
-        "TQDM_DISABLE": "1",
     }
     environ.setdefault("OMP_NUM_THREADS", str(threads))
     with open(given.out / "gpu.log", "ab") as log:
@@ -158,42 +154,46 @@ class Job:
     def tests(self) -> None:
         """Run the tests marked `gpu`; warnings of other versions of libraries than the tested ones are no failures."""
         start = time.perf_counter()
-        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-        options = ["-v", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=10"]
-        command = [sys.executable, "-m", "pytest", *options, *files]
-        found: dict[str, int] = defaultdict(int)
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as pytest:
-            for line in pytest.stdout or ():
-                print(line, end="", flush=True)
-                if result := re.match(r"tests/(\S+) (PASSED|FAILED|ERROR|SKIPPED)", line):
-                    found[result[2].lower()] += 1
-                    row = {"seconds": time.perf_counter() - start, **found}
-                    keep(self.out, "tests", "marked gpu", row | {"last": result[1]})
-        row = {"seconds": time.perf_counter() - start, **found}
-        keep(self.out, "tests", "marked gpu", row | {"exit status": pytest.returncode})
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "gpu",
+            "-W",
+            "default",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_gpu.py",
+        ]
+        done = subprocess.run([*command, "--durations=10"], cwd=ROOT, capture_output=True, text=True)
+        print(done.stdout, done.stderr)
+        found = {
+            kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
+        }
+        row = {"seconds": time.perf_counter() - start, "exit status": done.returncode, **found}
+        keep(self.out, "tests", "tests/test_gpu.py", row | ({"output": done.stdout[-6000:]} if done.returncode else {}))
 
-    def training(self, size: str, objective: str, images: str = "", variant: str = "") -> None:
+    def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
         import torch
         import training
-        from harness import DEVICE, peak_of
+        from harness import DEVICE, bf16_peak
 
         from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles, pretrain
-        from skylib.device import fast_precision
 
         shape: dict[str, Any] = {"image_size": 32, "patch_size": 4} if size == "nano" else {}
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
         config = ModelConfig(size=size, objective=objective, **shape)
         batch = self.batch or (4 if self.quick else int(images or fitting(BATCH[size])))
-        name, cuda = " ".join([size, objective, images, variant]).rstrip(), DEVICE.type == "cuda"
+        name, cuda = " ".join([size, objective, images, stream]).rstrip(), DEVICE.type == "cuda"
         work = training.gflop(config, batch=2 if self.quick else 8)
         case = training.Ours(config, training.settings(batch, compile=cuda and not self.quick))
-        if variant == "narrow":  # what passes from block to block in bf16
+        if stream == "narrow":  # what passes from block to block in bf16
             for blocks in (case.model.encoder.blocks, getattr(case.model.decoder, "blocks", [])):
                 for block in list(blocks)[:1]:
                     block.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
-        elif variant:
-            use_attention(variant)
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
         start = time.perf_counter()
         step = partial(case, training.same_batch(config, batch))
@@ -222,12 +222,29 @@ class Job:
         for _ in range(3):
             from_tiles(), from_file(), in_blocks()
         with self.alone():
-            peak = peak_of(fast_precision(DEVICE), quick=self.quick)
+            peak = bf16_peak(quick=self.quick)
             torch.cuda.reset_peak_memory_stats() if cuda else None
             tell("a batch in memory", rates(step, batch, self.seconds), **memory(), **{"s to compile": ready})
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
             tell("from a file", rates(from_file, batch, self.seconds), **self.busy(f"{name}, from a file", from_file))
-        with suppress(ImportError), training.hugging_face(config, case.run) as other:
+            tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
+        if size == "nano":
+            with tempfile.TemporaryDirectory() as folder:
+                steps = 4 if self.quick else 600
+                settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
+                result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
+            tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
+        eager = training.Ours(config, training.settings(batch, compile=False))
+        plain = partial(eager, training.same_batch(config, batch))
+        plain()
+        with self.alone():
+            tell("a batch in memory, not compiled", rates(plain, batch, self.seconds))
+        del eager, plain
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            return
+        with training.hugging_face(config, case.run) as other:
             other()
             with self.alone():
                 torch.cuda.reset_peak_memory_stats() if cuda else None
@@ -241,28 +258,14 @@ class Job:
                     f"{name}, a batch in memory, again",
                     row(ours, **{"x Hugging Face": median(ours) / median(theirs)}),
                 )
-        with self.alone():
-            tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
-        if size == "nano":
-            with tempfile.TemporaryDirectory() as folder:
-                steps = 4 if self.quick else 600
-                settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
-                result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
-            tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
-        eager = training.Ours(config, training.settings(batch, compile=False))
-        plain = partial(eager, training.same_batch(config, batch))
-        plain()
-        with self.alone():
-            tell("a batch in memory, not compiled", rates(plain, batch, self.seconds))
 
     def embedding(self, size: str) -> None:
         """From a file to vectors."""
         import embedding
         import numpy as np
-        from harness import DEVICE, peak_of
+        from harness import DEVICE, bf16_peak
 
         from skylib import CutoutFile, ModelConfig, build_model, embed
-        from skylib.device import fast_precision
 
         file = CutoutFile(self.file())
         rows = np.tile(np.arange(len(file)), 1 if self.quick else 4)
@@ -281,7 +284,7 @@ class Job:
             cases["Hugging Face, eager"] = embedding.hugging_face(model.config, self.file(), rows, batch=batch)
         for name, run in cases.items():
             with self.alone():
-                peak = peak_of(fast_precision(DEVICE), quick=self.quick)
+                peak = bf16_peak(quick=self.quick)
                 rate = median(rates(run, len(rows), self.seconds, rounds=2))
                 more = (
                     (ready if name == "embed" else {}) | memory() | self.busy(f"embedding {size}, {name}", run, steps=1)
@@ -356,7 +359,7 @@ class Job:
         """Single operations at the shapes of ViT-B: what they reach alone, which bounds what a model can."""
         import torch
         import torch.nn.functional as F
-        from harness import DEVICE, peak_of
+        from harness import DEVICE, bf16_peak
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         batch, tokens, width, heads = (2, 65, 128, 4) if self.quick else (1024, 65, 768, 12)
@@ -371,11 +374,7 @@ class Job:
                 self.out,
                 "profile",
                 f"{name}: {len(x)} x {width} x {out}",
-                {
-                    "TFLOP/s": 1e-12 * flops,
-                    "share of peak": flops / peak_of("bf16", quick=self.quick),
-                    "ms": 1e3 / rate,
-                },
+                {"TFLOP/s": 1e-12 * flops, "share of peak": flops / bf16_peak(quick=self.quick), "ms": 1e3 / rate},
             )
 
         def attend(backend: SDPBackend, *qkv: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -479,22 +478,6 @@ class Job:
             {"busy": share, "kernels": [(k, n // steps, t / steps, s) for k, n, t, s in kernels[:14]]},
         )
         return {"busy": share}
-
-
-def use_attention(backend: str) -> None:
-    """Have models of this process compute attention by one of torch's ways."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from skylib.model import vit
-
-    chosen = getattr(SDPBackend, backend.upper())
-
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        with sdpa_kernel(chosen):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
-    vit.attend = attend
 
 
 def read_trace(events: Iterable[Mapping[str, Any]]) -> tuple[float, list[tuple[str, int, float, float]]]:

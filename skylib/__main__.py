@@ -1,16 +1,18 @@
-"""The command line: ``python -m skylib run | check | status | demo | simulate | fetch``."""
+"""The command line: ``skylib run | check | status | demo | notebooks | simulate | fetch``."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
+import os
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
+from skylib.stopping import EXIT_CODE
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,8 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 75 (EX_TEMPFAIL) if a notebook was asked
-        to stop and goes on when it is run again, 130 if interrupted at the terminal.
+        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 75 (EX_TEMPFAIL) if a notebook was
+        asked to stop and resumes when it is run again, 130 if interrupted at the terminal.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"skylib: error: {error}", file=sys.stderr)
         if isinstance(error, NotebookInterrupted):
-            return INTERRUPTED
+            return EXIT_CODE
         return 1 if isinstance(error, NotebookError) else 2
     except KeyboardInterrupt as error:
         print(f"skylib: interrupted {error}".rstrip(), file=sys.stderr)
@@ -54,119 +56,161 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m skylib", description="Sky Embeddings: run its notebooks, or simulate a sky to try them on."
+        prog="skylib",
+        description="Sky Embeddings: run its notebooks, see how runs stand, simulate or fetch data.",
+        epilog="Each command has examples: skylib COMMAND --help",
     )
-    parser.add_argument("--version", action="version", version=_version())
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action="version", version=_version(), help="print the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", parents=[debug], help="execute a notebook into a run folder")
-    run.add_argument("notebook", type=Path)
-    run.add_argument(
-        "overrides", nargs="*", metavar="name=value", help="parameters of the notebook, as Python literals"
+    def add(name: str, command: Callable[..., None], help: str, example: str, to: Any = commands) -> Any:
+        form = argparse.RawDescriptionHelpFormatter
+        description = f"{help[0].upper()}{help[1:]}."
+        new = to.add_parser(
+            name, help=help, description=description, epilog=f"example:\n{example}", formatter_class=form
+        )
+        new.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        new.set_defaults(command=command)
+        return new
+
+    run = add(
+        "run",
+        _run,
+        "execute a notebook into a run folder",
+        "  skylib run 01_pretrain --run-dir papermill_runs/first learning_rate=3e-4 steps=2000\n"
+        "  skylib run 01_pretrain --list",
     )
+    run.add_argument("notebook", help="a path, or the name of one of the project's notebooks, such as 01_pretrain")
+    run.add_argument("overrides", nargs="*", metavar="name=value", help="parameters of the notebook: Python literals")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="gets the executed notebook and all results")
     run.add_argument("--help-parameters", "--list", action="store_true", help="list the notebook's parameters and end")
+    run.add_argument("--skip-done", action="store_true", help="do nothing if it is done with these parameters already")
     run.add_argument(
-        "--skip-done", action="store_true", help="do nothing if it was run there to its end with these parameters"
-    )
-    run.add_argument("--task", metavar="NAME", help="tells apart runs of one notebook at the same time in one folder")
-    run.add_argument(
-        "--local", action="append", default=[], metavar="name=COPY",
+        "--local",
+        action="append",
+        default=[],
+        metavar="name=COPY",
         help="read this copy, on the node's own disk, of the file or folder that is the parameter's value",
-    )  # fmt: skip
-    run.add_argument(
-        "--shared", action="store_true", help="leave out parameters that only other notebooks in its folder have"
     )
-    run.set_defaults(command=_run)
+    run.add_argument("--shared", action="store_true", help="ignore parameters that only other notebooks beside it have")
 
-    check = commands.add_parser("check", parents=[debug], help="check parameters that are meant for all notebooks")
-    check.add_argument("overrides", nargs="*", metavar="name=value")
-    check.add_argument("--rows", action="store_true", help="print only how many rows the label study has with them")
-    check.set_defaults(command=_check)
+    check = add(
+        "check",
+        _check,
+        "check parameters that are meant for all notebooks, and say which takes which",
+        "  skylib check steps=2000 n_labels=[10,100]",
+    )
+    check.add_argument("overrides", nargs="*", metavar="name=value", help="parameters, as Python literals")
 
-    status = commands.add_parser("status", parents=[debug], help="how runs stand, also while they go on")
-    status.add_argument("runs_dir", type=Path, nargs="?", default=Path("papermill_runs"), metavar="RUNS_DIR")
+    status = add(
+        "status", _status, "show how runs stand, also while they go on", "  skylib status papermill_runs --watch"
+    )
     status.add_argument(
-        "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="show it again and again, until Ctrl-C"
+        "runs_dir",
+        type=Path,
+        nargs="?",
+        default=Path("papermill_runs"),
+        metavar="DIR",
+        help="a folder of runs, or one run folder (default: %(default)s)",
     )
-    status.set_defaults(command=_status)
+    status.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="show it repeatedly, until Ctrl-C"
+    )
 
-    demo = commands.add_parser(
-        "demo", parents=[debug], help="run all notebooks in order, on a simulated sky or on your own"
+    demo = add(
+        "demo",
+        _demo,
+        "run all notebooks in order, on a simulated sky or on your own tiles",
+        "  skylib demo\n  skylib demo --run-dir runs/mine --tiles tiles/ --catalogue objects.fits",
     )
+    demo.add_argument("overrides", nargs="*", metavar="name=value", help="given to every notebook that has it")
     demo.add_argument(
-        "overrides", nargs="*", metavar="name=value", help="given to every notebook that has the parameter"
+        "--run-dir",
+        type=Path,
+        default=Path("papermill_runs/demo"),
+        metavar="DIR",
+        help="gets all results (default: %(default)s)",
     )
-    demo.add_argument("--run-dir", type=Path, default=Path("papermill_runs/demo"), metavar="DIR")
     demo.add_argument("--tiles", type=Path, metavar="DIR", help="your FITS tiles")
-    demo.add_argument(
-        "--catalogue", type=Path, metavar="FILE", help="your table of the objects on them, with ra and dec"
-    )
-    demo.set_defaults(command=_demo)
+    demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
 
-    simulate = commands.add_parser(
-        "simulate", parents=[debug], help="write a simulated sky: FITS tiles and a catalogue"
+    notebooks = add(
+        "notebooks", _notebooks, "copy the project's notebooks into a folder, to work with them", "  skylib notebooks ."
     )
-    simulate.add_argument("directory", type=Path)
-    simulate.add_argument("--n-tiles", type=int, default=2)
-    simulate.add_argument("--tile-size", type=int, default=1024, help="pixels")
-    simulate.add_argument("--bands", default="grizy")
+    notebooks.add_argument("directory", type=Path, help="where to; notebooks that exist there are kept")
+
+    simulate = add(
+        "simulate",
+        _simulate,
+        "write a simulated sky: FITS tiles and a catalogue",
+        "  skylib simulate sky --n-tiles 4 --bands gri",
+    )
+    simulate.add_argument("directory", type=Path, help="where to")
+    simulate.add_argument("--n-tiles", type=int, default=2, help="how many tiles (default: %(default)s)")
+    simulate.add_argument("--tile-size", type=int, default=1024, help="pixels (default: %(default)s)")
+    simulate.add_argument("--bands", default="grizy", help="one letter each (default: %(default)s)")
     simulate.add_argument("--n-objects", type=int, help="by default as many as the real sky has")
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.set_defaults(command=_simulate)
+    simulate.add_argument("--seed", type=int, default=0, help="another seed, another sky (default: %(default)s)")
 
-    fetch = commands.add_parser("fetch", help="fetch public data")
+    fetch = commands.add_parser("fetch", help="fetch public data", description="Fetch public data.")
     sets = fetch.add_subparsers(required=True, metavar="DATA")
-    galaxies = sets.add_parser("galaxiesml", parents=[debug], help="286,401 HSC galaxies with redshifts, from Zenodo")
-    galaxies.add_argument("directory", type=Path)
-    galaxies.add_argument("--parts", nargs="+", metavar="PART", default=["64-training", "64-validation", "64-testing"],
-                          help="64- or 127-, training, validation or testing (default: %(default)s)")  # fmt: skip
-    galaxies.set_defaults(command=_fetch_galaxiesml)
-    hsc = sets.add_parser(
-        "hsc-tiles", parents=[debug], help="HSC PDR3 coadds, with your own account (HSC_SSP_USER and HSC_SSP_PASSWORD, or ~/.netrc)"
-    )  # fmt: skip
-    hsc.add_argument("directory", type=Path)
-    hsc.add_argument("--tract", type=int, required=True)
-    hsc.add_argument("--patch", nargs="+", required=True, metavar="X,Y", dest="patches")
-    hsc.add_argument("--bands", default="grizy")
-    hsc.add_argument("--rerun", default="pdr3_wide")
-    hsc.set_defaults(command=_fetch_hsc)
+    galaxies = add(
+        "galaxiesml",
+        _fetch_galaxiesml,
+        "fetch 286,401 HSC galaxies with redshifts, from Zenodo",
+        "  skylib fetch galaxiesml data --parts 64-testing",
+        to=sets,
+    )
+    galaxies.add_argument("directory", type=Path, help="where to")
+    galaxies.add_argument(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        default=["64-training", "64-validation", "64-testing"],
+        help="64- or 127-, training, validation or testing (default: %(default)s)",
+    )
+    hsc = add(
+        "hsc-tiles",
+        _fetch_hsc,
+        "fetch HSC PDR3 coadds, with your own account (HSC_SSP_USER and HSC_SSP_PASSWORD, or ~/.netrc)",
+        "  skylib fetch hsc-tiles tiles --tract 9813 --patch 4,5 4,6",
+        to=sets,
+    )
+    hsc.add_argument("directory", type=Path, help="where to")
+    hsc.add_argument("--tract", type=int, required=True, help="a number, such as 9813")
+    hsc.add_argument("--patch", nargs="+", required=True, metavar="X,Y", dest="patches", help="such as 4,5")
+    hsc.add_argument("--bands", default="grizy", help="one letter each (default: %(default)s)")
+    hsc.add_argument("--rerun", default="pdr3_wide", help="which processing (default: %(default)s)")
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from skylib.runner.parameters import notebook_parameters, parse_overrides
-    from skylib.runner.runs import run, share
+    from skylib.runner.parameters import notebook_parameters, parse_overrides, share
+    from skylib.runner.runs import find_notebook, run
 
+    notebook = find_notebook(arguments.notebook)
     if arguments.help_parameters:
-        print(*notebook_parameters(arguments.notebook).values(), sep="\n")
+        print(*notebook_parameters(notebook).values(), sep="\n")
         return
     if arguments.shared:
-        beside = {arguments.notebook, *arguments.notebook.parent.glob("*.ipynb")}
-        values = share(arguments.overrides, beside)[arguments.notebook]
+        values = share(arguments.overrides, {notebook, *notebook.parent.glob("*.ipynb")})[notebook]
     else:
-        values = parse_overrides(arguments.overrides, arguments.notebook)
+        values = parse_overrides(arguments.overrides, notebook)
     if arguments.run_dir is None:
         raise ValueError("--run-dir DIR is missing: the folder that gets the executed notebook and all results")
-    local = parse_overrides(arguments.local, arguments.notebook)
-    options = {"task": arguments.task, "skip_done": arguments.skip_done, "local": local}
-    print(run(arguments.notebook, arguments.run_dir, values, **options))
+    local = parse_overrides(arguments.local, notebook)
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")  # tasks of an array run at the same time in the same folder
+    print(run(notebook, arguments.run_dir, values, task=task, skip_done=arguments.skip_done, local=local))
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from skylib.runner.parameters import notebook_parameters
-    from skylib.runner.runs import NOTEBOOKS, share
+    from skylib.runner.parameters import share
+    from skylib.runner.runs import NOTEBOOKS, study_rows
 
     shared = share(arguments.overrides, sorted(NOTEBOOKS.glob("*.ipynb")))
-    if arguments.rows:
-        (study,) = (path for path in shared if path.stem == "04_label_efficiency")
-        values = {name: p.default for name, p in notebook_parameters(study).items()} | shared[study]
-        print(math.prod(len(values[name]) for name in ("methods", "n_labels", "seeds")))
-        return
     for path, given in shared.items():
         print(f"{path.stem}:", *(f"{name}={value!r}" for name, value in given.items()))
+    print(f"rows of the label study: {study_rows(shared)}")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -187,17 +231,17 @@ def _demo(arguments: argparse.Namespace) -> None:
     print(f"\nDone. All figures and numbers on one page, the executed notebooks beside it:\n  {page}")
 
 
+def _notebooks(arguments: argparse.Namespace) -> None:
+    from skylib.runner.runs import copy_notebooks
+
+    print(*copy_notebooks(arguments.directory), sep="\n")
+
+
 def _simulate(arguments: argparse.Namespace) -> None:
     from skylib.data.simulate import simulate_sky
 
-    sky = simulate_sky(
-        arguments.directory,
-        n_tiles=arguments.n_tiles,
-        tile_size=arguments.tile_size,
-        bands=arguments.bands,
-        n_objects=arguments.n_objects,
-        seed=arguments.seed,
-    )
+    names = ("n_tiles", "tile_size", "bands", "n_objects", "seed")
+    sky = simulate_sky(arguments.directory, **{name: getattr(arguments, name) for name in names})
     print(f"tiles: {sky.tiles}\ncatalogue: {sky.catalogue}")
 
 

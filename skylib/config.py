@@ -149,13 +149,15 @@ class PretrainConfig:
         Number of parts of a batch that are computed one after another, to save memory. On a CPU large batches are always
         computed in parts. The result is the same.
     learning_rate : float
-        Peak, AdamW; reached after `warmup_steps`, then falls to `final_learning_rate`.
+        Peak, AdamW; reached after the warm-up, then falls to `final_learning_rate`.
     schedule : {"cosine", "wsd"}
         ``cosine``: half a cosine. ``wsd``: warm-up, stable, and linear decay over the last `cooldown` of the steps.
     cooldown : float
         ``wsd``: share of the steps in which the rate decays.
     weight_decay : float
         On matrices only, not on biases, norms and learned tokens.
+    warmup_steps : int, optional
+        Of the linear warm-up; a twentieth of `steps` by default.
     clip_grad : float
         Largest norm of the gradient; 0 for no limit.
     ema : float
@@ -187,7 +189,7 @@ class PretrainConfig:
     cooldown: float = 0.2
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup_steps: int = 5_000
+    warmup_steps: int | None = None
     clip_grad: float = 1.0
     ema: float = 0.0
     max_bad_steps: int = 20
@@ -204,15 +206,20 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_literals(self)
         check_ranges(self, "steps batch_size accumulate max_bad_steps log_every validate_every checkpoint_every", 1)
-        check_ranges(self, "learning_rate final_learning_rate weight_decay warmup_steps clip_grad", 0)
+        check_ranges(self, "learning_rate final_learning_rate weight_decay clip_grad", 0)
         check_ranges(self, "checkpoint_minutes seed", 0)
         check_ranges(self, "cooldown", 0, 1)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: must be 0 (off) or below 1, such as 0.999")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size}: must be a multiple of accumulate={self.accumulate}")
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: must be below steps={self.steps}")
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps}: must be 0 or more, and below steps={self.steps}")
+
+    @property
+    def warmup(self) -> int:
+        """Number of steps of the warm-up."""
+        return self.steps // 20 if self.warmup_steps is None else self.warmup_steps
 
     @classmethod
     def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:

@@ -1,4 +1,4 @@
-"""Ending long work in time: a signal, or a file, asks for it; the loop looks and saves."""
+"""Ending long work in time: a file or a signal asks for it; the work looks, saves and ends."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = ("SIGUSR1", "SIGTERM")  # Slurm's warning; pre-emption, scancel, shutdown
-TOLD = "SKYLIB_STOP"  # names a file by which the process that started this one asks it to stop; its text says why
+STOP_FILE = "SKYLIB_STOP"  # names the file by which all processes of a job are asked to stop; its text says why
+EXIT_CODE = 75  # of a program that was asked to stop and has saved: EX_TEMPFAIL of sysexits.h, "try again later"
 
 
 class Interrupted(RuntimeError):
-    """Work was asked to stop, has saved where it stood, and goes on from there when it is started again."""
+    """Work was asked to stop and has saved; started again, it resumes from there."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message alone, since nothing is at fault."""
+        return [str(self)]
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGUSR1, SIGTERM, a file ``STOP`` in the run folder, or its parent.
+    """Whether this process was asked to stop.
 
-    Used as a context, it catches the signals, where that is possible (in the main thread), and gives them back after.
+    Used as a context in the main thread it also takes SIGUSR1, SIGTERM and Ctrl-C as requests. A second Ctrl-C raises
+    KeyboardInterrupt at once.
 
     Parameters
     ----------
     run_dir : path
+        A file ``STOP`` in this folder, or the file that the environment variable ``SKYLIB_STOP`` names, is a request.
     every : float
-        Seconds between looks at the files, which may lie on a slow disk.
+        Seconds between two looks at the files, which may lie on a slow disk.
 
     Examples
     --------
@@ -37,16 +43,15 @@ class StopRequest:
     """
 
     def __init__(self, run_dir: str | Path, *, every: float = 1.0) -> None:
-        self._file, self._every, self._next = Path(run_dir) / "STOP", every, 0.0
-        self._told = Path(os.environ[TOLD]) if os.environ.get(TOLD) else None
-        self._why: str | None = None
+        self._own = Path(run_dir) / "STOP"
+        self.file = Path(os.environ.get(STOP_FILE) or self._own)
+        self._every, self._next, self._why, self._signalled = every, 0.0, "", False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None:
+            for name in ("SIGUSR1", "SIGTERM", "SIGINT"):
+                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
                     self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -57,17 +62,26 @@ class StopRequest:
 
     def why(self) -> str | None:
         """Return what asked to stop, or None."""
-        if self._why is None and (now := time.monotonic()) >= self._next:
+        if not self._why and (now := time.monotonic()) >= self._next:
             self._next = now + self._every
-            if self._told is not None and self._told.exists():
-                self._why = self._told.read_text() or "its parent"
-            elif self._file.exists():
-                self._why = "a STOP file"
-        return self._why
+            for file in (self.file, self._own):
+                if file.exists():
+                    self._why = file.read_text().strip() or "a STOP file"
+                    break
+        return self._why or None
+
+    def spread(self) -> None:
+        """Write the file, if this process was asked by a signal, so that those it started see it too."""
+        if self._signalled:
+            self._signalled = False
+            self.file.write_text(self._why)
 
     def done(self) -> None:
-        """Take the file away, once it was obeyed, so that the next start goes on."""
-        self._file.unlink(missing_ok=True)
+        """Remove the file STOP of the run folder, so that the next start is not stopped by it."""
+        self._own.unlink(missing_ok=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._why = signal.Signals(number).name
+        if number == signal.SIGINT and self._why:
+            raise KeyboardInterrupt
+        self._signalled = True
+        self._why = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -6,9 +6,6 @@
 #   SKYLIB_STAGE=0       read data where it is, though there is a $SLURM_TMPDIR
 #   SKYLIB_MAX_RESTARTS  how often a job that was stopped is queued again            (default 20)
 set -euo pipefail
-asked="" # by Slurm to stop, which can happen at any moment from here on; a trap is run between two commands, or in `wait`
-trap 'asked=USR1' USR1
-trap 'asked=TERM' TERM
 
 project=${SLURM_SUBMIT_DIR:-$PWD}
 run_dir="" python="" overrides=() options=()
@@ -19,6 +16,18 @@ for argument in "$@"; do
     *) overrides+=("$argument") ;; # checked, by name and type, by skylib
   esac
 done
+
+# The one file by which all processes of this job, on all its nodes, are asked to stop: each looks at it, saves and ends.
+ask_to_stop() { [ -e "$SKYLIB_STOP" ] || { echo "$1" >"$SKYLIB_STOP.new" && mv "$SKYLIB_STOP.new" "$SKYLIB_STOP"; }; }
+listen() {
+  SKYLIB_STOP=$(realpath -m "$run_dir")/STOP.${SLURM_JOB_ID:-$$}
+  export SKYLIB_STOP
+  mkdir -p "$run_dir" && rm -f "$SKYLIB_STOP"
+  trap 'ask_to_stop SIGUSR1' USR1 # Slurm's warning before the time limit
+  trap 'ask_to_stop SIGTERM' TERM # scancel, pre-emption
+  trap 'rm -f "$SKYLIB_STOP"' EXIT
+}
+[ -z "$run_dir" ] || listen
 
 say() { echo "[$(date +%T)] $*"; }
 die() { say "$*" >&2; exit 2; }
@@ -69,23 +78,15 @@ run_notebook() {
   local notebook=$1 child code
   shift
   [ -n "$run_dir" ] || die "run_dir=DIR is missing: the folder of the run, such as papermill_runs/first"
-  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || options+=("--task=$SLURM_ARRAY_TASK_ID")
   [ -n "$python" ] || find_python
   say "job ${SLURM_JOB_ID:-none} on $(hostname): $notebook in $run_dir, started ${SLURM_RESTART_COUNT:-0} times before"
   (
-    trap '' USR1 TERM # until Python listens, a signal is not for it; we say it again
+    trap '' TERM # until Python listens: scancel sends it to every process
     exec "$python" -m skylib run "$project/notebooks/$notebook.ipynb" --run-dir "$run_dir" --skip-done \
       "${options[@]}" "${overrides[@]}" "$@"
   ) &
   child=$!
-  while kill -0 "$child" 2>/dev/null; do
-    if [ -n "$asked" ]; then
-      kill -s "$asked" "$child" 2>/dev/null || true
-      sleep 1 || true
-    else
-      wait "$child" || true
-    fi
-  done
+  while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a trap ends one `wait`
   code=0
   wait "$child" || code=$?
   [ "$code" != 75 ] || requeue

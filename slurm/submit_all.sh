@@ -20,8 +20,8 @@ for argument in "$@"; do
 done
 [ -n "$run_dir" ] || { echo "run_dir=DIR is missing: the folder of the run, such as papermill_runs/first" >&2; exit 2; }
 
-# What is misspelt is told now, not by a job next week.
-rows=$("$python" -m skylib check --rows "${parameters[@]}")
+# Misspelt parameters are reported now, not by a job next week.
+rows=$("$python" -m skylib check "${parameters[@]}" | sed -n 's/^rows of the label study: //p')
 
 # submit NAME "JOB JOB ..." SCRIPT [options of sbatch --] [name=value ...]: sets $job
 submit() {

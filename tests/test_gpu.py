@@ -13,8 +13,10 @@ from astropy.wcs import WCS
 
 from skylib import (
     CutoutLoader,
+    Embeddings,
     ModelConfig,
     PretrainConfig,
+    SearchIndex,
     TileLoader,
     build_model,
     embed,
@@ -26,8 +28,7 @@ from skylib import (
 from skylib.data.augment import Augmentation
 from skylib.device import keyed_generator
 from skylib.training.distributed import World
-from skylib.training.optimise import Optimiser
-from skylib.training.step import Step
+from skylib.training.optimise import Optimiser, Step
 
 MODEL = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, mask_ratio=0.5)
 
@@ -86,6 +87,24 @@ def one_thread():
 
 def same_directions(one, two):
     return ((one * two).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)).min()
+
+
+@gpu
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(cutouts, tmp_path, objective):
+    model = ModelConfig(**{**MODEL.__dict__, "objective": objective})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="training is not")
+        run = pretrain(model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda")  # fmt: skip
+    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
+    plain = pretrain(model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda")  # fmt: skip
+    np.testing.assert_allclose(run.metrics["loss"].dropna(), plain.metrics["loss"], rtol=0.05)
+    here = embed(load_model(tmp_path / "a", device="cpu"), cutouts, precision="fp32").vectors
+    model = load_model(tmp_path / "a", device="cuda")
+    assert same_directions(here, embed(model, cutouts, precision="fp32", batch_size=50).vectors) > 0.9999
+    assert same_directions(here, embed(model, cutouts, batch_size=50).vectors) > 0.99
+    if objective == "mae":
+        assert same_directions(here, embed(model, cutouts, batch_size=50, compile=True).vectors) > 0.99
 
 
 @gpu
@@ -150,21 +169,13 @@ def test_no_step_waits_for_the_gpu(tiles, cutouts, source, objective):
 
 
 @gpu
-@pytest.mark.parametrize("objective", ["mae", "simmim"])
-def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(cutouts, tmp_path, objective):
-    model = ModelConfig(**{**MODEL.__dict__, "objective": objective})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="training is not")
-        run = pretrain(model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda")  # fmt: skip
-    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
-    plain = pretrain(model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda")  # fmt: skip
-    np.testing.assert_allclose(run.metrics["loss"].dropna(), plain.metrics["loss"], rtol=0.05)
-    here = embed(load_model(tmp_path / "a", device="cpu"), cutouts, precision="fp32").vectors
-    model = load_model(tmp_path / "a", device="cuda")
-    assert same_directions(here, embed(model, cutouts, precision="fp32", batch_size=50).vectors) > 0.9999
-    assert same_directions(here, embed(model, cutouts, batch_size=50).vectors) > 0.99
-    if objective == "mae":
-        assert same_directions(here, embed(model, cutouts, batch_size=50, compile=True).vectors) > 0.99
+def test_a_search_finds_on_a_gpu_what_it_finds_on_a_cpu():
+    vectors = np.random.default_rng(0).normal(size=(20_000, 32)).astype(np.float32)
+    embeddings = Embeddings(vectors, ra=np.zeros(len(vectors)), dec=np.zeros(len(vectors)))
+    for metric in ("cosine", "mse", "mae"):
+        here, there = (SearchIndex(embeddings, device=device).nearest(vectors[:9], k=50, metric=metric) for device in ("cpu", "cuda"))  # fmt: skip
+        np.testing.assert_array_equal(here[1], there[1])
+        np.testing.assert_allclose(here[0], there[0], rtol=1e-5, atol=1e-7)
 
 
 ABSENT = """

@@ -29,15 +29,10 @@ WIDGETS = {"ipywidgets", "anywidget", "traitlets", "jscatter"}
 LONGEST = 300  # lines of a module
 
 KNOWN: dict[str, set[str]] = {
-    "direction": {
-        "training.pretrain -> evaluation.progress",
-        "training.trainer -> evaluation.progress",
-    },
+    "direction": set(),
     "private": set(),
     "widgets": set(),
-    "length": {
-        "runner.runs",
-    },
+    "length": set(),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +63,6 @@ class Probe:
         vectors = shared[key].vectors
         rank = effective_rank(vectors[:: -(-len(vectors) // MOST_RANKED)])
         return {f"probe_{self.target}_{metric}": result.metrics[metric], "rank": rank}
-
-
-def run_probes(model: MaskedImageModel, probes: Sequence[Probe], *, precision: str) -> dict[str, float]:
-    """Return what all probes give."""
-    shared: dict[Any, Any] = {}
-    found: dict[str, float] = {}
-    for probe in probes:
-        found |= probe(model, precision=precision, shared=shared)
-    return found
 
 
 def effective_rank(vectors: np.ndarray) -> float:

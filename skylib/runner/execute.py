@@ -11,34 +11,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from skylib.stopping import TOLD, Interrupted, StopRequest
+from skylib.runner.parameters import is_tagged
+from skylib.stopping import STOP_FILE, Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 # Seconds that a cell gets to end by itself, after which it is interrupted as by Ctrl-C. Slurm's warning comes minutes
 # before the end (see slurm/common.sh); after SIGTERM, by default, 30 seconds are left until all is killed.
-GRACE = {"SIGTERM": 15.0}
+GRACE = {"SIGTERM": 15.0, "Ctrl-C": 15.0}
 GRACE_ELSE = 150.0
 
-# Slurm sends SIGTERM to every process of a job. The kernel leaves it to us, who tell it in our way; what it starts does not.
-_KERNEL = """
-import os, runpy, signal
-kernel = os.getpid()
-def leave(number, frame):
-    if os.getpid() != kernel:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-signal.signal(signal.SIGTERM, leave)
-if hasattr(signal, "SIGUSR1"):
-    signal.signal(signal.SIGUSR1, leave)
-runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
-"""
+# Slurm sends SIGTERM to every process of a job. The kernel does not die of it: it looks at the stop file as all others do.
+# What a kernel forks, such as a pool of processes, still obeys.
+_KERNEL = "import os, signal; _kernel = os.getpid(); " + "; ".join(
+    f"signal.signal({number:d}, lambda *_: os.getpid() == _kernel or os._exit(143))"
+    for name in ("SIGTERM", "SIGUSR1")
+    if (number := getattr(signal, name, None))
+)
 
 
 class NotebookError(RuntimeError):
@@ -75,7 +70,7 @@ class _Stop(Exception):
 def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None) -> None:
     """Execute a notebook in its place, in a kernel of this very Python, whatever kernels a user has installed.
 
-    SIGUSR1, SIGTERM and a file ``STOP`` in the run folder stop it: a training cell saves and ends by itself, another is
+    SIGUSR1, SIGTERM, Ctrl-C and the files of `StopRequest` stop it: a training cell saves and ends by itself, another is
     waited for, and interrupted where it takes long; no further cell is begun.
 
     Parameters
@@ -106,10 +101,10 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
     reason, kernels = "", []
 
     with tempfile.TemporaryDirectory(prefix="skylib-") as folder, StopRequest(run_dir) as stop:
-        environ[TOLD] = str(Path(folder) / "stop")
-        arguments = get_kernel_dict()
-        module = arguments["argv"].index("-m")
-        arguments["argv"][module : module + 2] = ["-c", _KERNEL]
+        if STOP_FILE not in os.environ:  # one of this run's own, since others may run in the same folder
+            stop.file = Path(folder) / "stop"
+        environ[STOP_FILE] = str(stop.file)
+        arguments = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={_KERNEL}"])
 
         class ThisPython(AsyncKernelManager):
             @property
@@ -128,7 +123,7 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
                 raise _Stop
 
         path = str(out).replace("{", "{{").replace("}", "}}")  # papermill formats paths
-        with _watch(stop, Path(environ[TOLD]), kernels, beat):
+        with _watch(stop, kernels, beat):
             try:
                 no_further()
                 papermill.execute_notebook(
@@ -155,19 +150,19 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def _watch(stop: StopRequest, told: Path, kernels: list[Any], beat: Callable[[], None]) -> Iterator[None]:
-    """Hand a request to stop on to the kernel, and interrupt it when its time is up."""
+def _watch(stop: StopRequest, kernels: list[Any], beat: Callable[[], None]) -> Iterator[None]:
+    """Let the kernel see a request to stop, and interrupt it when its time is up."""
     ended = threading.Event()
 
     def look() -> None:
-        deadline = float("inf")
+        deadline = None
         while not ended.wait(0.5):
             beat()
-            if (why := stop.why()) and not told.exists():
+            if (why := stop.why()) and deadline is None:
                 log.warning("asked to stop by %s: the cell at hand is the last", why)
-                told.write_text(why)
+                stop.spread()
                 deadline = time.monotonic() + GRACE.get(why, GRACE_ELSE)
-            if time.monotonic() > deadline and kernels:
+            if deadline and time.monotonic() > deadline and kernels:
                 log.warning("the cell at hand is interrupted")
                 deadline = time.monotonic() + 30.0
                 process = getattr(kernels[0].provisioner, "pid", None)
@@ -204,3 +199,31 @@ def _shorten(text: str) -> str:
     """Return text without terminal colours, at most some lines of it."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
     return "\n".join(line[:500] for line in lines[:6]) + (" …" if len(lines) > 6 else "")
+
+
+def write_injected(
+    notebook: Path, out: Path, values: Mapping[str, Any], copies: Mapping[str, str], opening: str
+) -> None:
+    """Write the copy to be executed, with the values in a cell after the defaults, as papermill would put them.
+
+    Not by papermill itself: it would turn a tuple into text.
+    """
+    import nbformat
+
+    new, book = nbformat.v4, nbformat.read(notebook, as_version=4)
+    lines = [f"{name} = {value!r}" for name, value in values.items() if name not in copies]
+    lines += [
+        f"{name} = {copy!r}  # a copy on the node of {values.get(name, 'the default')!r}"
+        for name, copy in copies.items()
+    ]
+    cell = new.new_code_cell("\n".join(["# Given to this run", *lines]), metadata={"tags": ["injected-parameters"]})
+    book.cells = [c for c in book.cells if not (is_tagged(c, "injected-parameters") or is_tagged(c, "provenance"))]
+    after = 1 + next(i for i, c in enumerate(book.cells) if is_tagged(c, "parameters"))
+    book.cells.insert(after, cell)
+    book.cells.insert(0, new.new_markdown_cell(opening, metadata={"tags": ["provenance"]}))
+    book.metadata["papermill"] = {"parameters": dict(values)}
+    if book.nbformat_minor < 5:
+        book.nbformat_minor = 5
+    _, book = nbformat.validator.normalize(book)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, out)

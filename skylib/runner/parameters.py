@@ -108,6 +108,39 @@ def parse_overrides(texts: Iterable[str], notebook: str | Path) -> dict[str, Any
     return values
 
 
+def share(overrides: Mapping[str, Any] | Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Give each parameter to each of the notebooks that has it.
+
+    Parameters
+    ----------
+    overrides : mapping, or iterable of ``name=value``
+    notebooks : iterable of path
+
+    Returns
+    -------
+    dict
+        The checked values for each notebook.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If no notebook has such a parameter, or of such a type.
+    """
+    parameters = {path: notebook_parameters(path) for path in notebooks}
+    everything = {name: parameter for found in parameters.values() for name, parameter in found.items()}
+    texts = [] if isinstance(overrides, Mapping) else list(overrides)
+    named = list(overrides) if isinstance(overrides, Mapping) else [split_override(text)[0] for text in texts]
+    for name in named:
+        find_parameter(everything, name, where="the notebooks")
+    shared: dict[Path, dict[str, Any]] = {}
+    for path, own in parameters.items():
+        if isinstance(overrides, Mapping):
+            shared[path] = {name: check_value(own[name], value) for name, value in overrides.items() if name in own}
+        else:
+            shared[path] = parse_overrides([text for text in texts if split_override(text)[0] in own], path)
+    return shared
+
+
 def split_override(text: str) -> tuple[str, str]:
     """Part ``name=value`` at the first ``=``.
 

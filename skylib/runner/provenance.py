@@ -6,14 +6,14 @@ import hashlib
 import os
 import platform
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from skylib.lock import node, now
 
 PACKAGES = (
     "skylib", "torch", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "astropy", "galsim", "umap-learn", "matplotlib",
@@ -123,16 +123,6 @@ def describe(environment: Mapping[str, Any], *, notebook: str, parameters: Mappi
     }
     lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
     return "\n".join(["**Where and with what this was run**", "", "| | |", "|---|---|", *lines])
-
-
-def node() -> str:
-    """Return the name of this machine, as Slurm calls it if it started us."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-
-
-def now() -> str:
-    """Return the time, UTC in ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _device() -> str:

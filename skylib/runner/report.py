@@ -4,49 +4,55 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-from collections.abc import Iterator
 from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-_TAGS = """
-a p br hr em strong b i u s del sub sup code pre blockquote ul ol li dl dt dd table caption thead tbody tfoot tr th td img
-h1 h2 h3 h4 h5 h6 div span kbd mark small
-"""
+from skylib.files import replaced
+
 MAX_LINES = 30  # of printed text; longer is for the notebook
+MAX_ROWS = 12  # of a table that is not folded
+_TAGS = """
+a p br hr em strong b i u s del sub sup code pre blockquote ul ol li dl dt dd table caption thead tbody tfoot tr th td
+h1 h2 h3 h4 h5 h6 div span kbd mark small details summary img
+"""
 
 _STYLE = """
-:root { color-scheme: light; --ink: #1c2530; --soft: #5a6875; --line: #dce3ea; --accent: #1d4e79; --wash: #f5f7f9; }
+:root { color-scheme: light dark; --ink: #1c2530; --soft: #5a6875; --line: #dce3ea; --accent: #1d4e79; --wash: #f5f7f9;
+  --page: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dde4eb; --soft: #9aa7b4; --line: #36414d; --accent: #8fc1ea; --wash: #1d252d; --page: #14191f; }
+}
 * { box-sizing: border-box; }
 body {
-  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: #fff; overflow-wrap: break-word;
-  max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem;
+  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; overflow-wrap: break-word;
 }
 h1, h2, h3, h4 { color: var(--accent); line-height: 1.25; }
 h1 { font-size: 2rem; margin: 0 0 .3rem; } h2 { margin: 1.5rem 0 .3rem; } h3 { margin: 2rem 0 .4rem; }
 a { color: var(--accent); }
 .soft { color: var(--soft); font-size: .9rem; margin: .2rem 0; }
+.lead { font-size: 1.15rem; }
 section { border-top: 1px solid var(--line); margin-top: 3rem; }
-img { display: block; max-width: 100%; height: auto; margin: 1.2rem auto; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
+img { display: block; max-width: 100%; height: auto; margin: 1.2rem auto; background: #fff; border-radius: 4px; }
+.output_html, .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
 pre { background: var(--wash); padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
-code { font-size: .92em; }
-.error { background: #fdeeec; border-left: 4px solid #b3261e; padding: .6rem 1rem; white-space: pre-wrap; }
-.results { background: var(--wash); border-radius: 6px; padding: .1rem 1.2rem .4rem; margin-top: 1.5rem; }
+summary { cursor: pointer; color: var(--accent); }
+.output_error pre { border-left: 4px solid #b3261e; white-space: pre-wrap; }
 """
 
 
 def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
     """Write ``index.html`` in a run folder: the prose, figures and tables of its notebooks, without their code.
 
-    A table of headline numbers comes first where the notebooks left a ``results.json`` with
-    ``{label: {"value": …, "interval": [low, high], "n": …, "note": …}}``. Nothing is loaded from elsewhere.
+    The page opens with ``summary.json``, where a notebook left one: ``{"text": …, "figure": path, "alt": …}``, a few
+    sentences and a picture, whose path starts from the run folder. Then come the numbers of ``results.json``,
+    ``{label: {"value": …, "interval": [low, high], "n": …, "note": …}}``, one table per task. Nothing is loaded from
+    elsewhere.
 
     Parameters
     ----------
@@ -70,101 +76,119 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
     paths = sorted(run_dir.glob("*.ipynb"))
     if not paths:
         raise FileNotFoundError(f"{run_dir}: no executed notebook to report on")
-    books = {path: _read(path) for path in paths}
+    books = {path: _read_notebook(path) for path in paths}
     rows = []
     for path, book in books.items():
         link = f'<a href="#{escape(path.stem)}">{escape(_title(book, path))}</a>'
-        file = f'<a href="{escape(path.name)}">{escape(path.name)}</a>'
-        rows.append([link, _duration(book), file])
+        rows.append([link, _duration(book), f'<a href="{escape(path.name)}">{escape(path.name)}</a>'])
     title = title or f"Sky Embeddings: {run_dir.resolve().name}"
     body = [
         f"<h1>{escape(title)}</h1>",
         _provenance(run_dir),
-        _headline(run_dir),
-        "<h2>Steps</h2>",
+        _summary(run_dir),
+        "<h2>Contents</h2>",
         _table(["step", "took", "executed notebook, with code"], rows),
+        _numbers(run_dir),
         *(_section(path, book) for path, book in books.items()),
     ]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{chr(10).join(filter(None, body))}\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(filter(None, body))
+        + "\n</body></html>\n"
     )
-    out, partial = run_dir / "index.html", run_dir / "index.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, out)
-    return out
+    with replaced(run_dir / "index.html") as partial:
+        partial.write_text(page, encoding="utf-8")
+    return run_dir / "index.html"
 
 
-def _section(path: Path, book: dict[str, Any]) -> str:
-    parts, skip_title, figures = [], True, 0
+def _section(path: Path, book: Any) -> str:
+    """Return a notebook as HTML, as nbconvert renders it, cleaned of scripts and of whatever loads from elsewhere."""
+    from nbconvert import HTMLExporter
+
+    title, caption = _title(book, path), ""
+    cells: list[dict[str, Any]] = []
     for cell in book["cells"]:
-        if any("papermill-error" in tag for tag in cell["metadata"].get("tags", [])):
-            continue  # papermill's own markers; the error itself comes below
-        if "provenance" in cell["metadata"].get("tags", []):
-            continue  # stands at the top of the page
+        tags = cell["metadata"].get("tags", [])
+        if "provenance" in tags or any("papermill-error" in tag for tag in tags):
+            continue  # the first is said on top; papermill's own markers repeat the error
         if cell["cell_type"] == "markdown":
-            source = _join(cell["source"])
-            if skip_title and (heading := re.match(r"\s*# .+", source)):
-                skip_title, source = False, source[heading.end() :]
-            parts.append(_markdown(source))
-        for output in cell.get("outputs", []):
-            for content in _output(output):
-                figures += content.startswith("<img")
-                parts.append(content.replace('alt=""', f'alt="figure {figures} of {escape(path.stem)}"', 1))
-    given = {k: v for k, v in book["metadata"].get("papermill", {}).get("parameters", {}).items() if k != "run_dir"}
-    told = f'<p class="soft">with {escape(", ".join(f"{k}={v!r}" for k, v in given.items()))}</p>' if given else ""
-    return f'<section id="{escape(path.stem)}"><h2>{escape(_title(book, path))}</h2>{told}\n{chr(10).join(parts)}\n</section>'
-
-
-def _output(output: dict[str, Any]) -> Iterator[str]:
-    """Yield an output of a cell as HTML: a picture, a table, short text or an error; nothing of the rest."""
-    if output["output_type"] == "error":
-        message = re.sub(r"\x1b\[[0-9;]*m", "", f"{output['ename']}: {output['evalue']}")
-        yield f'<p class="error">{escape(message)}</p>'
-    elif output["output_type"] == "stream":
-        if output["name"] == "stdout":
-            yield from _text(_join(output["text"]))
-    else:
-        data = output.get("data", {})
-        if picture := next((kind for kind in ("image/png", "image/jpeg", "image/svg+xml") if kind in data), ""):
-            content = _join(data[picture])
-            if picture == "image/svg+xml":
-                content = base64.b64encode(content.encode()).decode()
-            yield f'<img alt="" src="data:{picture};base64,{re.sub(r"[^A-Za-z0-9+/=]", "", content)}">'
-        elif "application/vnd.jupyter.widget-view+json" in data:
-            return
-        elif "<table" in (page := _join(data.get("text/html", ""))):
-            yield f'<div class="scroll">{_clean(page)}</div>'
-        elif "text/markdown" in data:
-            yield _markdown(_join(data["text/markdown"]))
+            source = re.sub(r"^\s*# .+", "", cell["source"])  # the title stands above already
+            caption = next(iter(re.findall(r"^[^#\s|].*?[.:?](?=\s|$)", _plain(source), re.MULTILINE)), caption)
+            cell["source"] = source
         else:
-            yield from _text(_join(data.get("text/plain", "")))
+            cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, caption or title)]
+        cells.append(cell)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True
+    )
+    book["cells"] = cells
+    html, _ = exporter.from_notebook_node(book)
+    given = {k: v for k, v in book["metadata"].get("papermill", {}).get("parameters", {}).items() if k != "run_dir"}
+    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    values = f'<p class="soft">with {escape(values)}</p>' if values else ""
+    return f'<section id="{escape(path.stem)}"><h2>{escape(title)}</h2>{values}\n{_clean(html)}\n</section>'
 
 
-def _text(text: str) -> Iterator[str]:
-    """Yield text that is meant to be read; no progress bars, no names of objects, no long listings."""
-    text = text.strip("\n")
-    if text.strip() and "\r" not in text and len(text.splitlines()) <= MAX_LINES and not re.match(r"\[?<", text):
-        yield f"<pre>{escape(text)}</pre>"
+def _plain(markdown: str) -> str:
+    """Return prose without its marks, links, pictures and HTML."""
+    without = re.sub(r"<(script|style)\b.*?</\1>|</?\w[^>]*>|!\[.*?\]\(.*?\)", "", markdown, flags=re.DOTALL)
+    return re.sub(r"\[(.*?)\]\(.*?\)", r"\1", re.sub(r"[*`]", "", without))
 
 
-def _headline(run_dir: Path) -> str:
-    path = run_dir / "results.json"
-    if not path.is_file():
+def _is_shown(output: dict[str, Any], caption: str) -> bool:
+    """Return whether an output is meant to be read; give pictures an alternative text, and fold long tables."""
+    if output["output_type"] == "stream":
+        return output["name"] == "stdout" and _is_short(output["text"])
+    if output["output_type"] == "error":
+        output["traceback"] = [f"{output['ename']}: {output['evalue']}"]
+        return True
+    data = output.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return False
+    for kind in {"image/png", "image/jpeg"} & data.keys():
+        output["metadata"] = {kind: {"alt": caption}}
+        return True
+    if (n_rows := (table := data.get("text/html", "")).count("<tr") - 1) > MAX_ROWS:
+        data["text/html"] = f"<details><summary>Table of {n_rows} rows</summary>{table}</details>"
+    return bool(table) or "text/markdown" in data or _is_short(data.get("text/plain", ""))
+
+
+def _is_short(text: str) -> bool:
+    """Return whether text is meant to be read: no progress bar, no name of an object, no long listing."""
+    lines = text.strip().splitlines()
+    return 0 < len(lines) <= MAX_LINES and "\r" not in text and not re.match(r"\[?<", text.strip())
+
+
+def _summary(run_dir: Path) -> str:
+    """Return the sentences and the figure that a notebook left for the top of the page."""
+    if not (path := run_dir / "summary.json").is_file():
         return ""
-    rows = []
+    summary = _read(path)
+    html = f'<p class="lead">{escape(str(summary.get("text", "")))}</p>'
+    figure = (run_dir / str(summary.get("figure", ""))).resolve()
+    if figure.suffix == ".png" and figure.is_file() and figure.is_relative_to(run_dir.resolve()):
+        content = base64.b64encode(figure.read_bytes()).decode()
+        html += f'<img alt="{escape(str(summary.get("alt", "")))}" src="data:image/png;base64,{content}">'
+    return html
+
+
+def _numbers(run_dir: Path) -> str:
+    """Return the numbers of ``results.json``, folded, a table for each task: what stands before the first comma."""
+    if not (path := run_dir / "results.json").is_file():
+        return ""
+    tasks: dict[str, list[list[str]]] = {}
     for label, result in _read(path).items():
-        interval = result.get("interval") or []
-        numbers = [
-            _number(result["value"]),
-            " to ".join(map(_number, interval)),
-            result.get("n", ""),
-            result.get("note", ""),
-        ]
-        rows.append([escape(label), f"<b>{escape(numbers[0])}</b>", *(escape(str(number)) for number in numbers[1:])])
-    table = _table(["", "value", "95 % interval", "n", ""], rows)
-    return f'<div class="results"><h2>Results</h2>{table}</div>'
+        task, _, name = label.partition(", ")
+        interval = " to ".join(map(_number, result.get("interval") or []))
+        cells = [name or task, _number(result["value"]), interval, result.get("n", ""), result.get("note", "")]
+        tasks.setdefault(task, []).append([escape(str(cell)) for cell in cells])
+    head = ["", "value", "95 % interval", "n", ""]
+    tables = (
+        f"<details><summary>{escape(task)}</summary>{_table(head, rows)}</details>" for task, rows in tasks.items()
+    )
+    return f"<h2>Results</h2>{''.join(tables)}"
 
 
 def _provenance(run_dir: Path) -> str:
@@ -184,7 +208,7 @@ def _provenance(run_dir: Path) -> str:
 
 
 def _title(book: dict[str, Any], path: Path) -> str:
-    sources = (_join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "markdown")
+    sources = (cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown")
     found = (re.search(r"^# (.+)$", source, re.MULTILINE) for source in sources)
     return next((re.sub(r"[*`]", "", match[1]).strip() for match in found if match), path.stem)
 
@@ -205,15 +229,31 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return f'<div class="scroll"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
-def _markdown(source: str) -> str:
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+def _clean(html: str) -> str:
+    """Keep the tags of prose, tables and embedded pictures; drop scripts, styles and whatever loads from elsewhere."""
+    import bleach
 
-    rendered = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source)
-    return _clean(rendered)
+    html = re.sub(r"<(script|style|iframe|object|svg|template)\b.*?</\1\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)
+    protocols = {"http", "https", "mailto", "data"}
+    html = bleach.clean(html, tags=set(_TAGS.split()), attributes=_is_kept, protocols=protocols, strip=True)
+    return re.sub(r"<img(?![^>]* src=)[^>]*>", "", html)
 
 
-def _join(source: str | list[str]) -> str:
-    return source if isinstance(source, str) else "".join(source)
+def _is_kept(tag: str, name: str, value: str) -> bool:
+    if name == "src":
+        return tag == "img" and value.startswith("data:image/")
+    if name == "href":
+        return not value.strip().lower().startswith("data:")
+    return name in ("alt", "title", "class", "colspan", "rowspan")
+
+
+def _read_notebook(path: Path) -> Any:
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises its own kinds, and AttributeError or KeyError for odd contents
+        raise ValueError(f"{path}: cannot be read as a notebook: {type(error).__name__}: {error}") from error
 
 
 def _read(path: Path) -> Any:
@@ -221,56 +261,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
-
-
-class _Cleaner(HTMLParser):
-    """Keep the tags of prose and tables, one heading level down; drop scripts, styles and whatever loads from elsewhere."""
-
-    TAGS = frozenset(_TAGS.split())
-    EMPTY = frozenset({"br", "hr", "img"})
-    ATTRIBUTES = frozenset({"href", "src", "alt", "title", "colspan", "rowspan", "style"})
-    DROPPED = frozenset({"script", "style", "iframe", "object", "svg", "template"})
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.dropping = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if self.dropping or tag in self.DROPPED:
-            self.dropping = self.dropping or tag
-        elif tag in self.TAGS:
-            kept = [f' {name}="{escape(value or "")}"' for name, value in attrs if self._is_kept(name, value or "")]
-            if tag != "img" or any(attribute.startswith(" src=") for attribute in kept):
-                self.parts.append(f"<{self._shifted(tag)}{''.join(kept)}>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.dropping:
-            self.dropping = "" if tag == self.dropping else self.dropping
-        elif tag in self.TAGS - self.EMPTY:
-            self.parts.append(f"</{self._shifted(tag)}>")
-
-    def handle_data(self, data: str) -> None:
-        if not self.dropping:
-            self.parts.append(escape(data, quote=False))
-
-    def _is_kept(self, name: str, value: str) -> bool:
-        if name == "src":
-            return value.startswith("data:image/")
-        if name == "href":
-            seen = re.sub(r"[\x00-\x20\x7f]", "", value)  # as a browser reads it: "java\nscript:" is a script
-            return bool(re.match(r"(https?:|mailto:|#)|[\w./-]+$", seen, re.IGNORECASE))
-        if name == "style":
-            return bool(re.fullmatch(r"\s*text-align:\s*\w+;?\s*", value))
-        return name in self.ATTRIBUTES
-
-    @staticmethod
-    def _shifted(tag: str) -> str:
-        return f"h{min(int(tag[1]) + 1, 6)}" if re.fullmatch(r"h[1-6]", tag) else tag
-
-
-def _clean(page: str) -> str:
-    cleaner = _Cleaner()
-    cleaner.feed(page)
-    cleaner.close()
-    return "".join(cleaner.parts)

@@ -5,29 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from skylib.files import write_json
-from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute
+from skylib.lock import now, this_process
+from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, write_injected
 from skylib.runner.parameters import (
     check_value,
     find_parameter,
-    is_tagged,
     notebook_parameters,
-    parse_overrides,
+    share,
     split_override,
 )
-from skylib.runner.provenance import data_checksums, describe, environment, node, now
+from skylib.runner.provenance import data_checksums, describe, environment
 from skylib.runner.status import Record
 
 log = logging.getLogger(__name__)
 
-NOTEBOOKS = ROOT / "notebooks"
+# In a clone they lie beside the library, else they were installed within it.
+NOTEBOOKS = ROOT / "notebooks" if (ROOT / "notebooks").is_dir() else ROOT / "skylib" / "notebooks"
 CHAIN = (
     "00_make_cutouts",
     "01_pretrain",
@@ -48,12 +51,34 @@ NEEDS = {  # whose results in the run folder a notebook takes up
 }
 
 
+def find_notebook(notebook: str | Path) -> Path:
+    """Return the path of a notebook, given by its path or by the name of one of the project's own, with or without .ipynb."""
+    path = Path(notebook)
+    own = NOTEBOOKS / f"{path.name.removesuffix('.ipynb')}.ipynb"
+    return own if not path.exists() and str(path) == path.name and own.is_file() else path
+
+
+def copy_notebooks(directory: str | Path) -> list[Path]:
+    """Copy the project's notebooks into a folder; those that exist there are left alone. Return those that were copied."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    new = [source for source in sorted(NOTEBOOKS.glob("*.ipynb")) if not (directory / source.name).exists()]
+    return [Path(shutil.copyfile(source, directory / source.name)) for source in new]
+
+
+def study_rows(values: Mapping[Path, Mapping[str, Any]]) -> int:
+    """Return how many rows the label study has with the values for each notebook that `share` gives."""
+    (study,) = (path for path in values if path.stem == "04_label_efficiency")
+    given = {name: p.default for name, p in notebook_parameters(study).items()} | dict(values[study])
+    return math.prod(len(given[name]) for name in ("methods", "n_labels", "seeds"))
+
+
 def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -> Path:
     """Execute a notebook into a run folder, in a kernel of the Python that calls.
 
     Parameters
     ----------
-    notebook : path
+    notebook : path, or the name of one of the project's notebooks
     run_dir : path
         Gets the executed notebook, which opens with where and with what it was run, ``status.json`` (running, done, failed
         or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it.
@@ -78,7 +103,7 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
     NotebookError
         If a cell fails, or the kernel dies.
     """
-    return run(notebook, run_dir, parameters)
+    return run(find_notebook(notebook), run_dir, parameters)
 
 
 def run(
@@ -136,13 +161,11 @@ def run(
             log.info("%s: was run to its end at %s, with the same parameters: not run again", out, before["ended"])
             return out
     if changed:
-        log.info("%s: is run anew: %s", out, changed)
+        log.info("%s: re-running: %s", out, changed)
     goes_on = bool(before) and before["state"] != "done" and not changed
     restarts = before["restarts"] + 1 if goes_on else 0
-    facts = {
-        "notebook": notebook.name, "task": task, "started": now(), "parameters": values, "source": source, "host": node(),
-        "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID"), "restarts": restarts,
-    }  # fmt: skip
+    facts = this_process() | {"notebook": notebook.name, "task": task, "parameters": values, "source": source}
+    facts |= {"started": now(), "restarts": restarts}
     try:
         if goes_on and out.exists():  # what an earlier attempt printed may tell why it ended
             (attempts := run_dir / "attempts").mkdir(exist_ok=True)
@@ -152,7 +175,7 @@ def run(
         write_json(run_dir / "environment.json", where)
         given = {name: value for name, value in values.items() if name != "run_dir"}
         opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)
-        _write_injected(notebook, out, values, copies, opening)
+        write_injected(notebook, out, values, copies, opening)
     except OSError as error:
         raise OSError(f"{run_dir}: the run folder cannot be written: {error}") from error
     ending: dict[str, Any] = {"state": "failed"}
@@ -207,9 +230,7 @@ def demo(
 
     paths = [Path(notebooks) / f"{name}.ipynb" for name in CHAIN]
     if not all(path.is_file() for path in paths):
-        raise FileNotFoundError(
-            f"{notebooks}: must hold the notebooks {', '.join(CHAIN)}; run from a clone of the repository"
-        )
+        raise FileNotFoundError(f"{notebooks}: must hold the notebooks {', '.join(CHAIN)}")
     sky = {name: Path(path) for name, path in (("tiles", tiles), ("catalogue", catalogue)) if path}
     for name, path in sky.items():
         if not path.exists():
@@ -241,35 +262,6 @@ def demo(
     return write_report(run_dir)
 
 
-def share(overrides: Mapping[str, Any] | Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """Give each parameter to each of the notebooks that has it.
-
-    Parameters
-    ----------
-    overrides : mapping, or iterable of ``name=value``
-    notebooks : iterable of path
-
-    Returns
-    -------
-    dict
-        The checked values for each notebook.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If no notebook has such a parameter, or of such a type.
-    """
-    known = {path: notebook_parameters(path) for path in notebooks}
-    everything = {name: parameter for parameters in known.values() for name, parameter in parameters.items()}
-    texts = [] if isinstance(overrides, Mapping) else list(overrides)
-    named = list(overrides) if isinstance(overrides, Mapping) else [split_override(text)[0] for text in texts]
-    for name in named:
-        find_parameter(everything, name, where="the notebooks")
-    if isinstance(overrides, Mapping):
-        return {p: {n: check_value(mine[n], v) for n, v in overrides.items() if n in mine} for p, mine in known.items()}
-    return {p: parse_overrides([t for t in texts if split_override(t)[0] in mine], p) for p, mine in known.items()}
-
-
 def _fingerprint(notebook: Path) -> str:
     """Return a short name for what the cells say: the same text, the same name."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -278,20 +270,14 @@ def _fingerprint(notebook: Path) -> str:
 
 
 def _changes(before: Mapping[str, Any], values: Mapping[str, Any], source: str) -> str:
-    """Say what is not as in an earlier run; nothing if there was none."""
+    """Say what has changed since an earlier run; nothing if there was none."""
     if not before:
         return ""
-    old, new = before["parameters"], json.loads(json.dumps(values))  # a tuple was written as a list
-    names = [n for n in {**old, **new} if n != "run_dir" and old.get(n, _DEFAULT) != new.get(n, _DEFAULT)]
-    told = [f"{name} was {_value(old, name)}, is {_value(new, name)}" for name in names]
-    return "; ".join(told + ["the notebook has changed"] * (before["source"] != source))
-
-
-_DEFAULT = object()
-
-
-def _value(values: Mapping[str, Any], name: str) -> str:
-    return repr(values[name]) if name in values else "the default"
+    new = json.loads(json.dumps(values))  # a tuple was written as a list
+    old, new = ({name: repr(value) for name, value in given.items()} for given in (before["parameters"], new))
+    names = [name for name in {**old, **new} if name != "run_dir" and old.get(name) != new.get(name)]
+    said = [f"{n} changed from {old.get(n, 'its default')} to {new.get(n, 'its default')}" for n in names]
+    return "; ".join(said + ["the notebook has changed"] * (before["source"] != source))
 
 
 def _newer(run_dir: Path, notebook: Path, before: Mapping[str, Any], task: str | None) -> str:
@@ -300,32 +286,11 @@ def _newer(run_dir: Path, notebook: Path, before: Mapping[str, Any], task: str |
     records = [run_dir / "status" / f"{name}.json" for name in needed]
     if task is None:  # what puts the tasks' results together
         records += sorted((run_dir / "status").glob(f"{notebook.stem}.*.json"))
-    for path in records:
-        if path.is_file() and json.loads(path.read_text()).get("ended", "~") > before["started"]:
+    for path in filter(Path.is_file, records):
+        try:
+            ended = str(json.loads(path.read_bytes()).get("ended", "~"))
+        except (ValueError, AttributeError):  # damaged: it may have been
+            ended = "~"
+        if ended > before["started"]:
             return f"{path.stem} was run after it"
     return ""
-
-
-def _write_injected(
-    notebook: Path, out: Path, values: Mapping[str, Any], copies: Mapping[str, str], opening: str
-) -> None:
-    """Write the copy to be executed, with the values in a cell after the defaults, as papermill would put them.
-
-    Not by papermill itself: it would turn a tuple into text.
-    """
-    import nbformat
-
-    new, book = nbformat.v4, nbformat.read(notebook, as_version=4)
-    lines = [f"{name} = {value!r}" for name, value in values.items() if name not in copies]
-    lines += [f"{name} = {copy!r}  # a copy on the node of {_value(values, name)}" for name, copy in copies.items()]
-    cell = new.new_code_cell("\n".join(["# Given to this run", *lines]), metadata={"tags": ["injected-parameters"]})
-    book.cells = [c for c in book.cells if not (is_tagged(c, "injected-parameters") or is_tagged(c, "provenance"))]
-    after = 1 + next(i for i, c in enumerate(book.cells) if is_tagged(c, "parameters"))
-    book.cells.insert(after, cell)
-    book.cells.insert(0, new.new_markdown_cell(opening, metadata={"tags": ["provenance"]}))
-    book.metadata["papermill"] = {"parameters": dict(values)}
-    if book.nbformat_minor < 5:
-        book.nbformat_minor = 5
-    _, book = nbformat.validator.normalize(book)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(book, out)

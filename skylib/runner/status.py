@@ -6,22 +6,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from skylib.files import write_json
-from skylib.runner.provenance import node
+from skylib.lock import BEAT, SILENT, at_work
 
 log = logging.getLogger(__name__)
 
-BEAT = 15.0  # seconds between signs of life
-SILENT = 120.0  # seconds without one, after which a run that says it is running is doubted
 _ORDER = ("running", "silent", "failed", "interrupted", "done")  # what a run is that has notebooks of several states
+_EMPTY: dict[str, Any] = {"notebook": "", "started": "", "parameters": {}, "source": "", "host": "", "restarts": 0}
 _TAIL = 1 << 18  # bytes at the end of a log in which the newest values are looked for
+_COLUMNS = ("run", "state", "notebook", "step", "loss", "probe", "images/s", "restarts", "heartbeat", "where")
 
 
 class Record:
@@ -38,13 +36,20 @@ class Record:
     Attributes
     ----------
     content : dict
-        As it was when it was read; empty if there was none.
+        As it was when it was read; empty if there was none, or if it was damaged: then it is set aside, with a warning.
     """
 
     def __init__(self, run_dir: Path, notebook: str, task: str | None = None) -> None:
         name = Path(notebook).stem + (f".{task}" if task else "")
         self.run_dir, self.path, self._task = run_dir, run_dir / "status" / f"{name}.json", task
-        self.content: dict[str, Any] = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.content: dict[str, Any] = {}
+        if self.path.is_file():
+            try:
+                self.content = read_record(self.path)
+            except ValueError as error:
+                aside = self.path.with_suffix(".damaged")
+                os.replace(self.path, aside)
+                log.warning("%s; set aside as %s, and taken as if there were none", error, aside)
         self._beaten = time.monotonic()
 
     def write(self, content: Mapping[str, Any]) -> None:
@@ -55,40 +60,44 @@ class Record:
             write_json(self.run_dir / "status.json", content)
 
     def beat(self) -> None:
-        """Give a sign of life, now and then."""
+        """Give a heartbeat, now and then."""
         if time.monotonic() - self._beaten > BEAT:
             self._beaten = time.monotonic()
             try:
                 os.utime(self.path)
             except OSError as error:  # a disk that is away for a while must not end the run
-                log.warning("%s: no sign of life could be given: %s", self.path, error)
+                log.warning("%s: no heartbeat could be given: %s", self.path, error)
 
     def runs_elsewhere(self) -> str | None:
-        """Return where another process is at it, or None; a killed one has the same job, or is known to be gone."""
+        """Return where another process runs the notebook, or None."""
         if self.content.get("state") != "running":
             return None
-        job, host, pid = (self.content.get(key) for key in ("job", "host", "pid"))
-        if job and job == os.environ.get("SLURM_JOB_ID"):  # requeued after its node had failed
-            return None
-        if host == node() and (pid == os.getpid() or not _is_alive(pid)):
-            return None
-        if (age := time.time() - self.path.stat().st_mtime) > SILENT:
-            return None
-        return f"on {host} ({f'job {job}, ' if job else ''}process {pid}, last sign of life {age:.0f} s ago)"
+        return at_work(self.content, self.path.stat().st_mtime)
 
 
-def _is_alive(pid: Any) -> bool:
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged; the message names the file.
+    """
     try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (ProcessLookupError, TypeError):
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.is_file() or state.read_text().rpartition(")")[2].split()[0] not in "ZX"
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read as a record: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: is no record, but {str(record)[:50]!r}")
+    for name, empty in _EMPTY.items():
+        if not isinstance(record.setdefault(name, empty), type(empty)):
+            raise ValueError(f"{path}: {name}={record[name]!r} in this record: must be {type(empty).__name__}")
+    if record.get("state") not in _ORDER:
+        raise ValueError(f"{path}: state={record.get('state')!r} in this record: one of {', '.join(_ORDER)}")
+    return record
 
 
-def read_status(runs_dir: str | Path) -> pd.DataFrame:
+def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
     """Return how the runs below a folder stand.
 
     Parameters
@@ -98,11 +107,11 @@ def read_status(runs_dir: str | Path) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame
-        A row a run folder, or, of one run folder, a row a notebook: ``run``, ``state``, ``notebook``, ``step``, ``steps``,
-        ``loss``, ``probe``, ``images_per_s``, ``restarts``, ``silent_for`` (seconds since the last sign of life),
-        ``where``, ``error``. The state ``silent`` is of a run that never said that it ended, but gave no sign of life for
-        two minutes.
+    list of dict
+        One for each run folder, or, of one run folder, one for each notebook: ``run``, ``state``, ``notebook``, ``step``,
+        ``steps``, ``loss``, ``probe``, ``images_per_s``, ``restarts``, ``silent_for`` (seconds since the last heartbeat),
+        ``where``, ``error``. The state ``silent`` is of a run that never said that it ended, but gave no heartbeat for two
+        minutes. Damaged records are left out, with a warning.
 
     Raises
     ------
@@ -112,49 +121,50 @@ def read_status(runs_dir: str | Path) -> pd.DataFrame:
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         raise FileNotFoundError(f"{runs_dir}: no such folder")
+    rows = []
     if (runs_dir / "status").is_dir():
-        records = _records(runs_dir)
-        rows = [{"run": name, **_row(runs_dir, {name: record})} for name, record in records.items()]
-        for row, record in zip(rows, records.values(), strict=True):
+        for name, record in _records(runs_dir).items():
+            row = _row(runs_dir, {name: record})
             if not _trained(runs_dir, record):
-                row.update(dict.fromkeys(("step", "steps", "loss", "probe", "images_per_s")))
+                row |= dict.fromkeys(("step", "steps", "loss", "probe", "images_per_s"))
+            rows.append({"run": name, **row})
     else:
         folders = {path.parent.parent for depth in ("*", "*/*") for path in runs_dir.glob(f"{depth}/status/*.json")}
-        known = {folder: _records(folder) for folder in sorted(folders)}
-        rows = [{"run": str(f.relative_to(runs_dir)), **_row(f, records)} for f, records in known.items() if records]
+        found = {folder: _records(folder) for folder in sorted(folders)}
+        rows = [{"run": str(f.relative_to(runs_dir)), **_row(f, records)} for f, records in found.items() if records]
     if not rows:
         raise FileNotFoundError(f"{runs_dir}: holds no run (no folder with status/*.json)")
-    return pd.DataFrame(rows)
+    return rows
 
 
-def format_status(table: pd.DataFrame) -> str:
-    """Return the table of `read_status` as text, with the errors below it."""
-    shown = pd.DataFrame(
-        {
-            "run": table["run"],
-            "state": table["state"],
-            "notebook": table["notebook"],
-            "step": [_fraction(*pair) for pair in zip(table["step"], table["steps"], strict=True)],
-            "loss": table["loss"].map("{:.4f}".format, na_action="ignore"),
-            "probe": table["probe"].map("{:.3f}".format, na_action="ignore"),
-            "images/s": table["images_per_s"].map("{:.0f}".format, na_action="ignore"),
-            "restarts": table["restarts"],
-            "sign of life": table["silent_for"].map(_ago),
-            "where": table["where"],
-        }
-    )
-    errors = [f"{row.run}: {row.error}" for row in table.itertuples() if isinstance(row.error, str)]
-    text = shown.astype(object).where(shown.notna(), "-").to_string(index=False, justify="left")
-    return "\n".join([text, *(["", *errors] if errors else [])])
+def format_status(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what `read_status` found as a table, with the errors below it."""
+    table: list[tuple[str, ...]] = [_COLUMNS]
+    for row in rows:
+        step = None if row["step"] is None and row["steps"] is None else f"{row['step'] or 0:.0f}"
+        step = f"{step}/{row['steps']}" if row["steps"] else step
+        numbers = [
+            None if row[name] is None else f"{row[name]:{style}}"
+            for name, style in (("loss", ".4f"), ("probe", ".3f"), ("images_per_s", ".0f"))
+        ]
+        cells = [row["run"], row["state"], row["notebook"], step, *numbers, row["restarts"], _ago(row["silent_for"])]
+        table.append(tuple("-" if cell is None else str(cell) for cell in [*cells, row["where"]]))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    errors = [f"{row['run']}: {row['error']}" for row in rows if row["error"]]
+    return "\n".join([*lines, *(["", *errors] if errors else [])])
 
 
 def _records(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return the records of a run folder by name, each with ``seen``, the time of its last sign of life."""
+    """Return the records of a run folder by name, each with ``seen``, the time of its last heartbeat."""
     records = {}
     for path in sorted((run_dir / "status").glob("*.json")):
         try:
-            record = json.loads(path.read_text()) | {"seen": path.stat().st_mtime}
-        except (OSError, ValueError):  # taken away while we look
+            record = read_record(path) | {"seen": path.stat().st_mtime}
+        except FileNotFoundError:  # removed while we look
+            continue
+        except ValueError as error:
+            log.warning("%s; it is left out", error)
             continue
         if record["state"] == "running" and time.time() - record["seen"] > SILENT:
             record["state"] = "silent"
@@ -165,9 +175,9 @@ def _records(run_dir: Path) -> dict[str, dict[str, Any]]:
 def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     state = next(s for s in _ORDER if any(record["state"] == s for record in records.values()))
     name, record = max(((n, r) for n, r in records.items() if r["state"] == state), key=lambda item: item[1]["seen"])
-    if record["task"] and len(records) > 1:
+    if record.get("task") and len(records) > 1:
         name = record["notebook"].removesuffix(".ipynb")
-        tasks = [r["state"] for r in records.values() if r["task"] and r["notebook"] == record["notebook"]]
+        tasks = [r["state"] for r in records.values() if r.get("task") and r["notebook"] == record["notebook"]]
         name += f" ({tasks.count('done')}/{len(tasks)} tasks)"
     metrics = _newest(run_dir / "metrics.jsonl")
     where = f"in cell [{record['cell']}]: " if record.get("cell") else ""
@@ -181,43 +191,41 @@ def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, A
         "images_per_s": metrics.get("images_per_s"),
         "restarts": sum(r["restarts"] for r in records.values()),
         "silent_for": time.time() - record["seen"],
-        "where": record["host"] + (f" job {record['job']}" if record["job"] else ""),
+        "where": record["host"] + (f" job {record['job']}" if record.get("job") else ""),
         "error": f"{name} {state} {where}{record['error']}" if record.get("error") else None,
     }
 
 
 def _trained(run_dir: Path, record: Mapping[str, Any]) -> bool:
     """Return whether the log of the training last grew while this notebook ran."""
-    log = run_dir / "metrics.jsonl"
-    began = datetime.fromisoformat(record["started"]).timestamp()
-    return log.is_file() and began <= log.stat().st_mtime <= record["seen"] + BEAT
+    metrics = run_dir / "metrics.jsonl"
+    try:
+        return datetime.fromisoformat(record["started"]).timestamp() <= metrics.stat().st_mtime <= record["seen"] + BEAT
+    except (OSError, ValueError):
+        return False
 
 
-def _newest(log: Path) -> dict[str, Any]:
+def _newest(metrics: Path) -> dict[str, float]:
     """Return the last value of each quantity that was logged."""
-    if not log.is_file():
+    if not metrics.is_file():
         return {}
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
+    with open(metrics, "rb") as file:
+        file.seek(max(0, metrics.stat().st_size - _TAIL))
         lines = file.read().decode(errors="replace").splitlines()
-    newest: dict[str, Any] = {}
+    newest: dict[str, float] = {}
     for line in lines:
         try:
-            newest |= json.loads(line)
-        except ValueError:  # cut off at the start of the tail, or not written to its end
+            newest |= {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
+        except (ValueError, AttributeError):  # cut off at the start of the tail, or not written to its end
             continue
     return newest
 
 
 def _steps(run_dir: Path) -> int | None:
     try:
-        return json.loads((run_dir / "config.json").read_text())["pretrain"]["steps"]
-    except (OSError, ValueError, KeyError):
+        return int(json.loads((run_dir / "config.json").read_text())["pretrain"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _fraction(step: float | None, steps: float | None) -> str | None:
-    return None if step is None or pd.isna(step) else f"{step:.0f}" + ("" if pd.isna(steps) else f"/{steps:.0f}")
 
 
 def _ago(seconds: float) -> str:

@@ -18,8 +18,7 @@ from skylib.device import float32_products
 Metric = Literal["cosine", "mse", "mae"]
 Combine = Literal["min", "mean", "max"]
 
-BLOCK = 65_536  # rows compared at a time,
-GPU_DISTANCES = 2**27  # or on a GPU, which large pieces keep busy, as many as make so many distances
+BLOCK = 65_536  # rows compared at a time
 SPARE = 32  # rows computed again beyond the k best
 GROUP = 64  # of how many values the smallest is taken first, to find the smallest of all
 ROUNDING = 2.0**-24  # of float32
@@ -80,8 +79,6 @@ def nearest(
     check_choice("metric", metric, get_args(Metric))
     check_choice("combine", combine, (None, *get_args(Combine)))
     n, device = len(vectors), vectors.device
-    if device.type == "cuda":
-        block = max(block, GPU_DISTANCES // len(queries))
     queries = queries.to(device, torch.float64)
     scale = None if weight is None else (weight if metric == "mae" else weight.sqrt()).to(device, torch.float64)
     n_answers, k, m = len(queries) if combine is None else 1, min(k, n), min(k + SPARE, n)
@@ -216,8 +213,7 @@ def _lower_bounds(queries: Tensor, x: Tensor, square: Tensor, metric: str) -> Te
     width = x.shape[1]
     slack = (width + 64) * ROUNDING
     if metric == "mae":
-        at_a_time = 1024 if x.device.type == "cpu" else len(x)  # as many as a CPU's cache holds
-        parts = [torch.cdist(queries, part, p=1.0) for part in x.split(at_a_time)]
+        parts = [torch.cdist(queries, part, p=1.0) for part in x.split(1024)]  # as many as a CPU's cache holds
         return torch.cat(parts, dim=1).mul_((1 - slack) / width)
     product = queries @ x.T
     if metric == "cosine":

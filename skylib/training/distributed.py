@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import hashlib
+import importlib
+import json
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +28,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skylib.device import pick_device
-from skylib.stopping import TOLD, Interrupted, StopRequest
+from skylib.stopping import EXIT_CODE, Interrupted, StopRequest
+
+_MEET, _DIGEST = "SKYLIB_MEET", "SKYLIB_TASK_SHA256"  # variables for the workers: where they meet, what they are to do
+_PATIENCE = 10.0  # seconds that the other workers have to end after one has failed
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,10 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def part(self, values: Tensor) -> Tensor:
+        """Return this process's part of a tensor that is the same in all of them."""
+        return values.chunk(self.size)[self.rank]
+
     def agree(self, value: Any) -> Any:
         """Return the first process's value in all of them."""
         if self.size == 1:
@@ -56,7 +68,7 @@ class World:
 
 
 def world_size() -> int:
-    """Return how many processes ``torchrun`` or ``srun`` started of this program; 1 for a program on its own."""
+    """Return how many processes of this program were started together; 1 for a program on its own."""
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
 
 
@@ -67,7 +79,7 @@ def process_number() -> int:
 
 @contextmanager
 def join(device: str | torch.device | None = None) -> Iterator[World]:
-    """Meet the other processes that ``torchrun`` or ``srun`` started, if any.
+    """Meet the other processes that `launch`, ``torchrun`` or ``srun`` started, if any.
 
     Parameters
     ----------
@@ -78,16 +90,23 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, device)
         return
-    _adopt_slurm(os.environ)
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local = process_number(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     if device.type == "cuda":
         # Slurm may show each task one GPU alone, or all of them.
         device = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     owned = not dist.is_initialized()
     if owned:
+        if _MEET not in os.environ and "MASTER_ADDR" not in os.environ:  # started by srun
+            os.environ |= _meeting_point(os.environ["SLURM_STEP_NODELIST"])
         # The others wait while the first validates, draws and saves.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=os.environ.get(_MEET, "env://"),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(hours=6),
+        )
     try:
         yield World(rank, size, device)
     finally:
@@ -95,21 +114,14 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def _adopt_slurm(environ: Any) -> None:
-    """Give torch's variables, which ``torchrun`` would have set, from those of ``srun``."""
-    if "RANK" in environ:
-        return
-    environ["RANK"], environ["LOCAL_RANK"] = environ["SLURM_PROCID"], environ["SLURM_LOCALID"]
-    environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
-    if "MASTER_ADDR" not in environ:
-        environ["MASTER_ADDR"] = _first_node(environ["SLURM_STEP_NODELIST"])
-    environ.setdefault("MASTER_PORT", str(20_000 + int(environ["SLURM_JOB_ID"]) % 20_000))
-
-
 def launch(
-    function: str, arguments: Mapping[str, Any], *, run_dir: str | Path, processes: int,
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    run_dir: str | Path,
+    processes: int,
     watch: Callable[[], None] = lambda: None,
-) -> None:  # fmt: skip
+) -> None:
     """Run a function in several processes and wait for it.
 
     Inside a Slurm allocation of several nodes, `processes` run on each node, started by ``srun``.
@@ -125,71 +137,80 @@ def launch(
     processes : int
         On each node.
     watch : callable
-        Called about twice a second while they run.
+        Called a few times per second while they run.
 
     Raises
     ------
     Interrupted
         If the processes were asked to stop, and did.
     RuntimeError
-        If one of them fails; with the end of the log.
+        If one of them fails; with its error, or the end of the log.
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    task, log, tell = (run_dir / f"workers.{kind}" for kind in ("pickle", "log", "stop"))
-    task.write_bytes(pickle.dumps((function, dict(arguments))))
-    tell.unlink(missing_ok=True)
-    # They are told by a file in the run folder, since the process that looks may be on another node.
+    task, log, failure = (run_dir / f"workers.{kind}" for kind in ("task", "log", "error"))
+    failure.unlink(missing_ok=True)
+    content = pickle.dumps((function, dict(arguments)))
+    task.write_bytes(content)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, TOLD: str(tell)}
+    environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ}
+    environ[_DIGEST] = hashlib.sha256(content).hexdigest()  # nobody else can make them do something else
+    command = [sys.executable, "-m", "skylib.training.distributed", str(task), str(processes)]
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
+    if nodes > 1:
+        environ |= _meeting_point(os.environ["SLURM_JOB_NODELIST"])
+        srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+        if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
+            srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
+        command = [*srun, *command]
     with open(log, "ab") as file, StopRequest(run_dir) as stop:
         start = file.tell()
-        workers = subprocess.Popen(
-            [*_torchrun(processes), "-m", "skylib.training.distributed", str(task)],
-            stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environ, start_new_session=True,
+        node = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            start_new_session=True,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        )
         try:
-            while workers.poll() is None:
-                time.sleep(0.5)
+            while node.poll() is None:
+                time.sleep(0.3)
                 watch()
-                if (why := stop.why()) and not tell.exists():
-                    tell.write_text(why)  # they look for it, save, and end
+                stop.why()
+                stop.spread()  # they look for the file, save, and end
         except BaseException:
-            workers.terminate()  # torchrun hands it on; the workers save
-            workers.wait()
+            node.terminate()
+            node.wait()
             raise
         finally:
             task.unlink(missing_ok=True)
-            tell.unlink(missing_ok=True)
-    text = log.read_bytes()[start:].decode(errors="replace")
-    lines = text.strip().splitlines()
-    told = {kind: [line for line in lines if line.startswith(kind)] for kind in ("Failed: ", "Interrupted: ")}
-    if told["Interrupted: "] and not told["Failed: "]:  # whatever torchrun, which got the signal too, made of it
-        raise Interrupted(told["Interrupted: "][0].removeprefix("Interrupted: "))
-    if workers.returncode and stop.why() and not told["Failed: "]:
-        raise Interrupted(f"{run_dir}: ended by {stop.why()} before it could save; goes on from the last checkpoint")
-    if workers.returncode:
-        why = told["Failed: "][0].removeprefix("Failed: ") if told["Failed: "] else "\n" + "\n".join(lines[-30:])
-        raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}): {why}")
+    if stop.why():
+        stop.done()
+    if node.returncode == 0:
+        return
+    kind, why = json.loads(failure.read_text()) if failure.is_file() else ("", "")
+    failure.unlink(missing_ok=True)
+    if kind == Interrupted.__name__:
+        raise Interrupted(why)
+    if not kind and stop.why():
+        raise Interrupted(f"{run_dir}: ended by {stop.why()} before it could save; run it again to resume")
+    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines()
+    why = f"{kind}: {why}" if kind else "\n" + "\n".join(lines[-30:])
+    raise RuntimeError(f"{processes} processes: one failed (all they printed is in {log}): {why}")
 
 
-def _torchrun(processes: int) -> list[str]:
-    """Return the command that starts processes here, or in a Slurm allocation of several nodes on each of them."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
-    if nodes == 1:
-        return [
-            *torchrun,
-            "--standalone",
-            "--local-addr=127.0.0.1",
-        ]  # else by the name of this host, and over its network
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
-    if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
-        srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
+def _meeting_point(nodes: str) -> dict[str, str]:
+    """Return torch's variables for a port on the first of the nodes, a list as Slurm writes it."""
+    first = _scontrol("show", "hostnames", nodes).split()[0]
+    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
     port = 20_000 + int(os.environ["SLURM_JOB_ID"]) % 20_000
-    meet = f"{_first_node(os.environ['SLURM_JOB_NODELIST'])}:{port}"
-    return [*srun, *torchrun, f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}"]
+    return {"MASTER_ADDR": found[1] if found else first, "MASTER_PORT": str(port)}
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _end_with_parent() -> None:
@@ -200,35 +221,61 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _first_node(nodes: str) -> str:
-    """Return the address of the first of the nodes, a list as Slurm writes it."""
-    first = _scontrol("show", "hostnames", nodes).split()[0]
-    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
-    return found[1] if found else first
+def _run_node(task: str, processes: int) -> int:
+    """Run the workers of this node; return the exit code of the first that did not end well."""
+    node, nodes = int(os.environ.get("SLURM_NODEID", 0)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    environ = {**os.environ, "WORLD_SIZE": str(nodes * processes)}
+    with tempfile.TemporaryDirectory(prefix="skylib-") as folder:
+        if nodes == 1:  # nobody outside this machine, and no other user, can reach them
+            environ[_MEET] = f"file://{folder}/meet"
+            if sys.platform == "linux":
+                environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "skylib.training.distributed", task],
+                env=environ | {"RANK": str(node * processes + local), "LOCAL_RANK": str(local)},
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+            for local in range(processes)
+        ]
+
+        def terminate(*_: object) -> None:
+            for worker in workers:
+                worker.terminate()
+
+        signal.signal(signal.SIGTERM, terminate)
+        deadline = float("inf")
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.1)
+            if deadline == float("inf") and any(worker.returncode for worker in workers):
+                deadline = time.monotonic() + _PATIENCE
+            if time.monotonic() > deadline:
+                for worker in workers:
+                    worker.kill()
+    return next((abs(worker.returncode) for worker in workers if worker.returncode), 0)
 
 
-def _scontrol(*arguments: str) -> str:
-    return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _work(task: Path) -> None:
-    """Do in this process what `launch` was asked for."""
-    import importlib
-
-    name, arguments = pickle.loads(task.read_bytes())
+def _work(task: Path) -> int:
+    """Do in this process what `launch` was asked for; keep the first error of all processes."""
+    content = task.read_bytes()
+    if hashlib.sha256(content).hexdigest() != os.environ.get(_DIGEST):
+        raise ValueError(f"{task}: was changed after the training was started, and is not obeyed")
+    name, arguments = pickle.loads(content)
     module, attribute = name.split(":")
     try:
         getattr(importlib.import_module(module), attribute)(**arguments)
-    except Interrupted as stopped:
-        if int(os.environ["RANK"]) == 0:
-            print(f"Interrupted: {stopped}", flush=True)
     except Exception as error:
-        print(f"Failed: {type(error).__name__}: {error}", flush=True)
-        raise
+        with suppress(FileExistsError), open(task.with_suffix(".error"), "x") as file:
+            json.dump([type(error).__name__, str(error)], file)
+        if isinstance(error, Interrupted):
+            return EXIT_CODE
+        traceback.print_exc()
+        return 1
+    return 0
 
 
-def _leave() -> None:
-    """End this process once its work is done and told.
+def _leave(code: int) -> None:
+    """End this process once its work is done.
 
     Not by the interpreter's own end: threads of process groups that are still referred to are then torn down in any
     order, which now and again aborts a process that has done all it should.
@@ -236,9 +283,8 @@ def _leave() -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]))
-    _leave()
+    _leave(_work(Path(sys.argv[1])) if "RANK" in os.environ else _run_node(sys.argv[1], int(sys.argv[2])))

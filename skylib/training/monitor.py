@@ -1,21 +1,86 @@
-"""How a run is doing: its log, its figures, and a progress bar."""
+"""How a run is doing: what is measured, its log, its figures, and a progress bar."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skylib.device import keyed_generator
+from skylib.config import PretrainConfig
+from skylib.data.loading import CutoutLoader, Loader
+from skylib.device import autocast, keyed_generator
 from skylib.files import replaced
 from skylib.model.mim import MaskedImageModel
 
+log = logging.getLogger(__name__)
+
 N_EXAMPLES = 6  # objects in the figure of reconstructions
+_VALIDATE = 1  # what a mask is for: part of its key
+
+
+class Measurement(Protocol):
+    """What `pretrain` takes as a probe: a function of the model, which returns named numbers for the log."""
+
+    def __call__(self, model: MaskedImageModel, *, precision: str, shared: dict[Any, Any]) -> dict[str, float]:
+        """Return the numbers; `shared` is empty before the first probe, and lets the next use what one computed."""
+
+
+def measure(
+    model: MaskedImageModel,
+    validation: CutoutLoader | None,
+    probes: Sequence[Measurement],
+    *,
+    config: PretrainConfig,
+    run_dir: Path,
+) -> dict[str, float]:
+    """Return the validation loss and what the probes measure, and draw some reconstructions."""
+    model.eval()
+    line: dict[str, float] = {}
+    shared: dict[Any, Any] = {}
+    if validation is not None:
+        line["validation_loss"] = validation_loss(model, validation, precision=config.precision, seed=config.seed)
+        flux = torch.from_numpy(validation.flux(validation.rows[:256]))
+        draw_reconstruction(run_dir, model, examples(flux, model.sky_sigma.cpu()), seed=config.seed)
+    for probe in probes:
+        line |= probe(model, precision=config.precision, shared=shared)
+    return line
+
+
+@torch.no_grad()
+def validation_loss(model: MaskedImageModel, loader: CutoutLoader, *, precision: str, seed: int) -> float:
+    """Return the error of the pixels over one pass of a loader; the masks are the same each time.
+
+    Other terms of the loss, some of which grow by design as a training goes on, are not in it.
+    """
+    device = model.sky_sigma.device
+    total = torch.zeros(2, device=device)  # summed error, pixels
+    for number, batch in enumerate(loader):
+        generator = keyed_generator(seed, _VALIDATE, number, device=device)
+        with autocast(device, precision):
+            out = model(batch.flux, weight=batch.weight, ra=batch.ra, dec=batch.dec, generator=generator)
+        total += torch.stack([out.parts["pixels"] * out.n_pixels, out.n_pixels])
+    error, n_pixels = total.tolist()
+    return error / n_pixels if n_pixels else float("nan")
+
+
+def sky_noise(loader: Loader) -> np.ndarray:
+    """Return the sky noise per band of the training data; a band without data gets the median of the others."""
+    noise = loader.sky_noise()
+    if not (noise > 0).any():
+        raise ValueError(f"the sky noise cannot be measured in any of the bands {' '.join(loader.bands)}")
+    if bad := [band for band, sigma in zip(loader.bands, noise, strict=True) if not sigma > 0]:
+        log.warning("no data in band %s: its sky noise is taken from the other bands", ", ".join(bad))
+    return np.where(noise > 0, noise, np.nanmedian(noise[noise > 0])).astype(np.float32)
 
 
 class Recorder:
@@ -25,21 +90,23 @@ class Recorder:
     ----------
     run_dir : path
     step : int
-        Where the run goes on; lines of later steps, which are made again, are dropped.
+        Where the run resumes; lines of later steps, which are made again, are dropped.
     tensorboard : bool
         Also write scalars to ``tensorboard/``.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        If TensorBoard is asked for and not installed.
     """
 
     def __init__(self, run_dir: str | Path, *, step: int = 0, tensorboard: bool = False) -> None:
         run_dir = Path(run_dir)
         self._path = run_dir / "metrics.jsonl"
-        lines = [line for line in _lines(self._path) if line["step"] <= step]
+        lines, damaged = _lines(self._path)
         run_dir.mkdir(parents=True, exist_ok=True)
+        if damaged > 1:  # a kill cuts off one line at most
+            aside = run_dir / "metrics.damaged.jsonl"
+            os.replace(self._path, aside)
+            log.warning(
+                "%s: %d lines cannot be read and are left out; the file is kept as %s", self._path, damaged, aside
+            )
+        lines = [line for line in lines if line["step"] <= step]
         with replaced(self._path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._board = None
@@ -60,24 +127,45 @@ class Recorder:
                     self._board.add_scalar(name, value, line["step"])
             self._board.flush()
 
+    def draw(self) -> None:
+        """Draw ``figures/progress.png``."""
+        draw_progress(self._path.parent)
+
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
-    """Return ``metrics.jsonl`` of a run as a table, one row a step; it may be read while the run goes on."""
+    """Return ``metrics.jsonl`` of a run as a table, one row per step; it may be read while the run trains."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in _lines(Path(run_dir) / "metrics.jsonl"):
+    for line in _lines(Path(run_dir) / "metrics.jsonl")[0]:
         merged.setdefault(line["step"], {}).update(line)
     return pd.DataFrame(merged.values()) if merged else pd.DataFrame({"step": []})
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a log; one that a kill cut off is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
+def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a log, and how many others cannot be read."""
+    lines, damaged = [], 0
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            line = json.loads(text)
+            lines.append(line | {"step": int(line["step"])})
+        except (ValueError, TypeError, KeyError):
+            damaged += 1
+    return lines, damaged
+
+
+class StepFile:
+    """Tells the process that started this one how far it is, once per second, in ``workers.step`` of the run folder."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path, self._next = run_dir / "workers.step", 0.0
+
+    def tick(self, step: int) -> None:
+        """Say that a step is made."""
+        if (now := time.monotonic()) >= self._next:
+            self._path.write_text(f"{step}\n")
+            self._next = now + 1.0
+
+    def refresh(self) -> None:
+        """Nothing: the other process looks at the log by itself."""
 
 
 class Display:
@@ -94,23 +182,28 @@ class Display:
 
     def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0, quiet: bool = False) -> None:
         self._run_dir, self._shown, self._quiet, self._read = Path(run_dir), step, quiet, 0
-        self._bar = tqdm(
-            total=steps, initial=min(step, steps), desc="pretrain", unit="step", mininterval=1, disable=quiet
-        )
+        self._workers = self._run_dir / "workers.step"  # see `StepFile`
+        self._bar = tqdm(total=steps, initial=min(step, steps), desc="pretrain", unit="step", disable=quiet)
         self._figures = {name: self._run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")}
         self._times = {name: _changed(path) for name, path in self._figures.items()}
         self._handles: dict[str, Any] = {}
+
+    def tick(self, step: int) -> None:
+        """Show how many steps are made."""
+        if step > self._shown:
+            self._bar.update(step - self._shown)
+            self._shown = step
 
     def refresh(self) -> None:
         """Show what was logged and drawn since the last call."""
         if self._quiet:
             return
+        self.tick(self._read_step())
         logged = [line for line in self._news() if "loss" in line]
-        if logged and logged[-1]["step"] > self._shown:
+        if logged:
             last = logged[-1]
             self._bar.set_postfix(loss=f"{last['loss']:.4f}", images_per_s=f"{last['images_per_s']:.0f}", refresh=False)
-            self._bar.update(last["step"] - self._shown)
-            self._shown = last["step"]
+            self.tick(last["step"])
         for name, path in self._figures.items():
             if (changed := _changed(path)) != self._times[name]:
                 self._times[name] = changed
@@ -119,6 +212,15 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
+        if not self._quiet:
+            self._workers.unlink(missing_ok=True)
+
+    def _read_step(self) -> int:
+        """Return how far workers are that train in this folder; 0 if it is not known."""
+        try:
+            return int(self._workers.read_text())
+        except (OSError, ValueError):
+            return 0
 
     def _news(self) -> list[dict[str, Any]]:
         """Return the whole lines that the log has gained since the last call."""

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from skylib.__main__ import main
+from skylib.lock import node
 from skylib.runner import runs
 from skylib.runner.execute import NotebookError, NotebookInterrupted
 from skylib.runner.parameters import Parameter, check_value, notebook_parameters, parse_overrides
-from skylib.runner.provenance import data_checksums, node
+from skylib.runner.provenance import data_checksums
 from skylib.runner.report import _clean, write_report
 from skylib.runner.runs import demo, run, run_notebook
 
@@ -307,7 +308,7 @@ def test_a_failing_cell_ends_the_run_with_one_line(tmp_path, capfd):
     outputs = [c.get("outputs") for c in nbformat.read(run_dir / "02.ipynb", as_version=4).cells]
     assert any(o and o[0].get("text") == "before\n" for o in outputs)
     assert not any(o and o[0].get("text") == "after\n" for o in outputs)
-    assert "KeyError: &#x27;&lt;no such column&gt;&#x27;" in write_report(run_dir).read_text()
+    assert "KeyError: '&lt;no such column&gt;'" in write_report(run_dir).read_text().replace("&#x27;", "'")
 
 
 @pytest.mark.notebook
@@ -353,6 +354,34 @@ def test_a_terminated_run_is_told_and_leaves_no_kernel(tmp_path):
 
 
 @pytest.mark.notebook
+def test_ctrl_c_lets_a_training_save_before_its_first_checkpoint(tmp_path):
+    """One Ctrl-C is a request to stop; nothing of the steps made is lost."""
+    training = """
+import numpy as np
+from pathlib import Path
+from skylib import ModelConfig, PretrainConfig, pretrain, write_cutouts
+flux = np.random.default_rng(0).normal(size=(64, 5, 16, 16)).astype("float32")
+data = write_cutouts(Path(run_dir, "c.h5"), flux, ra=np.zeros(64), dec=np.zeros(64), bands=tuple("grizy"))
+config = PretrainConfig(steps=10**6, batch_size=32, checkpoint_every=10**6, checkpoint_minutes=1e6, log_every=1)
+pretrain(ModelConfig(size="nano", image_size=16, decoder_width=32, decoder_depth=1), config, train=data, run_dir=run_dir)"""
+    path, run_dir = write_notebook(tmp_path / "01.ipynb", training.strip()), tmp_path / "run"
+    command = [sys.executable, "-m", "skylib", "run", str(path), "--run-dir", str(run_dir)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=runs.ROOT)
+    deadline = time.monotonic() + 240
+    while not ((run_dir / "metrics.jsonl").is_file() and '"step": 3,' in (run_dir / "metrics.jsonl").read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert re.search(r"stopped by Ctrl-C after step \d+ of 1000000; saved in checkpoints/last\.pt", err)
+    assert (run_dir / "checkpoints" / "last.pt").is_file()
+    assert status(run_dir)["state"] == "interrupted"
+    assert not (run_dir / "training.lock").exists()
+
+
+@pytest.mark.notebook
 def test_a_stop_file_ends_any_notebook_between_two_cells(tmp_path, caplog):
     run_dir = tmp_path / "run"
     path = write_notebook(
@@ -392,7 +421,7 @@ def test_what_is_done_is_not_done_again(tmp_path, caplog):
         return printed
 
     assert again(steps=3) == f"{copy} 3\n"  # the copy is read, the original is recorded
-    assert "is run anew: steps was the default, is 3" in caplog.text
+    assert "re-running: steps changed from its default to 3" in caplog.text
     assert status(run_dir)["parameters"]["tiles"] == "sky"
     assert again(steps=3) is None
     opening = nbformat.read(run_dir / path.name, as_version=4).cells[0].source
@@ -464,7 +493,7 @@ def test_demo_runs_all_notebooks_and_hands_out_the_overrides(chain, tmp_path):
     assert done[2][1] == {"seed": 3}
     done.clear()
     demo(tmp_path / "run", overrides={"seed": 4}, notebooks=notebooks)
-    assert [values for _, values in done] == [{"seed": 4}] * 6
+    assert [values for _, values in done] == [{"seed": 4}] * len(runs.CHAIN)
 
 
 @pytest.mark.parametrize(
@@ -477,7 +506,7 @@ def test_demo_runs_all_notebooks_and_hands_out_the_overrides(chain, tmp_path):
         ({"overrides": ["run_dir=x"]}, ValueError, "run_dir: is given as the run folder"),
         ({"tiles": "nowhere", "catalogue": "nowhere"}, FileNotFoundError, "tiles=nowhere: no such file or folder"),
         ({"tiles": "."}, ValueError, "give both, or none for a simulated sky"),
-        ({"notebooks": "nowhere"}, FileNotFoundError, "run from a clone of the repository"),
+        ({"notebooks": "nowhere"}, FileNotFoundError, "nowhere: must hold the notebooks 00_make_cutouts"),
     ],
 )
 def test_demo_checks_everything_before_it_begins(chain, tmp_path, arguments, error, message):
@@ -553,3 +582,44 @@ def test_data_are_identified(tmp_path):
     assert set(found) == {str(tmp_path / "catalogue.csv"), str(tmp_path / "tiles")}
     (tmp_path / "tiles" / "a.fits").write_bytes(b"abcd")
     assert data_checksums(values)[str(tmp_path / "tiles")] != listing
+
+
+def test_notebooks_are_found_by_name_and_can_be_copied_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("01_pretrain", "01_pretrain.ipynb"):
+        assert runs.find_notebook(name) == runs.NOTEBOOKS / "01_pretrain.ipynb"
+    own = write_notebook(tmp_path / "01_pretrain.ipynb")
+    assert runs.find_notebook("01_pretrain.ipynb") == Path("01_pretrain.ipynb")  # what is there comes first
+    assert main(["notebooks", str(tmp_path)]) == 0
+    copied = capsys.readouterr().out
+    assert "02_evaluate.ipynb" in copied
+    assert "01_pretrain" not in copied
+    assert notebook_parameters(own)["size"].annotation == "tuple[int, int]"
+
+
+def test_every_command_and_option_is_explained():
+    import argparse
+
+    from skylib.__main__ import _parser
+
+    def commands(parser):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, sub in action.choices.items():
+                    yield name, sub
+                    yield from commands(sub)
+
+    found = dict(commands(_parser()))
+    assert {"run", "status", "demo", "notebooks", "hsc-tiles"} <= found.keys()
+    for name, sub in found.items():
+        assert name == "fetch" or f"skylib {'fetch ' * (name in ('galaxiesml', 'hsc-tiles'))}{name}" in sub.epilog
+        assert all(action.help for action in sub._actions if action.metavar != "DATA"), name
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "."]])
+def test_what_needs_no_data_loads_nothing_large(arguments, tmp_path):
+    code = f"import sys, contextlib\nfrom skylib.__main__ import main\nwith contextlib.suppress(SystemExit):\n    main({arguments})\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[-1].split()
+    assert not {"torch", "numpy", "pandas", "astropy", "papermill"} & set(loaded)

@@ -4,15 +4,16 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 
 from skylib.__main__ import main
-from skylib.runner.provenance import node
-from skylib.runner.status import BEAT, SILENT, Record, format_status, read_status
+from skylib.lock import BEAT, SILENT, node
+from skylib.runner.status import Record, format_status, read_status
 
 
 def write_record(run_dir, notebook, *, task=None, age=0.0, **content):
-    """Write a record as the runner does, with a sign of life so many seconds ago."""
+    """Write a record as the runner does, with a heartbeat so many seconds ago."""
     known = {"state": "running", "notebook": notebook, "task": task, "started": "2026-01-01T00:00:00+00:00", "host": "n7",
              "pid": 1, "job": "42", "restarts": 0, "parameters": {}, "source": ""}  # fmt: skip
     record = Record(run_dir, notebook, task)
@@ -43,7 +44,7 @@ def runs(tmp_path):
 
 
 def test_the_table_tells_how_runs_stand(runs):
-    table = read_status(runs).set_index("run")
+    table = pd.DataFrame(read_status(runs)).set_index("run")
     states = {"trains": "running", "failed": "failed", "silent": "silent", "deep/array": "running"}
     assert table["state"].to_dict() == states
     row = table.loc["trains"]
@@ -57,7 +58,7 @@ def test_the_table_tells_how_runs_stand(runs):
 
 
 def test_a_run_folder_gives_a_row_a_notebook(runs):
-    table = read_status(runs / "trains").set_index("run")
+    table = pd.DataFrame(read_status(runs / "trains")).set_index("run")
     assert table["state"].to_dict() == {"00_make_cutouts": "done", "01_pretrain": "running"}
     assert table.loc["01_pretrain", "loss"] == 0.8
     assert table["loss"].isna().to_dict() == {"00_make_cutouts": True, "01_pretrain": False}
@@ -76,7 +77,7 @@ def test_the_command_shows_it_and_watches(runs, capsys):
     shown = ""
     for line in watching.stdout:
         shown += line
-        if shown.count("sign of life") == 2:
+        if shown.count("heartbeat") == 2:
             break
     watching.terminate()
     watching.communicate(timeout=30)
@@ -93,7 +94,7 @@ def test_the_newest_record_is_the_state_of_the_run_but_for_tasks(tmp_path):
     ]
 
 
-def test_a_sign_of_life_is_given_now_and_then(tmp_path):
+def test_a_heartbeat_is_given_now_and_then(tmp_path):
     record = write_record(tmp_path, "01_pretrain.ipynb", age=1000)
     record.beat()
     assert time.time() - record.path.stat().st_mtime > 900  # it was just written
@@ -117,3 +118,17 @@ def test_who_is_at_work_is_told_from_who_was_killed(tmp_path, monkeypatch):
     assert "on n7 (job 41, process 1" in elsewhere(job="41")
     assert elsewhere(job="42") is None  # this very job, requeued from there
     assert elsewhere(job="41", age=SILENT + 5) is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["", '{"state": "runn', "null", "\x00" * 50, '{"state": "x"}', "{}", '{"state": "done", "parameters": 3}']
+)
+def test_a_damaged_record_is_set_aside_and_left_out(tmp_path, caplog, damage):
+    write_record(tmp_path, "00_make_cutouts.ipynb", state="done")
+    path = tmp_path / "status" / "01_pretrain.json"
+    path.write_text(damage)
+    assert [row["run"] for row in read_status(tmp_path)] == ["00_make_cutouts"]
+    assert f"{path}: " in caplog.text
+    assert Record(tmp_path, "01_pretrain.ipynb").content == {}
+    assert path.with_suffix(".damaged").read_text() == damage
+    assert not path.exists()

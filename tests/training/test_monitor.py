@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+
+from skylib.training.monitor import Recorder, read_metrics
 
 CELL = """\
 from skylib import CutoutFile, ModelConfig, PretrainConfig, pretrain
@@ -27,3 +30,17 @@ def test_in_a_notebook_the_figures_are_updated_in_place(cutouts, tmp_path):
     assert len(shown) == 2  # drawn four times each
     for image, name in zip(shown, ("progress", "reconstruction"), strict=True):
         assert base64.b64decode(image) == (run_dir / "figures" / f"{name}.png").read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    "damage", [b"null\n[1]\n{}\n", b'{"step": "x"}\n{"loss"\n', bytes(range(128, 200)) + b"\n\x00\x00\n"]
+)
+def test_a_damaged_log_is_set_aside_and_what_can_be_read_goes_on(tmp_path, caplog, damage):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 2, "loss": 0.5}\n' + damage + b'{"step": 9, "loss": 0.4}\n')
+    assert read_metrics(tmp_path)["step"].tolist() == [2, 9]
+    recorder = Recorder(tmp_path, step=4)
+    assert "metrics.jsonl: " in caplog.text
+    assert (tmp_path / "metrics.damaged.jsonl").is_file()
+    recorder.write({"step": 6, "loss": 0.3})
+    assert log.read_text() == '{"step": 2, "loss": 0.5}\n{"step": 6, "loss": 0.3}\n'

@@ -13,8 +13,9 @@ import torch
 
 from skylib import CutoutLoader, Interrupted, ModelConfig, PretrainConfig, Probe, TileLoader, load_model, pretrain
 from skylib.model.checkpoint import load_checkpoint, load_last, save_checkpoint
-from skylib.training import step, trainer
+from skylib.training import optimise
 from skylib.training.monitor import read_metrics
+from skylib.training.pretrain import Trainer
 
 MODEL = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, mask_ratio=0.5)
 
@@ -53,16 +54,16 @@ def test_a_run_leaves_what_the_layout_says(whole_run):
 KILLED = """
 import json, os, signal, sys, threading
 from skylib import CutoutFile, pretrain
-from skylib.training import trainer
+from skylib.training.pretrain import Trainer
 from tests.training.test_pretrain import MODEL, config
-advance = trainer.Trainer._advance
+advance = Trainer._advance
 def run(stop, late):
     steps = iter(range(stop))
     def killed(self, *arguments):
         if next(steps, None) is None:  # a little later: within a step, a validation, or the writing of a checkpoint
             threading.Timer(late, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return advance(self, *arguments)
-    trainer.Trainer._advance = killed
+    Trainer._advance = killed
     data = CutoutFile(sys.argv[1])
     pretrain(MODEL, config(), train=data, validation=data, run_dir=sys.argv[2])
 for stop, late in json.loads(sys.argv[3]):
@@ -109,14 +110,14 @@ def test_a_stop_file_ends_the_run_and_it_goes_on(whole_run, cutouts, tmp_path):
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_a_signal_ends_the_run_and_it_goes_on(whole_run, cutouts, tmp_path, monkeypatch, name):
-    before, advance = signal.getsignal(signal.SIGTERM), trainer.Trainer._advance
+    before, advance = signal.getsignal(signal.SIGTERM), Trainer._advance
 
     def warned(self, *arguments):
         if self.step == 4:
             os.kill(os.getpid(), getattr(signal, name))
         return advance(self, *arguments)
 
-    monkeypatch.setattr(trainer.Trainer, "_advance", warned)
+    monkeypatch.setattr(Trainer, "_advance", warned)
     with pytest.raises(Interrupted, match=f"stopped by {name} after step 5 of 12"):
         pretrain(MODEL, config(), train=cutouts, validation=cutouts, run_dir=tmp_path)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -233,7 +234,7 @@ def test_another_model_is_refused_with_the_difference(whole_run, cutouts):
 
 
 def test_a_gradient_that_stays_bad_stops_the_run(cutouts, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(step.SummedLoss, "forward", lambda self, flux, *_: (sum(p.sum() for p in self.model.parameters()) * torch.nan, torch.tensor(1.0)))  # fmt: skip
+    monkeypatch.setattr(optimise.SummedLoss, "forward", lambda self, flux, *_: (sum(p.sum() for p in self.model.parameters()) * torch.nan, torch.tensor(1.0)))  # fmt: skip
     with pytest.raises(FloatingPointError, match="not finite in 4 steps in a row, up to step 4"):
         pretrain(MODEL, config(max_bad_steps=3), train=cutouts, run_dir=tmp_path)
     assert "2 steps without a finite gradient were skipped" in caplog.text

@@ -29,10 +29,8 @@ from skylib.data.loading import Batch
 from skylib.device import keyed_generator
 from skylib.model.checkpoint import load_checkpoint, save_checkpoint
 from skylib.model.mim import build_model
-from skylib.training import trainer
 from skylib.training.distributed import World
-from skylib.training.optimise import Optimiser, learning_rate_at
-from skylib.training.step import Step
+from skylib.training.optimise import Optimiser, Step, learning_rate_at
 from tests.training.test_pretrain import MODEL, config, same, weights
 
 
@@ -74,7 +72,7 @@ def test_what_only_watches_leaves_the_weights_alone(base, cutouts, tmp_path, nam
 
     call = Step.__call__
     monkeypatch.setattr(Step, "__call__", seen)
-    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    monkeypatch.setattr("skylib.training.pretrain.save_checkpoint", save)
     quiet = {"steps": 5, "log_every": 2, "validate_every": 9, "checkpoint_every": 9}
     result = pretrain(MODEL, config(**(quiet | {name: CHANGES_NOT[name]})), train=cutouts, validation=cutouts, run_dir=tmp_path)  # fmt: skip
     assert same(weights(base.run_dir), weights(tmp_path))
@@ -157,7 +155,7 @@ def test_a_batch_too_large_for_a_cpu_gives_the_same_gradient_in_parts(at_once, m
     gradients, sums = [], []
     for most in (None, at_once):
         if most is not None:
-            monkeypatch.setattr("skylib.training.step.CPU_PATCHES", most * MODEL.n_patches)
+            monkeypatch.setattr("skylib.training.optimise.CPU_PATCHES", most * MODEL.n_patches)
         model = build_model(MODEL)
         sizes = []
         monkeypatch.setattr(model, "compare", partial(_noted, model.compare, sizes))
@@ -208,7 +206,7 @@ def test_changed_settings_are_told(base, cutouts, tmp_path, caplog):
     pretrain(MODEL, config(steps=5), train=cutouts, run_dir=tmp_path)
     with caplog.at_level(logging.WARNING):
         pretrain(MODEL, config(steps=6, learning_rate=2e-3), train=cutouts, run_dir=tmp_path)
-    assert "goes on with other settings: steps: 5 -> 6, learning_rate: 0.001 -> 0.002" in caplog.text
+    assert "is resumed with other settings: steps: 5 -> 6, learning_rate: 0.001 -> 0.002" in caplog.text
 
 
 def test_changed_settings_are_followed(base, cutouts, tmp_path):
@@ -253,14 +251,14 @@ def test_a_model_knows_where_its_weights_come_from(cutouts, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
-    code = "import sys; from skylib.training.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=1)"
+    code = "import sys; from skylib.training.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=2)"
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
 
     def workers():
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if str(tmp_path / "run" / "workers.pickle") in path.read_text():
+                if str(tmp_path / "run" / "workers.task") in path.read_text():
                     found.append(path)
         return found
 
@@ -272,7 +270,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         pytest.fail("not within a minute")
 
     try:
-        wait_for(lambda: len(workers()) >= 2)  # torchrun and its worker
+        wait_for(lambda: len(workers()) >= 3)  # two, and the process that watches them
     finally:
         parent.kill()
         parent.wait()
