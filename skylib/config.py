@@ -142,7 +142,6 @@ class PretrainConfig:
     Parameters
     ----------
     steps : int
-        Optimiser steps.
     batch_size : int
         Images per step, over all processes together.
     accumulate : int
@@ -206,20 +205,14 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         check_literals(self)
         check_ranges(self, "steps batch_size accumulate max_bad_steps log_every validate_every checkpoint_every", 1)
-        check_ranges(self, "learning_rate final_learning_rate weight_decay clip_grad", 0)
-        check_ranges(self, "checkpoint_minutes seed", 0)
+        check_ranges(self, "learning_rate final_learning_rate weight_decay clip_grad checkpoint_minutes seed", 0)
         check_ranges(self, "cooldown", 0, 1)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: must be 0 (off) or below 1, such as 0.999")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size}: must be a multiple of accumulate={self.accumulate}")
-        if not 0 <= self.warmup < self.steps:
+        if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps}: must be 0 or more, and below steps={self.steps}")
-
-    @property
-    def warmup(self) -> int:
-        """Number of steps of the warm-up."""
-        return self.steps // 20 if self.warmup_steps is None else self.warmup_steps
 
     @classmethod
     def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:
