@@ -53,7 +53,8 @@ OTHER_SEEING, OTHER_DEPTH = (1.3, 1.0, 1.3, 1.15), (0.0, -0.75, -0.75, -0.4)  # 
 POOLS, LAYERS = ("mean", "mean_central"), (2, 3, 4, 5)
 
 # What a recipe is a sum of: fields of ModelConfig and of PretrainConfig.
-SHAPE = {"size": "nano", "image_size": 32, "patch_size": 4, "decoder_width": 96, "decoder_depth": 1}
+SHAPE: dict[str, Any] = {"size": "nano", "image_size": 32, "patch_size": 4, "decoder_width": 96, "decoder_depth": 1}
+SHAPE |= {"flux_weight": 0.0, "hide_bands": 0.0}  # whatever the defaults of this version are
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"norm_pix": "band"}, {}),
     "patch": ({"norm_pix": "patch"}, {}),
