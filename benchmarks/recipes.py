@@ -54,7 +54,7 @@ POOLS, LAYERS = ("mean", "mean_central"), (2, 3, 4, 5)
 
 # What a recipe is a sum of: fields of ModelConfig and of PretrainConfig.
 SHAPE: dict[str, Any] = {"size": "nano", "image_size": 32, "patch_size": 4, "decoder_width": 96, "decoder_depth": 1}
-SHAPE |= {"flux_weight": 0.0, "hide_bands": 0.0}  # whatever the defaults of this version are
+SHAPE |= {"norm_pix": "band", "flux_weight": 0.0, "hide_bands": 0.0}  # whatever the defaults of this version are
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({"norm_pix": "band"}, {}),
     "patch": ({"norm_pix": "patch"}, {}),
