@@ -41,7 +41,7 @@ class CutoutJob:
         digest = hashlib.sha256(json.dumps(settings, default=str).encode())
         for name, (values, about) in self._columns.items():
             digest.update(f"{name} {about}".encode())
-            digest.update("\0".join(values).encode() if values.dtype.kind == "O" else values.tobytes())
+            digest.update(f"{values.dtype}".encode() + values.tobytes())
         self._key = digest.hexdigest()
         self._lock = Lock()
         self.is_writable = True

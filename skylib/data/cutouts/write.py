@@ -121,7 +121,7 @@ def create(
     """
     with h5py.File(path, "w") as file:
         unit = f"counts at AB zero-point {attributes.get('zero_point', ZERO_POINT):g}"
-        file.attrs.update({"bands": list(bands), "flux_unit": unit, **attributes})
+        file.attrs.update({"bands": _fixed(bands), "flux_unit": unit, **attributes})
         if not all(is_standard(band) for band in bands):  # others are known here only because a survey said so
             file.attrs["wavelengths"] = [wavelength_of(band) for band in bands]
         for name in ("cutouts", "weight") if weight else ("cutouts",):
@@ -131,18 +131,17 @@ def create(
             space = h5py.h5s.create_simple((n, len(bands), size, size))
             h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=room)
         for name, (values, about) in columns.items():
-            text_type = h5py.string_dtype() if values.dtype.kind == "O" else None
-            data = file.create_dataset(key_of(name), data=values, dtype=text_type)
+            data = file.create_dataset(key_of(name), data=values)
             data.attrs.update(about)
             if key_of(name) != name:
-                data.attrs["name"] = name
+                data.attrs["name"] = np.bytes_(name.encode())
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
     """Copy some rows of a file to another."""
     with h5py.File(path, "r") as file:
         columns = {
-            name_of(key, data): (data.asstr()[:][rows] if data.dtype.kind == "O" else data[:][rows], dict(data.attrs))
+            name_of(key, data): (data[:][rows], dict(data.attrs))
             for key, data in file.items()
             if isinstance(data, h5py.Dataset) and key not in ("cutouts", "weight")
         }
@@ -161,9 +160,9 @@ def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
 
 def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a label as HDF5 can hold it, and attributes: its unit, and what stands for a missing value."""
-    about: dict[str, Any] = {"names": list(CLASS_NAMES)} if name == "class" else {}
+    about: dict[str, Any] = {"names": _fixed(CLASS_NAMES)} if name == "class" else {}
     if (unit := getattr(values, "unit", None)) is not None and str(unit):
-        about["unit"] = str(unit)
+        about["unit"] = np.bytes_(str(unit).encode())
     mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", None)
     plain = getattr(values, "unmasked", values)
     array = np.asarray(np.ma.getdata(getattr(plain, "value", plain)))
@@ -173,12 +172,12 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
     if array.dtype.kind in "OSU":
         texts = ["" if gone or value is None else text(value) for value, gone in zip(array, missing, strict=True)]
         if name != "class":
-            return np.array(texts, dtype=object), about
+            return _fixed(texts), about
         if unknown := set(texts) - {*CLASS_NAMES, ""}:
             raise ValueError(f"column 'class' holds {sorted(unknown)}: names are {', '.join(CLASS_NAMES)}")
         return np.array([CLASS_NAMES.index(word) if word else -1 for word in texts]), about
     if array.dtype.kind == "M":
-        return np.where(missing, "", array.astype(str)).astype(object), about
+        return _fixed(np.where(missing, "", array.astype(str)).tolist()), about
     if array.dtype.kind not in "fiub":
         raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
     array = array.astype(array.dtype.newbyteorder("="))
@@ -197,3 +196,9 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
     )
     about["missing"] = array.dtype.type(free)
     return np.where(missing, array.dtype.type(free), array), about
+
+
+def _fixed(texts: Sequence[str]) -> np.ndarray:
+    """Return texts in UTF-8 of one length: HDF5 can hang on a damaged file of texts of any length."""
+    encoded = [text.encode() for text in texts]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
