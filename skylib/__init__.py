@@ -41,6 +41,7 @@ _HOMES = {
     "search.queries": "target_vectors",
     "search.ranking": "feedback_scores rank_anomalies",
     "search.sky_search": "search_tiles",
+    "search.stream": "search_files",
     "stopping": "Interrupted",
     "training.pretrain": "PretrainResult pretrain",
 }
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
     from skylib.search.queries import target_vectors
     from skylib.search.ranking import feedback_scores, rank_anomalies
     from skylib.search.sky_search import search_tiles
+    from skylib.search.stream import search_files
     from skylib.stopping import Interrupted
     from skylib.training.pretrain import PretrainResult, pretrain
 
