@@ -109,8 +109,14 @@ def show_bands(
         if not np.isfinite(image).any():
             _say_no_data(ax, colour="black")
         ax.set_title(plain(band))
-        ax.set(xticks=[], yticks=[])
+        _bare(ax)
     return axes
+
+
+def _bare(ax: Axes) -> None:
+    """Show the picture alone, without ticks and frame."""
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 
 def _say_no_data(ax: Axes, *, colour: str) -> None:
@@ -153,7 +159,7 @@ def plot_reconstruction(
         sigma = 1.0 if sky_sigma is None else sky_sigma[c]
         picture = row[3].imshow((filled[c] - original[c]) / sigma, cmap="RdBu_r", vmin=-10, vmax=10)
         for ax in row:
-            ax.set(xticks=[], yticks=[])
+            _bare(ax)
     for ax, title in zip(axes[0], ("original", "seen by the model", "reconstruction"), strict=False):
         ax.set_title(title)
     axes[0, 3].set_title(f"difference, {plain(bands[c])}")
