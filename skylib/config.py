@@ -163,7 +163,7 @@ class PretrainConfig:
         Decay per step of an exponential moving average of the weights. The average is then what is validated, probed
         and loaded; 0 for none.
     max_bad_steps : int
-        Steps whose gradient is not finite are skipped and counted. After so many in a row the run stops.
+        Steps whose gradient is not finite are skipped and counted. After this many in a row the run stops.
     precision : {"auto", "bf16", "fp32"}
         Of the matrix products; the weights are float32. ``auto`` is bf16 on CUDA and on CPUs that have it, else fp32.
     tf32 : bool
@@ -246,7 +246,7 @@ class ProbeConfig:
     evaluations : int
         Times that validation is looked at, evenly spread; the weights of the best are kept.
     patience : int
-        Stop after so many evaluations without improvement.
+        Stop after this many evaluations without improvement.
     pool : {"central", "mean"}
         Which tokens a linear head takes the mean of: the central ones, where the object is, or all.
     balance : bool

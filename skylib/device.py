@@ -153,14 +153,16 @@ def kept_memory(device: torch.device) -> Iterator[None]:
     finally:
         with _keepers:
             _keeping -= 1
-            if _keeping == 0:  # what glibc comes to by itself, but no longer does once it was told anything; in bytes
+            if _keeping == 0:  # what glibc reaches by itself, but not once any of these is set; in bytes
                 mallopt(_MMAP_MAX, 65_536)
                 mallopt(_MMAP_THRESHOLD, 32 << 20)
                 mallopt(_TRIM_THRESHOLD, 64 << 20)
                 trim(0)
 
 
-PLAIN_TOKENS = 512  # up to so many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
+PLAIN_TOKENS = (
+    512  # up to this many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

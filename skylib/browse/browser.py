@@ -40,7 +40,7 @@ class SimilarityBrowser(BrowserView):
     query : int or sequence of int
         Rows of the first query.
     xy : ndarray, shape (n, 2), optional
-        A map (`umap_map`) to show beside; NaN for objects that are not on it.
+        A map (`umap_map`) to show next to the grid; NaN for objects that are not on it.
     colour_by : str
         Label that colours the map at first.
     odd : Table, optional

@@ -54,7 +54,7 @@ class Pictures:
         return pictures
 
     def all_bands(self, row: int, look: Look, *, side: int = 92) -> bytes:
-        """Return one object large in colour, and beside it in each band, arcsinh(flux / sky noise) in grey: PNG."""
+        """Return one object large in colour, and next to it in each band, arcsinh(flux / sky noise) in grey: PNG."""
         flux = self._flux([row])[0]
         columns, step = -(-len(flux) // 2), side + 4
         sheet = Image.new("RGBA", (step * (2 + columns) - 4, 2 * step - 4))  # transparent, for dark themes

@@ -1,4 +1,4 @@
-"""The map beside the grid: a lasso chooses objects; those of the answer and the one looked at are shown."""
+"""The map next to the grid: a lasso selects objects; the objects of the answer and the one in view are marked."""
 
 from __future__ import annotations
 

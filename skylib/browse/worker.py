@@ -1,4 +1,4 @@
-"""Work beside the notebook: the kernel stays free, and only the latest of each kind of request is served."""
+"""Work in the background: the kernel stays free, and only the latest of each kind of request is served."""
 
 from __future__ import annotations
 

@@ -119,5 +119,5 @@ def star_colours(temperature: float) -> np.ndarray:
 
 
 def quasar_colours(z: float, lines: float) -> np.ndarray:
-    """Return the flux (5,) of a quasar, arbitrary unit, whose lines are so many times stronger than usual."""
+    """Return the flux (5,) of a quasar, arbitrary unit, whose lines are stronger than usual by this factor."""
     return _at_redshift(_qso_table(True), z) * lines + _at_redshift(_qso_table(False), z)

@@ -210,9 +210,9 @@ def _continue(url: str, partial: Path, auth: tuple[str, str] | None) -> None:
             return  # all of it is here
         if answer.status_code == 416:
             partial.unlink()
-            raise _Unwell(f"{url}: {n_bytes} bytes were here, more than there are; begun anew")
+            raise _Unwell(f"{url}: {n_bytes} bytes were here, more than the file has; starting again")
         _raise_for(answer, url)
-        if answer.status_code != 206:  # the server begins anew
+        if answer.status_code != 206:  # the server starts from the beginning
             n_bytes = 0
         total = n_bytes + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
         bar = tqdm(

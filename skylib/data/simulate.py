@@ -74,7 +74,7 @@ def simulate_sky(
     directory : path
         Gets ``tiles/calexp-HSC-G-9813-0,0.fits`` … and ``catalogue.fits``.
     n_tiles, tile_size : int
-        Square tiles of so many pixels of 0.168 arcsec.
+        Side of the square tiles, in pixels of 0.168 arcsec.
     bands : str
         Some of g r i z y.
     n_objects : int, optional

@@ -72,7 +72,7 @@ def missing_bands(
     Parameters
     ----------
     max_dropped : int, optional
-        Drop at most so many at once; all but one by default.
+        Drop at most this many at once; all but one by default.
 
     Returns
     -------

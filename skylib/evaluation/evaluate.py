@@ -1,4 +1,4 @@
-"""What the embeddings of an encoder hold, in a table beside what anyone gets without pretraining."""
+"""How good the embeddings of an encoder are, in one table with baselines that need no pretraining."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def evaluate(
     magnitudes: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Probe an encoder for one target, beside what anyone gets without pretraining.
+    """Probe an encoder for one target, and compare with baselines that need no pretraining.
 
     The network with random weights has the same choice of layers, poolings and regularisation, made on validation.
 

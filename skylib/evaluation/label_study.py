@@ -64,7 +64,7 @@ def label_efficiency(
     """Train every method with every number of labels and every seed.
 
     A row that is done is a small file in ``label_efficiency/`` of the run folder, whole or not there. A call does
-    what is missing, so it goes on after a kill; and many may work in one folder at once, each on a row of its own.
+    what is missing, so it resumes after a kill; several processes may work in one folder at once, each on its own row.
     Rows count for the same labels, parts, settings, network and file of cutouts alone, known by its size and time.
 
     Parameters

@@ -129,7 +129,7 @@ class MixtureHead(nn.Module):
 def _fit_mixture(
     x: dict[int, Tensor], y: dict[int, Tensor], n_components: int, weight_decay: float, seed: int, *, steps: int = 600
 ) -> tuple[MixtureHead, float]:
-    """Fit on train, and return the head as it was best on validation, with its loss there."""
+    """Fit on train; return the head with the lowest loss on validation, and that loss."""
     with seeded_init(seed):
         head = MixtureHead(x[TRAIN].shape[1], n_components, mean=float(y[TRAIN].mean()), scale=float(y[TRAIN].std()) or 1.0)  # fmt: skip
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=weight_decay)

@@ -183,7 +183,7 @@ def _batches(
             flux = torch.empty(len(chosen), len(c.bands), c.image_size, c.image_size, pin_memory=True)
             loader.flux(chosen, out=flux.numpy())
             place = [torch.from_numpy(x[chosen]).pin_memory() for x in (ra, dec)]
-            with torch.cuda.stream(stream):  # beside the computation, while this thread waits
+            with torch.cuda.stream(stream):  # in parallel with the computation, while this thread waits
                 flux, *place = (x.to(device, non_blocking=True) for x in (flux, *place))
             stream.synchronize()
             for x in (flux, *place):

@@ -173,7 +173,7 @@ def standardise(
     patches : Patches
     over : {"band", "patch", "noise", None}
         Each band of a patch on its own, all bands of a patch together, or not at all. ``noise`` is each band on its own,
-        with the variance of the noise added to that of the pixels: empty sky then stays small beside a galaxy.
+        with the variance of the noise added to that of the pixels: empty sky then stays small compared with a galaxy.
     noise : Tensor, shape (C, 1), or float
         Variance of the noise of the stretched pixels.
 

@@ -1,4 +1,4 @@
-"""Terms of the training loss beside the pixels: fluxes, the latents of a teacher, and the agreement of two views.
+"""Terms of the training loss besides the pixels: fluxes, the latents of a teacher, and the agreement of two views.
 
 Each image counts in a term by the weight of its hidden pixels, so that the sum over the parts of a batch is that of the
 whole batch. The one exception is `sigreg`, which judges the distribution of the images that are computed together.
@@ -22,9 +22,9 @@ from skylib.device import keyed_generator
 from skylib.model.vit import Encoder, GeluLinear, initialise
 
 APERTURES = 3  # radii of 1/16, 1/8 and 1/4 of the image
-SIGREG_SHARE = 0.02  # of `sigreg` beside the agreement of the views
+SIGREG_SHARE = 0.02  # weight of `sigreg` relative to the agreement of the views
 PROJECTED, SLICES = 128, 1024  # width of the projected views, and directions in which `sigreg` looks at them
-TEACHER_MEMORY = 0.015  # of the steps: over so many the teacher averages the weights
+TEACHER_MEMORY = 0.015  # fraction of the steps over which the teacher averages the weights
 
 
 class FluxHead(nn.Module):

@@ -198,7 +198,7 @@ def trustworthiness(
     n_neighbors : int
         Below n / 2.
     sample : int
-        Of so many objects, drawn with the seed, the neighbours are judged, among all.
+        Number of objects, drawn with the seed, whose neighbours among all objects are judged.
 
     Returns
     -------

@@ -225,7 +225,7 @@ class CutoutFile:
         Raises
         ------
         KeyError
-            If the file has none; `has_weight` tells.
+            If the file has none; see `has_weight`.
         """
         if not self.has_weight or self._layout.weight is None:
             raise KeyError(f"{self.path}: holds no inverse variances")

@@ -59,7 +59,7 @@ class CutoutJob:
     def open(
         self, n: int, n_tiles: int, bands: Sequence[str], size: int, attributes: Mapping[str, Any], *, weight: bool
     ) -> Iterator[None]:
-        """Resume the partial file, or begin it anew, and keep it open for writing."""
+        """Resume the partial file, or start a new one, and keep it open for writing."""
         try:
             if not self._resumes():
                 self.partial.parent.mkdir(parents=True, exist_ok=True)

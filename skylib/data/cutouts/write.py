@@ -101,7 +101,7 @@ def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.nd
         )
     keys = [key_of(name) for name in columns]
     if len(set(keys)) < len(keys) or "" in columns:
-        raise ValueError(f"columns cannot be told apart by their names: {', '.join(map(repr, columns))}")
+        raise ValueError(f"columns have names that cannot be distinguished: {', '.join(map(repr, columns))}")
     return {name: _as_column(name, values, n) for name, values in columns.items()}
 
 

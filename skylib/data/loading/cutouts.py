@@ -178,11 +178,11 @@ class CutoutLoader:
         return part
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands: pass and batch, and what the order depends on."""
+        """Return the position of the loader, pass and batch, and what the order depends on."""
         return {"epoch": self._epoch, "next": self._next, "window": self._window}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where another loader stood.
+        """Continue from the position of another loader.
 
         Raises
         ------

@@ -53,7 +53,7 @@ class TileLoader:
     Parameters
     ----------
     tiles : sequence of TilePaths
-        From `find_tiles`. Their order is drawn anew in each pass.
+        From `find_tiles`. Their order is random, and new in each pass.
     batch_size, size : int
     cutouts_per_tile : int
     resident : int
@@ -148,12 +148,12 @@ class TileLoader:
         return np.nanmedian([measure_sky_noise(tile.flux[:, ::8].cpu().numpy()) for tile in self._pool], axis=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the stream stands: the batch, the tiles known to be bad, and the noise measured for `augment`."""
+        """Return the position of the stream: the batch, the tiles known to be bad, and the noise measured for `augment`."""
         sigma = None if self._sky_sigma is None else self._sky_sigma.tolist()
         return {"next": self._next, "skipped": dict(self.skipped), "sky_sigma": sigma}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another stream stood."""
+        """Continue from the position of another stream."""
         self._next, self.skipped = state["next"], dict(state.get("skipped", {}))
         sigma = state.get("sky_sigma")
         self._sky_sigma = None if sigma is None else torch.tensor(sigma, device=self.device)
@@ -219,7 +219,7 @@ class TileLoader:
         return _Resident(self._upload(tile.flux), weight, tile.wcs, corners)
 
     def _upload(self, plane: np.ndarray) -> Tensor:
-        """Bring a tile to the device, beside the computation there."""
+        """Copy a tile to the device, in parallel with the computation there."""
         host = torch.from_numpy(plane)
         if self.device.type != "cuda":
             return host
@@ -244,7 +244,7 @@ class TileLoader:
             try:
                 tile = next(self._reading)
             except BaseException:
-                self._forget()  # another try reads anew
+                self._forget()  # another try reads it again
                 raise
             self._served += 1
             if len(self._pool) == self.resident:
