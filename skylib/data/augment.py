@@ -15,7 +15,7 @@ class Augmentation:
 
     Parameters
     ----------
-    turns : bool
+    flips : bool
         Rotations by 90 degrees and flips: all eight orientations, with equal chance.
     brightness : float
         Standard deviation of the logarithm of a factor on all bands of an image alike, so that colours stay.
@@ -30,7 +30,7 @@ class Augmentation:
         If a number is negative, or `band_dropout` is not below 1.
     """
 
-    turns: bool = True
+    flips: bool = True
     brightness: float = 0.0
     noise: float = 0.0
     band_dropout: float = 0.0
@@ -42,13 +42,13 @@ class Augmentation:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0{below}")
 
 
-NO_AUGMENTATION = Augmentation(turns=False)
+NO_AUGMENTATION = Augmentation(flips=False)
 
 
 class Draws(NamedTuple):
     """The random numbers for a batch, on the CPU; None for changes that are not used."""
 
-    turns: Tensor | None  # bool (3, B): flip columns, flip rows, flip across the diagonal
+    flips: Tensor | None  # bool (3, B): flip columns, flip rows, flip across the diagonal
     gain: Tensor | None  # (B,)
     noise: Tensor | None  # (B,), in units of the sky noise
     dropped: Tensor | None  # bool (B, C)
@@ -56,7 +56,7 @@ class Draws(NamedTuple):
     def part(self, rows: slice) -> Draws:
         """Return the draws of some of the samples."""
         return Draws(
-            None if self.turns is None else self.turns[:, rows],
+            None if self.flips is None else self.flips[:, rows],
             *(None if draw is None else draw[rows] for draw in self[1:]),
         )
 
@@ -68,7 +68,7 @@ def draw_changes(how: Augmentation, n: int, n_bands: int, *, generator: torch.Ge
         dropped = torch.rand(n, n_bands, generator=generator) < how.band_dropout
         dropped[torch.arange(n), torch.randint(n_bands, (n,), generator=generator)] = False
     return Draws(
-        turns=random_turns(n, generator=generator) if how.turns else None,
+        flips=random_flips(n, generator=generator) if how.flips else None,
         gain=torch.exp(how.brightness * torch.randn(n, generator=generator)) if how.brightness else None,
         noise=how.noise * torch.rand(n, generator=generator) if how.noise else None,
         dropped=dropped,
@@ -94,8 +94,8 @@ def change(
     -------
     Tensor, shape (B, C, S, S)
     """
-    if draws.turns is not None:
-        flux = turn(flux, draws.turns)
+    if draws.flips is not None:
+        flux = flip(flux, draws.flips)
     if draws.gain is not None:
         flux = flux * _to(draws.gain, flux)[:, None, None, None]
     if draws.noise is not None:
@@ -110,18 +110,18 @@ def change(
 
 def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Rotate and flip each square image (B, C, S, S) at random: one of eight orientations, with equal chance."""
-    return turn(flux, random_turns(len(flux), generator=generator))
+    return flip(flux, random_flips(len(flux), generator=generator))
 
 
-def random_turns(n: int, *, generator: torch.Generator | None = None) -> Tensor:
+def random_flips(n: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Draw for `n` images whether to flip columns, rows, and across the diagonal: bool (3, n)."""
     device = "cpu" if generator is None else generator.device
     return torch.randint(2, (3, n), generator=generator, device=device).bool()
 
 
-def turn(flux: Tensor, turns: Tensor) -> Tensor:
-    """Flip square images (B, C, S, S) as `random_turns` drew, (3, B)."""
-    draw = _to(turns, flux)[:, :, None, None, None]
+def flip(flux: Tensor, flips: Tensor) -> Tensor:
+    """Flip square images (B, C, S, S) as `random_flips` drew, (3, B)."""
+    draw = _to(flips, flux)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
     return torch.where(~draw[2], flux, flux.transpose(-1, -2))  # in this order it lies in memory as `flux` does

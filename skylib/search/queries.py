@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from astropy.coordinates import SkyCoord
 
-from skylib.data.augment import turn
+from skylib.data.augment import flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
 from skylib.model.embeddings import Embeddings
@@ -43,10 +43,10 @@ def target_vectors(
     unknown = np.full(len(images), np.nan)
     place = [torch.from_numpy(np.asarray(unknown if v is None else v, dtype=np.float64)).to(device) for v in (ra, dec)]
     if augment:
-        turns = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).T  # all eight, (3, 8)
-        turns = turns.repeat(1, len(images))
+        flips = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).T  # all eight, (3, 8)
+        flips = flips.repeat(1, len(images))
         images, *place = (x.repeat_interleave(8, dim=0) for x in (images, *place))
-        images = turn(images, turns)
+        images = flip(images, flips)
     was_training = model.training
     model.eval()
     try:

@@ -12,7 +12,7 @@ import torch
 from astropy.io import fits
 
 from skylib import CutoutFile, CutoutLoader, TileLoader, read_tile, simulate_sky, write_cutouts
-from skylib.data.augment import Augmentation, change, draw_changes, random_turns, turn
+from skylib.data.augment import Augmentation, change, draw_changes, flip, random_flips
 from skylib.data.loading import cropping
 from skylib.data.loading import cutouts as cutout_loading
 from skylib.data.tiles import find_tiles
@@ -242,31 +242,31 @@ def test_weights_of_tiles_turn_with_their_pixels(tiles):
 
 def test_turned_in_groups_by_index_or_one_by_one_images_are_the_same():
     generator = torch.Generator().manual_seed(0)
-    image, turns = torch.rand(3, 40, 50), random_turns(64, generator=generator)
+    image, flips = torch.rand(3, 40, 50), random_flips(64, generator=generator)
     top, left = (torch.randint(high, (64,), generator=generator).numpy() for high in (33, 43))
     plain = torch.stack([image[:, r : r + 8, c : c + 8] for r, c in zip(top, left, strict=True)])
-    expected = turn(plain, turns)
-    assert len({tuple(t) for t in turns.T.tolist()}) == 8
+    expected = flip(plain, flips)
+    assert len({tuple(t) for t in flips.T.tolist()}) == 8
     assert not torch.equal(expected, plain)
-    for chosen, wanted in ((turns, expected), (None, plain)):
+    for chosen, wanted in ((flips, expected), (None, plain)):
         one, other, third = (torch.empty(64, 3, 8, 8) for _ in range(3))
-        cropping.crop(image, top, left, turns=chosen, out=one)
+        cropping.crop(image, top, left, flips=chosen, out=one)
         cropping._crop_by_index(image, top, left, chosen, other)
-        cropping.gather(plain.numpy(), np.arange(64), turns=chosen, out=third)
+        cropping.gather(plain.numpy(), np.arange(64), flips=chosen, out=third)
         for out in (one, other, third):
             assert torch.equal(out, wanted)
 
 
 def test_each_orientation_is_as_likely():
     image = torch.arange(4.0).reshape(1, 1, 2, 2).expand(8000, -1, -1, -1)
-    turned = turn(image, random_turns(8000, generator=torch.Generator().manual_seed(1)))
+    turned = flip(image, random_flips(8000, generator=torch.Generator().manual_seed(1)))
     kinds, counts = turned.reshape(8000, 4).unique(dim=0, return_counts=True)
     assert len(kinds) == 8
     assert ((counts > 900) & (counts < 1100)).all()
 
 
 def test_changes_are_drawn_for_each_image_and_do_what_they_say():
-    how = Augmentation(turns=False, brightness=0.3, noise=2.0, band_dropout=0.5)
+    how = Augmentation(flips=False, brightness=0.3, noise=2.0, band_dropout=0.5)
     flux, sigma = torch.full((4000, 3, 8, 8), 100.0), torch.tensor([0.1, 1.0, 10.0])
     flux[0, 0, 0, 0] = torch.nan
     draws = draw_changes(how, 4000, 3, generator=torch.Generator().manual_seed(0))
@@ -281,7 +281,7 @@ def test_changes_are_drawn_for_each_image_and_do_what_they_say():
     assert noise.min() < 0.2
     assert noise.mean().item() == pytest.approx(1.0, rel=0.1)
     assert torch.equal(
-        change(flux, draw_changes(Augmentation(turns=False), 4000, 3, generator=keyed_generator(0))).nan_to_num(),
+        change(flux, draw_changes(Augmentation(flips=False), 4000, 3, generator=keyed_generator(0))).nan_to_num(),
         flux.nan_to_num(),
     )
     with pytest.raises(ValueError, match="band_dropout=1.0: must be at least 0, and below 1"):

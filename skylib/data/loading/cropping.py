@@ -64,56 +64,56 @@ def make_relative_weight(variance: np.ndarray, flux: np.ndarray) -> None:
         noise[~good] = 0
 
 
-def crop(image: Tensor, top: np.ndarray, left: np.ndarray, *, turns: Tensor | None, out: Tensor) -> None:
-    """Copy crops of an image (C, H, W), which begin at the given pixels, to `out` (n, C, S, S), turned on the way.
+def crop(image: Tensor, top: np.ndarray, left: np.ndarray, *, flips: Tensor | None, out: Tensor) -> None:
+    """Copy crops of an image (C, H, W), which begin at the given pixels, to `out` (n, C, S, S), flipped on the way.
 
     Parameters
     ----------
     image : Tensor
     top, left : ndarray of int64, shape (n,)
-    turns : Tensor of bool, shape (3, n), or None
-        As in `skylib.data.augment.turn`.
+    flips : Tensor of bool, shape (3, n), or None
+        As in `skylib.data.augment.flip`.
     out : Tensor
         On the device of `image`.
     """
     if image.device.type == "cpu":
         size, pixels = out.shape[-1], image.numpy()
         windows = (pixels[:, r : r + size, c : c + size] for r, c in zip(top.tolist(), left.tolist(), strict=True))
-        _copy_one_by_one(windows, turns, out.numpy())
+        _copy_one_by_one(windows, flips, out.numpy())
     else:
-        _crop_by_index(image, top, left, turns, out)
+        _crop_by_index(image, top, left, flips, out)
 
 
-def gather(images: np.ndarray, slots: np.ndarray, *, turns: Tensor | None, out: Tensor) -> None:
-    """Copy images (n, C, S, S) in the order of `slots` to `out`, in the memory of the host, turned on the way."""
-    if turns is None:
+def gather(images: np.ndarray, slots: np.ndarray, *, flips: Tensor | None, out: Tensor) -> None:
+    """Copy images (n, C, S, S) in the order of `slots` to `out`, in the memory of the host, flipped on the way."""
+    if flips is None:
         np.take(images, slots, axis=0, out=out.numpy(), mode="clip")  # "clip" makes no copy between
     else:
-        _copy_one_by_one((images[slot] for slot in slots.tolist()), turns, out.numpy())
+        _copy_one_by_one((images[slot] for slot in slots.tolist()), flips, out.numpy())
 
 
-def _copy_one_by_one(images: Iterable[np.ndarray], turns: Tensor | None, out: np.ndarray) -> None:
+def _copy_one_by_one(images: Iterable[np.ndarray], flips: Tensor | None, out: np.ndarray) -> None:
     """On a CPU one copy after the other, mirrored as it is made, is five times faster than an index of each pixel."""
-    if turns is None:
+    if flips is None:
         for target, image in zip(out, images, strict=True):
             target[:] = image
         return
     forward, backward = slice(None), slice(None, None, -1)
-    for target, image, cols, rows, diagonal in zip(out, images, *turns.tolist(), strict=True):
+    for target, image, cols, rows, diagonal in zip(out, images, *flips.tolist(), strict=True):
         if rows or cols:
             image = image[:, backward if rows else forward, backward if cols else forward]
         target[:] = image.swapaxes(1, 2) if diagonal else image
 
 
-def _crop_by_index(image: Tensor, top: np.ndarray, left: np.ndarray, turns: Tensor | None, out: Tensor) -> None:
+def _crop_by_index(image: Tensor, top: np.ndarray, left: np.ndarray, flips: Tensor | None, out: Tensor) -> None:
     """On a GPU one kernel copies all crops."""
     width, size = image.shape[-1], out.shape[-1]
     first = to_device(top * width + left, image.device)
     row = torch.arange(size, device=image.device)[:, None].expand(size, size)
     col = row.T
     rows, cols = row.expand(len(first), -1, -1), col.expand(len(first), -1, -1)
-    if turns is not None:  # where pixel (row, col) of the crop comes from: the mirrors undone, the last one first
-        flip_cols, flip_rows, diagonal = to_device(turns.numpy(), image.device)[:, :, None, None]
+    if flips is not None:  # where pixel (row, col) of the crop comes from: the mirrors undone, the last one first
+        flip_cols, flip_rows, diagonal = to_device(flips.numpy(), image.device)[:, :, None, None]
         rows, cols = torch.where(diagonal, cols, rows), torch.where(diagonal, rows, cols)
         rows = torch.where(flip_rows, size - 1 - rows, rows)
         cols = torch.where(flip_cols, size - 1 - cols, cols)

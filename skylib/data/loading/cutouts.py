@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, turn
+from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading.batch import Batch, Buffers, to_device
 from skylib.data.loading.cropping import gather
@@ -268,22 +268,22 @@ class CutoutLoader:
             if self._sky_sigma is None:
                 self._sky_sigma = torch.from_numpy(self.sky_noise()).float().to(self.device)
             noise = keyed_generator(self.seed, _NOISE, self._epoch, number, self.rank, device=self.device)
-        flux = self._take(images.flux, slots, draws.turns)
-        flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
-        weight = None if images.weight is None else self._take(images.weight, slots, draws.turns)
+        flux = self._take(images.flux, slots, draws.flips)
+        flux = change(flux, draws._replace(flips=None), sky_sigma=self._sky_sigma, generator=noise)
+        weight = None if images.weight is None else self._take(images.weight, slots, draws.flips)
         rows = self.rows[positions]
         return Batch(
             flux, to_device(self.cutouts.ra[rows], self.device), to_device(self.cutouts.dec[rows], self.device),
             {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,
         )  # fmt: skip
 
-    def _take(self, images: np.ndarray | Tensor, slots: np.ndarray, turns: Tensor | None) -> Tensor:
-        """Gather images into one tensor on the device, turned there or on the way."""
+    def _take(self, images: np.ndarray | Tensor, slots: np.ndarray, flips: Tensor | None) -> Tensor:
+        """Gather images into one tensor on the device, flipped there or on the way."""
         on_gpu = self.device.type == "cuda"
         if isinstance(images, Tensor):
             out = images.index_select(0, to_device(slots, images.device))
         else:
             out = self._buffers.take((len(slots), *images.shape[1:]), self.device)
-            gather(images, slots, turns=None if on_gpu else turns, out=out)
+            gather(images, slots, flips=None if on_gpu else flips, out=out)
             out = out.to(self.device, non_blocking=True) if on_gpu else out
-        return turn(out, turns) if on_gpu and turns is not None else out
+        return flip(out, flips) if on_gpu and flips is not None else out

@@ -265,10 +265,10 @@ class TileLoader:
         for t, tile in enumerate(self._pool):
             part = slice(t, None, len(self._pool))
             top, left = tile.corners.at(place[part].numpy())
-            turns = None if draws.turns is None else draws.turns[:, part]
-            crop(tile.flux, top, left, turns=turns, out=flux[part])
+            flips = None if draws.flips is None else draws.flips[:, part]
+            crop(tile.flux, top, left, flips=flips, out=flux[part])
             if weight is not None and tile.weight is not None:
-                crop(tile.weight, top, left, turns=turns, out=weight[part])
+                crop(tile.weight, top, left, flips=flips, out=weight[part])
             if tile.wcs is not None:
                 position[:, part] = sky_position(tile.wcs, top + self.size // 2, left + self.size // 2)
         noise = None
@@ -276,6 +276,6 @@ class TileLoader:
             if self._sky_sigma is None:
                 self._sky_sigma = torch.from_numpy(self.sky_noise()).float().to(self.device)
             noise = keyed_generator(self.seed, _NOISE, number, self.rank, device=self.device)
-        flux = change(flux, draws._replace(turns=None), sky_sigma=self._sky_sigma, generator=noise)
+        flux = change(flux, draws._replace(flips=None), sky_sigma=self._sky_sigma, generator=noise)
         ra, dec = to_device(position, self.device)
         return Batch(flux, ra, dec, {}, weight)
