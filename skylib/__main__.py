@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skylib",
-        description="Sky Embeddings: run its notebooks, see how runs stand, simulate or fetch data.",
+        description="Sky Embeddings: run its notebooks, list their progress, simulate or fetch data.",
         epilog="Each command has examples: skylib COMMAND --help",
     )
     parser.add_argument("--version", action="version", version=_version(), help="print the version and end")
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("overrides", nargs="*", metavar="name=value", help="parameters, as Python literals")
 
     status = add(
-        "status", _status, "show how runs stand, also while they go on", "  skylib status papermill_runs --watch"
+        "status", _status, "list the progress of all runs", "  skylib status papermill_runs --watch"
     )
     status.add_argument(
         "runs_dir",
@@ -228,7 +228,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import demo
 
     page = demo(arguments.run_dir, tiles=arguments.tiles, catalogue=arguments.catalogue, overrides=arguments.overrides)
-    print(f"\nDone. All figures and numbers on one page, the executed notebooks beside it:\n  {page}")
+    print(f"\nDone. All figures and numbers on one page, next to the executed notebooks:\n  {page}")
 
 
 def _notebooks(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -46,7 +47,7 @@ class PretrainResult:
 
 
 def pretrain(
-    model_config: ModelConfig,
+    model_config: ModelConfig | MaskedImageModel,
     config: PretrainConfig,
     *,
     train: Loader | CutoutFile,
@@ -64,7 +65,8 @@ def pretrain(
 
     Parameters
     ----------
-    model_config : ModelConfig
+    model_config : ModelConfig or MaskedImageModel
+        Of a new model; or a model, whose weights a new run starts from. The noise of the sky is that of the data.
     config : PretrainConfig
     train : CutoutLoader, TileLoader or CutoutFile
         From a file, batches of `config.batch_size` are drawn at random, with random rotations and flips. Where a loader
@@ -132,7 +134,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        model_config: ModelConfig,
+        model_config: ModelConfig | MaskedImageModel,
         config: PretrainConfig,
         train: Loader | CutoutFile,
         validation: CutoutLoader | CutoutFile | None,
@@ -140,7 +142,11 @@ class Trainer:
         run_dir: Path,
         world: World,
     ) -> None:
-        self.model_config, self.config, self.run_dir, self.world = model_config, config, run_dir, world
+        if isinstance(model_config, ModelConfig):
+            self.model = build_model(model_config, seed=config.seed)
+        else:
+            self.model = deepcopy(model_config).cpu()
+        self.model_config, self.config, self.run_dir, self.world = self.model.config, config, run_dir, world
         if config.batch_size % (config.accumulate * world.size):
             processes = f"{world.size} processes x accumulate={config.accumulate}"
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {processes}")
@@ -149,7 +155,6 @@ class Trainer:
         if validation is not None and world.first:
             self.validation = cast(CutoutLoader, self._open(validation, "validation"))
         self.probes = probes if world.first else ()
-        self.model = build_model(model_config, seed=config.seed)
         self.step, self.best = 0, float("inf")
         self.running = torch.zeros(2, device=world.device)  # since the last line of the log: summed loss, good steps
         resumed = load_last(run_dir)
@@ -164,7 +169,7 @@ class Trainer:
             self._restore(resumed[1])
         self.forward_backward = Step(self.model, config, world)
         if world.first:
-            write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
+            write_json(run_dir / "config.json", {"model": to_dict(self.model_config), "pretrain": to_dict(config)})
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
 
     def run(self, stop: StopRequest, show: Any) -> None:
