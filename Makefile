@@ -18,8 +18,8 @@ help:
 	@echo "make clean      remove caches; results stay. make distclean also removes $(VENV)"
 
 # The marker `unfinished`, with the number of the process that installs, is there from before the first step until
-# after the last: an installation that was killed is made again. Nothing else is ever removed or changed: an environment
-# that is there is used as it is, and told of if it lacks something.
+# after the last: an installation that was killed is made again. Nothing else is ever removed or changed: an existing
+# environment is used as it is; missing packages are reported.
 environment:
 	@marker="$(VENV)/unfinished"; \
 	if [ -e "$$marker" ]; then \

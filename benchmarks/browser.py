@@ -1,6 +1,6 @@
 """The browser in a real JupyterLab in Chromium: milliseconds from a click to the grid redrawn, among 100,000 objects.
 
-The clock starts when the kernel is told of the click and stops when the window tells that it has drawn.
+The clock starts when the kernel receives the click and stops when the window reports that it has drawn.
 """
 
 from __future__ import annotations

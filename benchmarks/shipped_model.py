@@ -34,7 +34,7 @@ SHOWN = ("class", "class kNN", "z R2", "z kNN R2", "z sigma_mad", "z kNN sigma_m
 
 
 def train(options: argparse.Namespace, *, steps: int, run_dir: Path) -> dict[str, Any]:
-    """Pretrain for so many steps, or go on with a training that was interrupted; return what it took."""
+    """Pretrain for this many steps, or resume an interrupted training; return what it took."""
     data, device = CutoutFile(options.survey / "pretrain.h5"), pick_device()
     config, training = recipe(options.recipe, bands=data.bands)
     settings = PretrainConfig(

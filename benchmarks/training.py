@@ -132,7 +132,7 @@ def original(config: ModelConfig, run: PretrainConfig, file: Path) -> Iterator[C
 
 
 class PerItem(torch.utils.data.Dataset):
-    """One cutout at a time, the file opened anew for each, with its mask: as the original's loader did it."""
+    """One cutout at a time, the file opened again for each, with its mask: as the original's loader did it."""
 
     def __init__(self, path: Path, config: ModelConfig) -> None:
         self.path, self.config, self.rng = path, config, np.random.default_rng(0)

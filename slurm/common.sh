@@ -93,7 +93,7 @@ run_notebook() {
   exit "$code"
 }
 
-# Queues this job, or this task of an array, again; it then goes on from what was saved. A job that is no longer running was
+# Puts this job, or this task of an array, back into the queue; it then resumes from what was saved. A job that is no longer running was
 # ended by Slurm: by scancel, and then it stays ended; or by a pre-emption after which Slurm itself queues it again.
 requeue() {
   local id=${SLURM_JOB_ID:-} state

@@ -4,7 +4,7 @@
 #   slurm/submit_all.sh --account=def-someone run_dir=papermill_runs/first tiles=DIR catalogue=FILE steps=100000
 # A parameter goes to each notebook that has it. With cutouts=FILE none are made. Set from outside:
 #   PRETRAIN   further options of sbatch for pretraining alone, such as PRETRAIN="--gres=gpu:4 --nodes=2"
-#   SHARDS     search the sky too, in so many tasks
+#   SHARDS     also search the sky, in this many tasks
 # Prints a line "name job" for each.
 set -euo pipefail
 cd "$(dirname "$0")/.."

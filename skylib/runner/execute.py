@@ -1,4 +1,4 @@
-"""Executing one notebook by papermill, in a kernel that is told in time when it has to stop."""
+"""Executing one notebook by papermill, in a kernel that is asked in time to stop."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class NotebookError(RuntimeError):
 
 
 class NotebookInterrupted(NotebookError):
-    """A notebook was asked to stop, has saved what it had, and goes on when it is run again."""
+    """A notebook was asked to stop, has saved, and resumes when it is run again."""
 
     verb = "stopped"
 

@@ -1,4 +1,4 @@
-"""How runs stand: a record for each notebook in the run folder, and a table of many runs, also while they go on."""
+"""Progress of runs: a record for each notebook in the run folder, and a table of all runs."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def _work(task: Path) -> int:
     """Do in this process what `launch` was asked for; keep the first error of all processes."""
     content = task.read_bytes()
     if hashlib.sha256(content).hexdigest() != os.environ.get(_DIGEST):
-        raise ValueError(f"{task}: was changed after the training was started, and is not obeyed")
+        raise ValueError(f"{task}: was changed after the training was started, and is ignored")
     name, arguments = pickle.loads(content)
     module, attribute = name.split(":")
     try:

@@ -236,7 +236,7 @@ class Display:
         self._read += len(whole)
         try:
             return [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError:  # the log was rewritten in between: read it anew next time
+        except json.JSONDecodeError:  # the log was rewritten in between: read it again next time
             self._read = 0
             return []
 

@@ -20,7 +20,7 @@ from skylib.model.mim import MaskedImageModel
 from skylib.training.distributed import World
 
 CPU_PATCHES = 4096  # in a part: on a CPU more at once are no faster, and take more memory
-GRAPH_PARAMETERS = 150_000_000  # of a model: below, a GPU may compute faster than it can be told kernel by kernel
+GRAPH_PARAMETERS = 150_000_000  # of a model: below, a GPU may compute faster than kernels can be launched one by one
 _TRIALS = 3  # calls in which a compiled step shows that it works: it is compiled, recorded, and replayed
 
 
@@ -143,7 +143,7 @@ class Optimiser:
         return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another optimiser stood, with the settings of this one.
+        """Continue from the state of another optimiser, with the settings of this one.
 
         An average that it did not keep begins from the weights as they are.
         """
