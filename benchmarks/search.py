@@ -92,7 +92,9 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--n", type=int, default=200_000)
     options.add_argument("--width", type=int, default=768)
-    options.add_argument("--map", type=int, default=0, metavar="N", help="also make maps of this many objects (minutes)")
+    options.add_argument(
+        "--map", type=int, default=0, metavar="N", help="also make maps of this many objects (minutes)"
+    )
     given = options.parse_args()
     n, width = (5_000, 64) if given.quick else (given.n, given.width)
     rows = compare_search(n, width, given.repeats)

@@ -102,9 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("overrides", nargs="*", metavar="name=value", help="parameters, as Python literals")
 
-    status = add(
-        "status", _status, "list the progress of all runs", "  skylib status papermill_runs --watch"
-    )
+    status = add("status", _status, "list the progress of all runs", "  skylib status papermill_runs --watch")
     status.add_argument(
         "runs_dir",
         type=Path,
