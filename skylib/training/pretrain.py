@@ -282,17 +282,12 @@ class Trainer:
 
     def _open(self, data: Loader | CutoutFile, kind: str) -> Loader:
         """Return the loader of the training or validation data, which must fit the model and the settings."""
-        c, m, shuffle = self.config, self.model_config, kind == "training"
+        c, m, device, shuffle = self.config, self.model_config, self.world.device, kind == "training"
         if isinstance(data, CutoutFile):
-            options: dict[str, Any] = {
-                "size": m.image_size,
-                "bands": m.bands,
-                "device": self.world.device,
-                "seed": c.seed,
-            }
+            options: dict[str, Any] = {"size": m.image_size, "bands": m.bands, "device": device, "seed": c.seed}
             data = CutoutLoader(data, batch_size=c.batch_size, shuffle=shuffle, augment=shuffle, **options)
-        elif data.device.type == self.world.device.type:  # of several GPUs, this process's own
-            data.device = self.world.device
+        elif data.device.type == device.type:  # of several GPUs, this process's own
+            data.device = device
         if tuple(data.bands) != m.bands:
             raise ValueError(f"the {kind} data holds bands {' '.join(data.bands)}, the model {' '.join(m.bands)}")
         if data.size != m.image_size:
