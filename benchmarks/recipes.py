@@ -7,6 +7,7 @@
     python benchmarks/recipes.py table  --out RESULTS
     python benchmarks/recipes.py run    --survey SURVEY --out RESULTS --recipe noise+flux --seed 0 --steps 1000
     python benchmarks/recipes.py score  --survey SURVEY --out RESULTS --model RUN --name shipped
+    python benchmarks/recipes.py real   --data DATA --out RESULTS --model sky-nano
 
 `survey` renders 16 tiles in HSC's seeing and depth, and 4 of other seeing and depth that nothing is fitted to (20 s a
 tile and core); `--extra-tiles 24` adds fields of varied seeing and depth to pretrain on (`run --extra`). `--quick` makes
@@ -37,6 +38,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the library is not installed
 
+from recipe_real import make_kids, score_kids
 from recipe_rivals import rivals
 from recipe_scores import Survey, score
 from recipe_table import table
@@ -45,7 +47,7 @@ from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_
 from skylib.data.augment import Augmentation
 from skylib.device import fast_precision, pick_device
 from skylib.files import write_json
-from skylib.model.features import encode
+from skylib.model.features import encode, random_weights
 
 VERSION = 1  # of the survey: numbers of different versions do not compare
 SEED, OTHER_SEED, EXTRA_SEED = 7, 1007, 2007
@@ -398,10 +400,10 @@ def main() -> None:
     """Read the command line, and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    parts = {name: commands.add_parser(name) for name in ("survey", "rivals", "run", "study", "score", "table")}
+    parts = {name: commands.add_parser(name) for name in ("survey", "rivals", "run", "study", "score", "real", "table")}
     for name, part in parts.items():
         part.add_argument("--out", type=Path, required=True)
-        if name not in ("survey", "table"):
+        if name not in ("survey", "real", "table"):
             part.add_argument("--survey", type=Path, required=True)
         if name in ("run", "study", "score"):
             part.add_argument("--attentive", action="store_true", help="also train an attentive head on the tokens")
@@ -424,6 +426,8 @@ def main() -> None:
     parts["study"].add_argument("--minutes", type=float, default=60.0, help="start nothing that would end later")
     parts["score"].add_argument("--model", required=True, help="run folder, checkpoint or name")
     parts["score"].add_argument("--name", default="model")
+    parts["real"].add_argument("--model", default="sky-nano", help="run folder, checkpoint or name")
+    parts["real"].add_argument("--data", type=Path, required=True, help="folder that holds kids_viking/")
     options = parser.parse_args()
     logging.getLogger("skylib").setLevel(logging.ERROR)
     start = time.perf_counter()
@@ -462,6 +466,11 @@ def main() -> None:
         }
         write_json(options.out / "rows" / f"{options.name}-0.json", row)
         print(json.dumps(row))
+    elif options.command == "real":
+        model = load_model(options.model)
+        cutouts = make_kids(options.data, options.out, size=model.config.image_size)
+        for name, one in (("model", model), ("random weights", random_weights(model))):
+            print(name, json.dumps(score_kids(model_encoder, one, cutouts)))
     elif options.command == "study":
         study(options)
     else:
