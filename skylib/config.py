@@ -212,7 +212,7 @@ class PretrainConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size={self.batch_size}: must be a multiple of accumulate={self.accumulate}")
         if self.warmup_steps is not None and not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps}: must be 0 or more, and below steps={self.steps}")
+            raise ValueError(f"warmup_steps={self.warmup_steps}: must be below steps={self.steps}, and not negative")
 
     @classmethod
     def original(cls, *, steps: int = 1_000_000) -> PretrainConfig:
