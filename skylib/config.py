@@ -29,7 +29,7 @@ VIT_SIZES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A masked image model.
+    """A masked image model. The defaults are the recipe that did best in ``docs/recipes.md``.
 
     Parameters
     ----------
@@ -54,11 +54,12 @@ class ModelConfig:
         Give the encoder a token with the position on the sky. Off: positions can leak a survey's footprint.
     decoder_width, decoder_depth : int
         ``mae`` only.
-    hide_bands : float
+    hide_bands : float, optional
         ``mae``: share of samples in which 1 to C - 1 whole bands are also taken from the visible patches, as if they had
-        no data, and reconstructed with the rest.
-    flux_weight : float
-        ``mae``: also predict the fluxes of the whole image in all bands from the visible tokens; about 0.3.
+        no data, and reconstructed with the rest. 0.25 by default (0 with a single band, and with ``simmim``).
+    flux_weight : float, optional
+        ``mae``: weight of the error in the fluxes of the whole image in all bands, as predicted from the visible tokens.
+        0.3 by default (0 with ``simmim``).
     latent_weight : float
         ``mae``: also predict the latents of the hidden patches in a teacher, the moving average of the encoder; about 1.
     latent_layers : int
@@ -74,20 +75,24 @@ class ModelConfig:
     objective: Objective = "mae"
     mask_ratio: float = 0.75
     max_mask_ratio: float = 0.9
-    norm_pix: NormPix | None = "band"
+    norm_pix: NormPix | None = "patch"
     loss: Loss = "mse"
     stretch: StretchKind = "asinh"
     ra_dec: bool = False
     decoder_width: int = 512
     decoder_depth: int = 4
-    hide_bands: float = 0.0
-    flux_weight: float = 0.0
+    hide_bands: float = None  # type: ignore[assignment]  # by default chosen by the objective
+    flux_weight: float = None  # type: ignore[assignment]
     latent_weight: float = 0.0
     latent_layers: int = 4
     consistency_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
+        mae = self.objective == "mae"
+        for name, default in (("hide_bands", 0.25 * (mae and len(self.bands) > 1)), ("flux_weight", 0.3 * mae)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         check_literals(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
         check_ranges(self, "patch_size decoder_depth", 1)
@@ -295,6 +300,7 @@ GONE = ("registers", "attention_pool")  # fields of earlier versions; where they
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the `ModelConfig` that `to_dict` wrote; ValueError if a field is unknown to this version."""
     values = {name: value for name, value in values.items() if name not in GONE or value}
+    values = {"hide_bands": 0.0, "flux_weight": 0.0, **values}  # of version 0.1
     if unknown := set(values) - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")
     return ModelConfig(**{**values, "bands": tuple(values["bands"])})

@@ -92,7 +92,7 @@ def same_directions(one, two):
 @gpu
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
 def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(cutouts, tmp_path, objective):
-    model = ModelConfig(**{**MODEL.__dict__, "objective": objective})
+    model = ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="training is not")
         run = pretrain(model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda")  # fmt: skip
@@ -154,7 +154,7 @@ def test_no_step_waits_for_the_gpu(tiles, cutouts, source, objective):
         batches = iter(TileLoader(tiles, batch_size=32, size=32, augment=how, device=device, variance=True))
     else:
         batches = iter(CutoutLoader(cutouts, batch_size=32, augment=how, device=device))
-    model = build_model(ModelConfig(**{**MODEL.__dict__, "objective": objective})).to(device).train()
+    model = build_model(ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})).to(device).train()
     run = config(precision="bf16", compile=False, ema=0.9)
     step, optimiser = Step(model, run, World(0, 1, device)), Optimiser(model, run)
     try:

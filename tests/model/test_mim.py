@@ -9,7 +9,16 @@ from skylib.device import attend, keyed_generator
 from skylib.model.patches import mask_to_pixels, patchify, random_band_mask, random_token_mask, standardise, unpatchify
 from skylib.model.pooling import central_patches
 
-SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 1}
+SMALL = {
+    "size": "nano",
+    "image_size": 32,
+    "patch_size": 8,
+    "decoder_width": 64,
+    "decoder_depth": 1,
+    "norm_pix": "band",
+    "hide_bands": 0.0,
+    "flux_weight": 0.0,
+}
 
 
 @pytest.fixture

@@ -8,7 +8,15 @@ from skylib.device import keyed_generator
 from skylib.model.patches import cut, patchify, random_whole_bands, standardise
 from skylib.model.terms import FluxHead, sigreg
 
-SMALL = {"size": "nano", "image_size": 32, "patch_size": 8, "decoder_width": 64, "decoder_depth": 2}
+SMALL = {
+    "size": "nano",
+    "image_size": 32,
+    "patch_size": 8,
+    "decoder_width": 64,
+    "decoder_depth": 2,
+    "hide_bands": 0.0,
+    "flux_weight": 0.0,
+}
 TERMS = {"hide_bands": 0.7, "flux_weight": 0.3, "latent_weight": 1.0, "consistency_weight": 0.1, "norm_pix": "noise"}
 
 
