@@ -55,11 +55,9 @@ class ModelConfig:
     decoder_width, decoder_depth : int
         ``mae`` only.
     hide_bands : float, optional
-        ``mae``: share of samples in which 1 to C - 1 whole bands are also taken from the visible patches, as if they had
-        no data, and reconstructed with the rest. 0.25 by default (0 with a single band, and with ``simmim``).
+        ``mae``: share of samples in which 1 to C - 1 whole bands are hidden too. 0.25 by default, 0 with a single band.
     flux_weight : float, optional
-        ``mae``: weight of the error in the fluxes of the whole image in all bands, as predicted from the visible tokens.
-        0.3 by default (0 with ``simmim``).
+        ``mae``: also predict the fluxes of the whole image in all bands from the visible tokens. 0.3 by default.
     latent_weight : float
         ``mae``: also predict the latents of the hidden patches in a teacher, the moving average of the encoder; about 1.
     latent_layers : int
@@ -150,8 +148,7 @@ class PretrainConfig:
     batch_size : int
         Images per step, over all processes together.
     accumulate : int
-        Number of parts of a batch that are computed one after another, to save memory. On a CPU large batches are always
-        computed in parts. The result is the same.
+        Parts of a batch, computed one after another to save memory; on a CPU large batches always are.
     learning_rate : float
         Peak, AdamW; reached after the warm-up, then falls to `final_learning_rate`.
     schedule : {"cosine", "wsd"}
@@ -294,13 +291,11 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in {**old, **new} if old.get(k) != new.get(k))
 
 
-GONE = ("registers", "attention_pool")  # fields of earlier versions; where they were off, nothing is missing
-
-
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the `ModelConfig` that `to_dict` wrote; ValueError if a field is unknown to this version."""
-    values = {name: value for name, value in values.items() if name not in GONE or value}
-    values = {"hide_bands": 0.0, "flux_weight": 0.0, **values}  # of version 0.1
+    # Version 0.1 had two fields more, which matter only where they were set, and two terms of the loss less.
+    values = {name: value for name, value in values.items() if name not in ("registers", "attention_pool") or value}
+    values = {"hide_bands": 0.0, "flux_weight": 0.0, **values}
     if unknown := set(values) - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")
     return ModelConfig(**{**values, "bands": tuple(values["bands"])})
