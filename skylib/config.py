@@ -88,9 +88,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
         mae = self.objective == "mae"
-        for name, default in (("hide_bands", 0.25 * (mae and len(self.bands) > 1)), ("flux_weight", 0.3 * mae)):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
+        for name, value in (("hide_bands", 0.25 * (mae and len(self.bands) > 1)), ("flux_weight", 0.3 * mae)):
+            object.__setattr__(self, name, value if getattr(self, name) is None else getattr(self, name))
         check_literals(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
         check_ranges(self, "patch_size decoder_depth", 1)

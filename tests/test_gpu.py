@@ -154,7 +154,11 @@ def test_no_step_waits_for_the_gpu(tiles, cutouts, source, objective):
         batches = iter(TileLoader(tiles, batch_size=32, size=32, augment=how, device=device, variance=True))
     else:
         batches = iter(CutoutLoader(cutouts, batch_size=32, augment=how, device=device))
-    model = build_model(ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})).to(device).train()
+    model = (
+        build_model(ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None}))
+        .to(device)
+        .train()
+    )
     run = config(precision="bf16", compile=False, ema=0.9)
     step, optimiser = Step(model, run, World(0, 1, device)), Optimiser(model, run)
     try:
