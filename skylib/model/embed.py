@@ -200,8 +200,8 @@ class _Found(NamedTuple):
 
 
 def _fetch(start: int, found: dict[Key, Tensor]) -> _Found:
-    vectors = {key: x.float().to("cpu", non_blocking=True) for key, x in found.items()}
     device = next(iter(found.values())).device
+    vectors = {key: x.float().to("cpu", non_blocking=device.type == "cuda") for key, x in found.items()}
     if device.type != "cuda":
         return _Found(start, vectors, None)
     arrived = torch.cuda.Event()
