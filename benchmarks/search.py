@@ -23,7 +23,7 @@ K = 100
 
 
 def galaxies(n: int, width: int, *, seed: int = 0) -> Embeddings:
-    """Return vectors that lie near a curved surface of 20 dimensions, in clumps, with noise: more like real ones than white noise."""
+    """Return vectors near a curved surface of 20 dimensions, in clumps, with noise, as real ones do."""
     rng = np.random.default_rng(seed)
     clump = rng.integers(0, 60, n)
     latent = rng.normal(size=(60, 20))[clump] * 1.5 + rng.normal(size=(n, 20))
@@ -53,7 +53,10 @@ def compare_search(n: int, width: int, repeats: int) -> dict[str, dict[str, Any]
         flat = faiss.IndexFlatIP(width)
         flat.add(unit)
         asked = np.ascontiguousarray(unit[:: n // 64][:64])
-        cases |= {"1 query, faiss": lambda: flat.search(asked[:1], K), "64 queries, faiss": lambda: flat.search(asked, K)}  # fmt: skip
+        cases |= {
+            "1 query, faiss": lambda: flat.search(asked[:1], K),
+            "64 queries, faiss": lambda: flat.search(asked, K),
+        }
     cases["1 query, mse, weights, filter (table)"] = lambda: index.search(
         [0, 1, 2], k=K, metric="mse", weights="inverse_variance", where={"ra": (10, 300)}
     )
@@ -66,7 +69,12 @@ def compare_search(n: int, width: int, repeats: int) -> dict[str, dict[str, Any]
         if faiss is not None and name.endswith(" skylib"):
             rows[name]["times faster than faiss"] = ratio(seconds, name.replace("skylib", "faiss"), name)
     if faiss is not None:
-        agree = np.mean([len(set(a) & set(b)) / K for a, b in zip(index.nearest(queries, k=K)[1], flat.search(asked, K)[1], strict=True)])  # fmt: skip
+        agree = np.mean(
+            [
+                len(set(a) & set(b)) / K
+                for a, b in zip(index.nearest(queries, k=K)[1], flat.search(asked, K)[1], strict=True)
+            ]
+        )
         rows["64 queries, faiss"]["same answers"] = float(agree)
     rows["preparing the index, once"] = {"ms": 1e3 * ready, "n": n, "width": width}
     return rows
@@ -81,10 +89,20 @@ def compare_maps(n: int, width: int) -> dict[str, dict[str, Any]]:
     rows = {}
     start = time.perf_counter()
     ours = fit_map(embeddings).xy
-    rows["map, skylib"] = {"s": time.perf_counter() - start, "n": n, "width": width, "trustworthiness": trustworthiness(embeddings, ours)}  # fmt: skip
+    rows["map, skylib"] = {
+        "s": time.perf_counter() - start,
+        "n": n,
+        "width": width,
+        "trustworthiness": trustworthiness(embeddings, ours),
+    }
     start = time.perf_counter()
     plain = umap.UMAP(random_state=0, n_jobs=1).fit_transform(StandardScaler().fit_transform(embeddings.vectors))
-    rows["map, umap-learn"] = {"s": time.perf_counter() - start, "n": n, "width": width, "trustworthiness": trustworthiness(embeddings, plain)}  # fmt: skip
+    rows["map, umap-learn"] = {
+        "s": time.perf_counter() - start,
+        "n": n,
+        "width": width,
+        "trustworthiness": trustworthiness(embeddings, plain),
+    }
     return rows
 
 

@@ -167,6 +167,6 @@ def _by(values: np.ndarray, keep: np.ndarray, *, descending: bool) -> Callable[[
         order = np.argsort(values[rows].astype(str), kind="stable")
         rows = rows[order[::-1] if descending else order]
     else:
-        known = values[rows].astype(np.float64)
-        rows = rows[np.argsort(-known if descending else known, kind="stable")]
+        numbers = values[rows].astype(np.float64)
+        rows = rows[np.argsort(-numbers if descending else numbers, kind="stable")]
     return lambda k: (rows[:k], values[rows[:k]])

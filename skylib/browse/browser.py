@@ -29,8 +29,8 @@ FIRST_PAGE = ("filter", "hide", "k", "sort", "descending", "fold")  # settings t
 class SimilarityBrowser(BrowserView):
     """Show the objects most similar to a query, take yes and no, and learn from them.
 
-    A click on a picture makes the object the query (or what *click means* is set to). The key ``?`` lists all keys. Only
-    marks, tags and undo change what is marked, and with a `run_dir` each change is saved at once.
+    A click on a picture makes the object the query (or what *click means* is set to). The key ``?`` lists all keys.
+    Only marks, tags and undo change what is marked, and with a `run_dir` each change is saved at once.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ class SimilarityBrowser(BrowserView):
         Parameters
         ----------
         query : int, str or ndarray
-            A row; a position, ``object_id`` or name (`find_object`); a vector (D,) of the same model; or an image (C, S, S)
-            in the model's bands, for which the browser needs the `model`.
+            A row; a position, ``object_id`` or name (`find_object`); a vector (D,) of the same model; or an image
+            (C, S, S) in the model's bands, for which the browser needs the `model`.
         """
         if isinstance(query, str):
             query, how = find_object(self._embeddings, query)
@@ -149,7 +149,7 @@ class SimilarityBrowser(BrowserView):
         self.state.save(path)
 
     def export(self, stem: str | Path | None = None) -> list[Path]:
-        """Write the selection as CSV, VOTable, FITS and DS9 regions, by default to the run folder; tagged objects too."""
+        """Write selected and tagged objects as CSV, VOTable, FITS and DS9 regions; by default to the run folder."""
         stem = Path(stem or (self._folder or Path()) / SELECTION)
         tagged, place = list(self.state.tags), stem.with_name(f"{stem.name}_{TAGGED}")
         return write_objects(self.selected, stem) + (write_objects(self._table(tagged), place) if tagged else [])

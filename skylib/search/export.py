@@ -106,7 +106,8 @@ def sky_links(ra: float, dec: float) -> dict[str, str]:
     return {
         "HSC map": f"https://hscmap.mtk.nao.ac.jp/hscMap4/app/#/?_={quote(json.dumps(view, separators=(',', ':')))}",
         "Legacy viewer": f"https://www.legacysurvey.org/viewer?ra={ra:.6f}&dec={dec:.6f}&layer=hsc-dr3&zoom=16",
-        "SIMBAD": f"https://simbad.cds.unistra.fr/simbad/sim-coo?Coord={ra:.6f}{quote(f'{dec:+.6f}')}&CooFrame=ICRS&Radius=10&Radius.unit=arcsec",
+        "SIMBAD": f"https://simbad.cds.unistra.fr/simbad/sim-coo?Coord={ra:.6f}{quote(f'{dec:+.6f}')}"
+        "&CooFrame=ICRS&Radius=10&Radius.unit=arcsec",
     }
 
 

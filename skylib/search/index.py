@@ -264,8 +264,8 @@ def search(
     Returns
     -------
     Table
-        Columns rank, index (row of `embeddings`), score (distance; smaller is more similar), ra, dec, and the labels. Ties are
-        ordered by the column ``object_id`` where there is one, without doubles; else by index.
+        Columns rank, index (row of `embeddings`), score (distance; smaller is more similar), ra, dec, and the labels.
+        Ties are ordered by the column ``object_id`` where there is one, without doubles; else by index.
 
     Raises
     ------

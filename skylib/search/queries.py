@@ -17,9 +17,15 @@ from skylib.model.mim import MaskedImageModel
 
 
 def target_vectors(
-    model: MaskedImageModel, flux: np.ndarray, *, augment: bool = False, pool: str = "mean", layer: int = -1,
-    ra: np.ndarray | None = None, dec: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
+    model: MaskedImageModel,
+    flux: np.ndarray,
+    *,
+    augment: bool = False,
+    pool: str = "mean",
+    layer: int = -1,
+    ra: np.ndarray | None = None,
+    dec: np.ndarray | None = None,
+) -> np.ndarray:
     """Embed images of targets, on request in all eight rotations and flips, for a search that ignores orientation.
 
     Parameters
@@ -59,7 +65,7 @@ def target_vectors(
 
 
 def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return images in the model's bands and size (t, C, S, S), or vectors (t, D), and the positions if the model uses them.
+    """Return images in the model's bands and size (t, C, S, S), or vectors (t, D); and the positions a model needs.
 
     Raises
     ------
@@ -84,8 +90,8 @@ def find_object(embeddings: Embeddings, text: str, *, radius: float = 60.0) -> t
     ----------
     embeddings : Embeddings
     text : str
-        ``#12`` (a row), an ``object_id``, a text that only one object has in a column (such as its name), or a position:
-        ``150.1 2.2`` in degrees, or ``10:00:24.0 +02:12:00``.
+        ``#12`` (a row), an ``object_id``, a text that only one object has in a column (such as its name), or a
+        position: ``150.1 2.2`` in degrees, or ``10:00:24.0 +02:12:00``.
     radius : float
         How far from a position the object may lie, arcsec.
 

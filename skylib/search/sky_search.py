@@ -66,8 +66,8 @@ def search_tiles(
 
     Each tile is covered by overlapping windows of the model's image size. They are embedded and scored, and the best
     ones of all tiles are kept; of those closer together on the sky than `min_separation`, in one tile or several, the
-    best counts. A search that was stopped or killed resumes when it is started again with the same model, targets, tiles
-    and arguments; tiles whose files have changed make another search.
+    best counts. A search that was stopped or killed resumes when it is started again with the same model, targets,
+    tiles and arguments; tiles whose files have changed make another search.
 
     Parameters
     ----------

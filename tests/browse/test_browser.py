@@ -38,10 +38,17 @@ from skylib.search.queries import find_object
 
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
 CHROMIUM_ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",  # WebGL without a GPU, for the map
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",  # WebGL without a GPU, for the map
+]
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +409,8 @@ SOURCE = """
 import numpy as np
 from skylib import CutoutFile, Embeddings, SimilarityBrowser
 embeddings = Embeddings.load('embeddings.h5')
-browser = SimilarityBrowser(embeddings, CutoutFile('cutouts.h5'), query=3, xy=np.load('umap.npy'), run_dir='run', links=True)
+cutouts, xy = CutoutFile('cutouts.h5'), np.load('umap.npy')
+browser = SimilarityBrowser(embeddings, cutouts, query=3, xy=xy, run_dir='run', links=True)
 browser
 """
 
@@ -469,10 +477,26 @@ def folder(tmp_path, cutouts, embeddings):
     return tmp_path
 
 
-LAB = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port={port}", "--allow-root", "--ServerApp.port_retries=0",
-       "--IdentityProvider.token={token}", "--ServerApp.root_dir={folder}"]  # fmt: skip
-VOILA = ["voila", "--no-browser", "--port={port}", "--Voila.ip=127.0.0.1", "--token={token}", "--strip_sources=True",
-         "--Voila.root_dir={folder}", "{folder}"]  # fmt: skip
+LAB = [
+    "jupyterlab",
+    "--no-browser",
+    "--ip=127.0.0.1",
+    "--port={port}",
+    "--allow-root",
+    "--ServerApp.port_retries=0",
+    "--IdentityProvider.token={token}",
+    "--ServerApp.root_dir={folder}",
+]
+VOILA = [
+    "voila",
+    "--no-browser",
+    "--port={port}",
+    "--Voila.ip=127.0.0.1",
+    "--token={token}",
+    "--strip_sources=True",
+    "--Voila.root_dir={folder}",
+    "{folder}",
+]
 
 
 @pytest.mark.browser
@@ -502,7 +526,8 @@ def test_a_session_in_jupyterlab(folder):
         expect(page.locator(".sky-facts a")).to_have_count(3)
         page.screenshot(path=SHOTS / "lab_click.png")
 
-        # keyboard: back, right, y (which goes on to the next), right, n; then enter; the notebook's own keys (y, enter) do not interfere
+        # keyboard: back, right, y (which moves on), right, n; then enter; the notebook's own keys (y, enter)
+        # do not interfere
         grid = page.locator(".sky-grid")
         grid.focus()
         page.keyboard.press("Backspace")
@@ -572,7 +597,10 @@ def test_a_session_in_jupyterlab(folder):
 def test_a_session_in_voila(folder):
     from playwright.sync_api import expect
 
-    with serving(folder, VOILA, "/voila/tree") as (url, token), chromium(viewport={"width": 1300, "height": 1300}) as page:  # fmt: skip
+    with (
+        serving(folder, VOILA, "/voila/tree") as (url, token),
+        chromium(viewport={"width": 1300, "height": 1300}) as page,
+    ):
         page.goto(f"{url}/voila/render/browse.ipynb?token={token}", timeout=90_000)
         status, cards = page.locator(".sky-status"), page.locator(".sky-card")
         expect(status).to_contain_text("look-alikes of 3: 1 to 24 of 240", timeout=90_000)

@@ -159,9 +159,15 @@ def test_filters_take_names_with_commas_and_refuse_another_kind(embeddings):
 
 
 def test_separation_on_the_sky_holds_at_the_pole_and_across_zero():
-    assert near_any(np.array([359.9999, 0.1]), np.zeros(2), np.array([0.0001]), np.zeros(1), radius=1).tolist() == [True, False]  # fmt: skip
+    assert near_any(np.array([359.9999, 0.1]), np.zeros(2), np.array([0.0001]), np.zeros(1), radius=1).tolist() == [
+        True,
+        False,
+    ]
     assert near_any(np.array([180.0]), np.array([89.9999]), np.array([0.0]), np.array([89.9999]), radius=1).all()
-    assert best_of_each_place(np.array([0.0, 180, 90]), np.array([89.9999, 89.9999, 0]), radius=1, n=5).tolist() == [0, 2]  # fmt: skip
+    assert best_of_each_place(np.array([0.0, 180, 90]), np.array([89.9999, 89.9999, 0]), radius=1, n=5).tolist() == [
+        0,
+        2,
+    ]
 
 
 def test_an_object_is_most_like_itself_by_row_or_by_vector(embeddings):

@@ -30,7 +30,9 @@ def test_a_map_keeps_clusters_apart_and_repeats_with_its_seed(kinds, fitted):
     assert (kind[:200][nearest] == kind[:200, None]).mean() > 0.95
     with pytest.raises(ValueError, match="more than n_neighbors=15"):
         umap_map(embeddings[:10])
-    holed = Embeddings(np.where(np.arange(240)[:, None] == 3, np.nan, embeddings.vectors), ra=np.zeros(240), dec=np.zeros(240))  # fmt: skip
+    holed = Embeddings(
+        np.where(np.arange(240)[:, None] == 3, np.nan, embeddings.vectors), ra=np.zeros(240), dec=np.zeros(240)
+    )
     with pytest.raises(ValueError, match="1 of 240 vectors are not finite"):
         umap_map(holed)
 

@@ -48,7 +48,9 @@ def same(one, other):
 
 def test_the_sky_search_equals_brute_force(model, targets, tiles, single, tmp_path):
     """All windows embedded and scored one by one, then thinned by hand."""
-    reference = Embeddings(np.random.default_rng(0).normal(size=(50, model.config.width)), ra=np.zeros(50), dec=np.zeros(50))  # fmt: skip
+    reference = Embeddings(
+        np.random.default_rng(0).normal(size=(50, model.config.width)), ra=np.zeros(50), dec=np.zeros(50)
+    )
     mean, scale = reference.vectors.mean(0, dtype=np.float64), reference.vectors.std(0, dtype=np.float64)
     found = search_tiles(model, targets, tiles, run_dir=tmp_path, reference=reference, **QUESTION)
     windows = []
@@ -71,7 +73,10 @@ def test_the_sky_search_equals_brute_force(model, targets, tiles, single, tmp_pa
                     windows.append((1 - cosine.max(), paths.name, row + 16, col + 16, float(ra), float(dec)))
     kept = []
     for window in sorted(windows):
-        if not any(near_any(np.array([w[4]]), np.array([w[5]]), np.array([window[4]]), np.array([window[5]]), radius=3)[0] for w in kept):  # fmt: skip
+        if not any(
+            near_any(np.array([w[4]]), np.array([w[5]]), np.array([window[4]]), np.array([window[5]]), radius=3)[0]
+            for w in kept
+        ):
             kept.append(window)
     kept = kept[:25]
     np.testing.assert_allclose(found["score"], [w[0] for w in kept], atol=2e-5)
@@ -85,7 +90,9 @@ def test_hits_are_apart_within_the_range_and_in_order(single):
     assert (single["snr"] >= 5).all()
     for i in range(25):
         others = np.arange(25) != i
-        assert not near_any(single["ra"][others], single["dec"][others], single["ra"][[i]], single["dec"][[i]], radius=3).any()  # fmt: skip
+        assert not near_any(
+            single["ra"][others], single["dec"][others], single["ra"][[i]], single["dec"][[i]], radius=3
+        ).any()
 
 
 def test_shards_merge_to_the_answer_of_one_run(model, targets, tiles, single, tmp_path):
@@ -206,7 +213,12 @@ def test_a_killed_search_goes_on(sky, targets, tiles, single, tmp_path):
     """
     (tmp_path / "run.py").write_text(textwrap.dedent(code))
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    start = lambda *args: subprocess.run([sys.executable, "run.py", *args], cwd=tmp_path, capture_output=True, text=True, env=environment)  # noqa: E731 # fmt: skip
+
+    def start(*args):
+        return subprocess.run(
+            [sys.executable, "run.py", *args], cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
+
     assert start("kill").returncode == -signal.SIGKILL
     done = start("go on")
     assert done.returncode == 0, done.stderr
@@ -226,9 +238,17 @@ def test_the_notebook_searches_in_shards_and_merges(model, sky, cutouts, tiles, 
     for part in ({"shard": 0}, {"shard": 1}, {"merge": True}):
         run_notebook(notebook, tmp_path, **given, **part)
     whole = search_tiles(
-        model, cutouts.flux([3]), tiles, k=12, overlap=0.5, min_separation=3.0, snr_range=(10.0, None), pool="central",
-        augment_targets=True, run_dir=tmp_path / "single",
-    )  # fmt: skip
+        model,
+        cutouts.flux([3]),
+        tiles,
+        k=12,
+        overlap=0.5,
+        min_separation=3.0,
+        snr_range=(10.0, None),
+        pool="central",
+        augment_targets=True,
+        run_dir=tmp_path / "single",
+    )
     found = Table.read(tmp_path / "sky_hits.csv")
     assert found["row"].tolist() == whole["row"].tolist()
     assert [str(name) for name in found["tile"]] == whole["tile"].tolist()
@@ -285,7 +305,9 @@ def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path, caplo
             search_tiles(model, targets, tiles, run_dir=tmp_path / "wrong", **QUESTION | wrong)
     assert not (tmp_path / "wrong").exists()
     with pytest.raises(ValueError, match="augment_targets=True needs images"):
-        search_tiles(model, np.zeros((1, model.config.width)), tiles, run_dir=tmp_path / "w", augment_targets=True, **QUESTION)  # fmt: skip
+        search_tiles(
+            model, np.zeros((1, model.config.width)), tiles, run_dir=tmp_path / "w", augment_targets=True, **QUESTION
+        )
     with pytest.raises(ValueError, match="smaller than a window"):
         window_corners(20, 32, 19)
 
