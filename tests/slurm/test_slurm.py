@@ -29,7 +29,7 @@ RESOURCES = (
     "--gres=gpu:1",
 )  # of the lab, where the scripts ask for much
 TRAINING = ("image_size=16", "batch_size=16", "steps=120", "warmup_steps=2", "decoder_width=32", "checkpoint_every=100",
-            "validate_every=60", "faint_limit=26.5")  # fmt: skip
+            "validate_every=60", "faint_limit=26.5", "precision=fp32")  # fmt: skip
 SKY = ("n_tiles=4", "tile_size=256", "size=16")
 STUDY = ("methods=['linear']", "n_labels=[8, 16]", "seeds=[0]", "epochs=1", "min_steps=2", "length_factors=[1.0]")
 LESS = ("pools=['central']", "layers=[-1]", "k=6")  # of the evaluation and the search
