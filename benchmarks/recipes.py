@@ -46,8 +46,9 @@ from recipe_table import table
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, load_model, pretrain
 from skylib.data.augment import Augmentation
 from skylib.device import fast_precision, pick_device
+from skylib.evaluation.baselines import random_weights
 from skylib.files import write_json
-from skylib.model.features import encode, random_weights
+from skylib.model.embed import encode
 
 VERSION = 1  # of the survey: numbers of different versions do not compare
 SEED, OTHER_SEED, EXTRA_SEED = 7, 1007, 2007

@@ -15,12 +15,13 @@ from sklearn.preprocessing import StandardScaler
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import measure_sky_noise
 from skylib.data.splits import TEST, TRAIN, VALIDATION, sky_folds
+from skylib.evaluation.baselines import moved
 from skylib.evaluation.labels import Labels, Task, select_labels
 from skylib.evaluation.metrics import metric_for
 from skylib.evaluation.probes import ProbeResult, candidates, choose, linear_probe, on_test, probe
 from skylib.evaluation.solvers import SoftmaxRegression
+from skylib.model.embed import encode
 from skylib.model.embeddings import Embeddings
-from skylib.model.features import encode, moved
 from skylib.model.mim import MaskedImageModel
 
 log = logging.getLogger(__name__)

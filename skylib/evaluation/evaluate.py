@@ -14,11 +14,12 @@ import pandas as pd
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import aperture_magnitudes
 from skylib.data.splits import TRAIN
+from skylib.evaluation.baselines import pixel_pca, random_weights
 from skylib.evaluation.labels import Labels, Task, select_labels
 from skylib.evaluation.metrics import metric_for, paired_margin
 from skylib.evaluation.probes import ProbeResult, candidates, choose, probe, with_colours
 from skylib.files import replaced
-from skylib.model.features import Features, encode, pixel_pca, random_weights
+from skylib.model.embed import Features, encode
 from skylib.model.mim import MaskedImageModel
 
 BEST = "pretrained, linear"

@@ -19,13 +19,13 @@ from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
 from skylib.data.splits import TEST, TRAIN, VALIDATION, split_cutouts
 from skylib.device import autocast, kept_memory, keyed_generator, seeded_init
+from skylib.evaluation.baselines import moved, random_weights
 from skylib.evaluation.labels import Task, nested_subset, select_labels
 from skylib.evaluation.metrics import metric_for
 from skylib.evaluation.networks import EncoderWithHead, Goal, Head, parameter_groups, sample_weights
 from skylib.evaluation.probes import ProbeResult, on_test
 from skylib.model.checkpoint import fingerprint
 from skylib.model.embed import embed_tokens
-from skylib.model.features import moved, random_weights
 from skylib.model.mim import MaskedImageModel
 from skylib.model.pooling import central_patches
 from skylib.training.optimise import cosine_schedule

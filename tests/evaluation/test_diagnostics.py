@@ -62,7 +62,7 @@ def test_the_band_that_matters_is_missed(data, model):
 
 
 def test_a_planted_depth_gradient_is_found(data, model):
-    from skylib.model.features import encode
+    from skylib.model.embed import encode
 
     everyone = np.arange(len(data))
     conditions = observing_conditions(data, rows=everyone)

@@ -5,10 +5,11 @@ import pytest
 
 from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
 from skylib.data.photometry import aperture_magnitudes, aperture_snr
+from skylib.evaluation.baselines import pixel_pca, random_weights
 from skylib.evaluation.evaluate import Evaluation
 from skylib.evaluation.labels import select_labels
 from skylib.evaluation.probes import on_test
-from skylib.model.features import encode, pixel_pca, random_weights
+from skylib.model.embed import encode
 
 
 @pytest.fixture(scope="module")

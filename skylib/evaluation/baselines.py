@@ -11,11 +11,8 @@ from sklearn.decomposition import PCA
 
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
-from skylib.model.embed import Features, encode
 from skylib.model.mim import MaskedImageModel, build_model
 from skylib.model.stretch import stretch
-
-__all__ = ["Features", "encode", "moved", "pixel_pca", "random_weights"]
 
 
 def moved(cutouts: CutoutFile, *, ra: np.ndarray, dec: np.ndarray) -> CutoutFile:
