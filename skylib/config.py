@@ -58,10 +58,8 @@ class ModelConfig:
         ``mae``: share of samples in which 1 to C - 1 whole bands are hidden too. 0.25 by default, 0 with a single band.
     flux_weight : float, optional
         ``mae``: also predict the fluxes of the whole image in all bands from the visible tokens. 0.3 by default.
-    latent_weight : float
-        ``mae``: also predict the latents of the hidden patches in a teacher, the moving average of the encoder; about 1.
-    latent_layers : int
-        How many blocks of the teacher, evenly spaced, are predicted.
+    latent_weight, latent_layers : float, int
+        ``mae``: also predict so many evenly spaced blocks of a teacher, the moving average of the encoder; weight about 1.
     consistency_weight : float
         ``mae``: also compare two views of each image, with different patches hidden, one rotated by 90 degrees; about 0.1.
     """
@@ -175,6 +173,8 @@ class PretrainConfig:
         Steps.
     checkpoint_minutes : float
         Also save after so much time (checked every `log_every` steps).
+    start : str, optional
+        Model whose weights the training begins with, for `load_model`: a run, a checkpoint or a name.
     tensorboard : bool
         Also write scalars for TensorBoard, to ``tensorboard/`` of the run folder.
     seed : int
@@ -200,6 +200,7 @@ class PretrainConfig:
     validate_every: int = 1_000
     checkpoint_every: int = 1_000
     checkpoint_minutes: float = 15.0
+    start: str | None = None
     tensorboard: bool = False
     seed: int = 0
 
@@ -221,8 +222,7 @@ class PretrainConfig:
         return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, clip_grad=0.0, precision="fp32")
 
 
-# Peak learning rates of the methods of `train_head`, where `ProbeConfig` gives none.
-LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 1e-3}
+LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 1e-3}  # peaks, by default
 
 
 @dataclass(frozen=True, kw_only=True)

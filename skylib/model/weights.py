@@ -67,6 +67,42 @@ def load_model(
     return model.to(pick_device(device)).eval()
 
 
+def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | None) -> None:
+    """Give a new model the weights of another one, or of what `load_model` finds, as far as they mean the same.
+
+    With other bands, those that both have keep their part of the patch embedding; the other layers that belong to bands, and
+    terms of the loss that the other model lacks, stay as they are.
+
+    Raises
+    ------
+    ValueError
+        If the models differ in size, patches or objective.
+    """
+    if start is None:
+        return
+    other = start if isinstance(start, MaskedImageModel) else load_model(start, device="cpu")
+    new, old = model.config, other.config
+    for name in ("size", "patch_size", "objective"):
+        if getattr(new, name) != getattr(old, name):
+            raise ValueError(f"start: that model has {name}={getattr(old, name)!r}, this one {getattr(new, name)!r}")
+    state, given = model.state_dict(), other.state_dict()
+    if new.bands != old.bands:
+        whole = {"no_data", "hidden", "decoder.weight", "decoder.bias", "encoder.embed.weight"}
+        given = {name: x for name, x in given.items() if name not in whole and not name.startswith(_BAND_LAYERS)}
+        pixels, source = (
+            m.encoder.embed.weight.detach().unflatten(1, (len(m.config.bands), -1)) for m in (model, other)
+        )
+        for at in set(new.bands) & set(old.bands):
+            pixels[:, new.bands.index(at)] = source[:, old.bands.index(at)]
+    fitting = {name: x for name, x in given.items() if name in state and x.shape == state[name].shape}
+    model.load_state_dict({**state, **fitting})
+    if model.latent is not None:
+        model.latent.teacher.load_state_dict(model.encoder.state_dict())
+
+
+_BAND_LAYERS = ("decoder.head", "flux_head.layers.1", "sky_sigma")
+
+
 def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str, Any], half: bool = True) -> Path:
     """Write the weights of a model with their card, for others to use.
 

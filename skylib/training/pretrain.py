@@ -25,7 +25,7 @@ from skylib.files import write_json
 from skylib.lock import locked
 from skylib.model.checkpoint import load_last, save_checkpoint
 from skylib.model.mim import MaskedImageModel, build_model
-from skylib.model.weights import load_model
+from skylib.model.weights import load_model, start_from
 from skylib.stopping import Interrupted, StopRequest
 from skylib.training.distributed import World, join, launch, process_number, world_size
 from skylib.training.monitor import Display, Measurement, Recorder, StepFile, measure, read_metrics, sky_noise
@@ -159,6 +159,7 @@ class Trainer:
         self.running = torch.zeros(2, device=world.device)  # since the last line of the log: summed loss, good steps
         resumed = load_last(run_dir)
         if resumed is None:
+            start_from(self.model, config.start)
             self.model.set_sky_noise(world.agree(torch.from_numpy(sky_noise(self.loader))))
         else:
             self._check_same(*resumed)

@@ -10,6 +10,7 @@ from skylib.config import to_dict
 from skylib.device import keyed_generator
 from skylib.model import weights
 from skylib.model.checkpoint import fingerprint, load_last, save_checkpoint
+from skylib.model.weights import start_from
 
 CONFIG = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1)
 
@@ -115,3 +116,21 @@ def test_a_checkpoint_of_another_structure_is_named(tmp_path, content, message):
     save_checkpoint(tmp_path / "best.pt", whole)
     with pytest.raises(OSError, match=rf"(?s)best\.pt: .*{message}"):
         load_model(tmp_path / "best.pt", device="cpu")
+
+
+def test_a_start_with_other_bands_keeps_those_that_both_have():
+    old = build_model(ModelConfig(**{**CONFIG.__dict__, "bands": ("r", "g", "y")}), seed=1)
+    new = build_model(ModelConfig(**{**CONFIG.__dict__, "latent_weight": 1.0}), seed=2)
+    before = {name: x.clone() for name, x in new.state_dict().items()}
+    start_from(new, old)
+    of_old, of_new, fresh = (x.unflatten(1, (-1, 64)) for x in (old.encoder.embed.weight, new.encoder.embed.weight, before["encoder.embed.weight"]))  # fmt: skip
+    assert torch.equal(of_new[:, [0, 1, 4]], of_old)
+    assert torch.equal(of_new[:, [2, 3]], fresh[:, [2, 3]])
+    for name in ("encoder.blocks.3.qkv.weight", "encoder.cls", "encoder.embed.bias", "decoder.blocks.0.fc1.weight"):
+        assert torch.equal(new.state_dict()[name], old.state_dict()[name]), name
+    for name in ("decoder.head.weight", "flux_head.layers.1.bias", "sky_sigma", "latent.head.weight"):
+        assert torch.equal(new.state_dict()[name], before[name]), name
+    for name, x in new.latent.teacher.named_parameters():
+        assert torch.equal(x, new.encoder.get_parameter(name))
+    with pytest.raises(ValueError, match="start: that model has patch_size=8, this one 4"):
+        start_from(build_model(ModelConfig(**{**CONFIG.__dict__, "patch_size": 4})), old)

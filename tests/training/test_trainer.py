@@ -45,7 +45,7 @@ CHANGES = {"learning_rate": 2e-3, "weight_decay": 10.0, "warmup_steps": 0, "clip
            "final_learning_rate": 1e-3, "betas": (0.5, 0.5), "batch_size": 16, "schedule": "wsd", "steps": 4}  # fmt: skip
 CHANGES_NOT = {"log_every": 1, "validate_every": 1, "checkpoint_every": 1, "checkpoint_minutes": 0.0, "tensorboard": True,
                "ema": 0.5, "tf32": False, "cooldown": 0.1}  # fmt: skip
-ELSEWHERE = {"accumulate", "max_bad_steps", "compile"}  # test_pretrain.py
+ELSEWHERE = {"accumulate", "max_bad_steps", "compile", "start"}  # test_pretrain.py, test_training_terms.py
 
 
 def test_no_setting_is_forgotten_here():

@@ -7,7 +7,7 @@ import pytest
 
 from skylib import Interrupted, load_model, pretrain
 from skylib.model.checkpoint import load_checkpoint
-from tests.training.test_pretrain import MODEL, config, same
+from tests.training.test_pretrain import MODEL, config, same, weights
 
 SUMMED = replace(MODEL, hide_bands=0.5, flux_weight=0.3, latent_weight=1.0, norm_pix="noise")
 RUN = config(steps=6, log_every=1, checkpoint_every=4, validate_every=6)
@@ -42,3 +42,13 @@ def test_parts_and_processes_give_the_same_as_the_whole(whole_run, cutouts, tmp_
     np.testing.assert_allclose(parts.metrics["loss"], whole_run.metrics["loss"], rtol=1e-4)
     two = pretrain(SUMMED, RUN, train=cutouts, run_dir=tmp_path / "two", processes=2, device="cpu")
     np.testing.assert_allclose(two.metrics["loss"], whole_run.metrics["loss"], rtol=1e-4)
+
+
+def test_a_training_starts_from_another_model(whole_run, cutouts, tmp_path):
+    still = replace(RUN, steps=1, learning_rate=0.0, warmup_steps=0, start=str(whole_run.run_dir))
+    first = pretrain(SUMMED, still, train=cutouts, run_dir=tmp_path / "same").model.state_dict()
+    assert same({k: v for k, v in first.items() if not k.startswith("latent")}, weights(whole_run.run_dir))
+    pretrain(SUMMED, replace(RUN, steps=3, start=str(whole_run.run_dir)), train=cutouts, run_dir=tmp_path / "on")
+    assert not same(first, weights(tmp_path / "on"))
+    with pytest.raises(ValueError, match="start: that model has size='nano', this one 'tiny'"):
+        pretrain(replace(SUMMED, size="tiny"), still, train=cutouts, run_dir=tmp_path / "tiny")
