@@ -194,6 +194,10 @@ def run(
     return out
 
 
+# The demo goes on from the shipped weights, unless it is told how to pretrain, or on what.
+STARTED = {"start": "sky-nano", "steps": 300, "learning_rate": 3e-4, "validate_every": 100}
+
+
 def demo(
     run_dir: str | Path,
     *,
@@ -244,6 +248,10 @@ def demo(
     for name in sky.keys() & given.keys():
         raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
     values = share(overrides, paths)
+    pretraining = paths[CHAIN.index("01_pretrain")]
+    if not sky and not values[pretraining]:
+        known = notebook_parameters(pretraining)
+        values[pretraining] |= {name: value for name, value in STARTED.items() if name in known}
     for path in paths:
         known = notebook_parameters(path)
         values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -47,7 +46,7 @@ class PretrainResult:
 
 
 def pretrain(
-    model_config: ModelConfig | MaskedImageModel,
+    model_config: ModelConfig,
     config: PretrainConfig,
     *,
     train: Loader | CutoutFile,
@@ -65,9 +64,9 @@ def pretrain(
 
     Parameters
     ----------
-    model_config : ModelConfig or MaskedImageModel
-        Of a new model; or a model, whose weights a new run starts from. The noise of the sky is that of the data.
+    model_config : ModelConfig
     config : PretrainConfig
+        With `start`, a new run begins with the weights of another model. The noise of the sky is that of the data.
     train : CutoutLoader, TileLoader or CutoutFile
         From a file, batches of `config.batch_size` are drawn at random, with random rotations and flips. Where a loader
         gives weights of pixels, they count in the loss.
@@ -134,7 +133,7 @@ class Trainer:
     def __init__(
         self,
         *,
-        model_config: ModelConfig | MaskedImageModel,
+        model_config: ModelConfig,
         config: PretrainConfig,
         train: Loader | CutoutFile,
         validation: CutoutLoader | CutoutFile | None,
@@ -142,11 +141,8 @@ class Trainer:
         run_dir: Path,
         world: World,
     ) -> None:
-        if isinstance(model_config, ModelConfig):
-            self.model = build_model(model_config, seed=config.seed)
-        else:
-            self.model = deepcopy(model_config).cpu()
-        self.model_config, self.config, self.run_dir, self.world = self.model.config, config, run_dir, world
+        self.model = build_model(model_config, seed=config.seed)
+        self.model_config, self.config, self.run_dir, self.world = model_config, config, run_dir, world
         if config.batch_size % (config.accumulate * world.size):
             processes = f"{world.size} processes x accumulate={config.accumulate}"
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {processes}")

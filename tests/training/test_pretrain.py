@@ -268,18 +268,3 @@ def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
     process.kill()
     process.communicate()
     assert load_checkpoint(path)["step"] in (1, 2)
-
-
-def test_a_run_starts_from_the_weights_of_another_model(cutouts, tmp_path):
-    """Its first loss is that of the trained model; what the folder holds is resumed, and not started again."""
-    first = pretrain(MODEL, config(60), train=cutouts, run_dir=tmp_path / "first")
-    short = config(2, warmup_steps=1, log_every=1)
-    second = pretrain(first.model, short, train=cutouts, run_dir=tmp_path / "second")
-    fresh = pretrain(MODEL, short, train=cutouts, run_dir=tmp_path / "fresh")
-    assert second.metrics["loss"].iloc[0] < 0.95 * fresh.metrics["loss"].iloc[0]
-    assert json.loads((tmp_path / "second" / "config.json").read_text())["model"]["size"] == "nano"
-    assert same(
-        pretrain(first.model, short, train=cutouts, run_dir=tmp_path / "second").model.state_dict(),
-        second.model.state_dict(),
-    )
-    assert same(first.model.state_dict(), weights(tmp_path / "first")), "the model that was given is as before"
