@@ -194,7 +194,7 @@ def run(
     return out
 
 
-# The demo goes on from the shipped weights, unless it is told how to pretrain, or on what.
+# How the demo pretrains, unless it is told how, or on what.
 STARTED = {"start": "sky-nano", "steps": 300, "learning_rate": 3e-4, "validate_every": 100}
 
 
@@ -218,10 +218,7 @@ def demo(
     notebooks : path
         The folder that holds the notebooks of `CHAIN`.
 
-    Returns
-    -------
-    Path
-        Of the page of results.
+    Returns the path of the page of results.
 
     Raises
     ------
@@ -242,19 +239,16 @@ def demo(
     if len(sky) == 1:
         raise ValueError(f"tiles={tiles}, catalogue={catalogue}: give both, or none for a simulated sky")
 
-    if not isinstance(overrides, Mapping):
-        overrides = list(overrides)
+    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
     given = dict(overrides if isinstance(overrides, Mapping) else map(split_override, overrides))
     for name in sky.keys() & given.keys():
         raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
     values = share(overrides, paths)
-    pretraining = paths[CHAIN.index("01_pretrain")]
-    if not sky and not values[pretraining]:
-        known = notebook_parameters(pretraining)
-        values[pretraining] |= {name: value for name, value in STARTED.items() if name in known}
     for path in paths:
+        new = path.stem == "01_pretrain" and not sky and not values[path]
+        more = STARTED if new else {name: str(source.resolve()) for name, source in sky.items()}
         known = notebook_parameters(path)
-        values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}
+        values[path] |= {name: value for name, value in more.items() if name in known}
 
     start = time.perf_counter()
     try:
