@@ -107,7 +107,7 @@ class SearchIndex:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         rows, wanted = self._targets(targets)
-        allowed = self.finite.cpu().numpy() if keep is None else self.finite.cpu().numpy() & keep
+        allowed = self.finite.cpu().numpy() & (True if keep is None else keep)  # a copy, changed below
         if where:
             allowed &= matching_rows(self.embeddings, where)
         if exclude_targets and len(rows):

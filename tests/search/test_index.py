@@ -336,3 +336,13 @@ def test_a_gpu_gives_the_same_answer(embeddings, metric):
     one, other = (SearchIndex(embeddings, device=d).search([5, 17], k=50, metric=metric) for d in ("cpu", "cuda"))
     assert one["index"].tolist() == other["index"].tolist()
     np.testing.assert_array_max_ulp(one["score"], other["score"], maxulp=1)  # sums in another order, then rounded
+
+
+def test_one_search_leaves_nothing_behind_for_the_next(embeddings):
+    index = SearchIndex(embeddings)
+    first = index.search([3, 5], k=20, exclude_radius=5.0)
+    index.search([3], k=5, where={"class": [1]})
+    again = index.search([3, 5], k=20, exclude_radius=5.0)
+    assert first["index"].tolist() == again["index"].tolist()
+    assert bool(index.finite.all())
+    assert 3 in index.search([9], k=len(embeddings))["index"]
