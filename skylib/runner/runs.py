@@ -194,10 +194,6 @@ def run(
     return out
 
 
-# How the demo pretrains, unless it is told how, or on what.
-STARTED = {"start": "sky-nano", "steps": 300, "learning_rate": 3e-4, "validate_every": 100}
-
-
 def demo(
     run_dir: str | Path,
     *,
@@ -245,10 +241,8 @@ def demo(
         raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
     values = share(overrides, paths)
     for path in paths:
-        new = path.stem == "01_pretrain" and not sky and not values[path]
-        more = STARTED if new else {name: str(source.resolve()) for name, source in sky.items()}
         known = notebook_parameters(path)
-        values[path] |= {name: value for name, value in more.items() if name in known}
+        values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}
 
     start = time.perf_counter()
     try:
