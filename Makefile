@@ -4,6 +4,7 @@ PYTHON ?= python3
 PY := "$(VENV)/bin/python"
 RUN_DIR ?= papermill_runs/demo
 PIP_ARGS ?=
+PYTEST_ARGS ?=
 
 .PHONY: help demo test lint strip lab benchmark gpu clean distclean environment
 
@@ -55,7 +56,7 @@ demo: environment
 	@$(PY) -m skylib demo --run-dir "$(RUN_DIR)"
 
 test: environment
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: environment
 	$(PY) -m ruff check .

@@ -84,7 +84,8 @@ def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | N
     new, old = model.config, other.config
     for name in ("size", "patch_size", "objective"):
         if getattr(new, name) != getattr(old, name):
-            raise ValueError(f"start: that model has {name}={getattr(old, name)!r}, this one {getattr(new, name)!r}")
+            found = f"{name}={getattr(old, name)!r}, this one {getattr(new, name)!r}"
+            raise ValueError(f"start: that model has {found}; start=None begins with random weights")
     state, given = model.state_dict(), other.state_dict()
     if new.bands != old.bands:
         whole = {"no_data", "hidden", "decoder.weight", "decoder.bias", "encoder.embed.weight"}
