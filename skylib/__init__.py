@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 # Each public name is loaded at its first use: torch alone takes seconds, and GalSim and ipywidgets are not everywhere.
 # A name stands twice, in the table for Python and in the imports for editors and type checkers; a test compares them.
 _HOMES = {
-    "bands": "canonical_band register_band sort_bands",
+    "bands": "canonical_band flux_to_mag register_band sort_bands",
     "browse": "SimilarityBrowser",
     "config": "ModelConfig PretrainConfig ProbeConfig",
     "data.augment": "Augmentation random_orientation",
@@ -46,7 +46,7 @@ _HOMES = {
     "training.pretrain": "PretrainResult pretrain",
 }
 if TYPE_CHECKING:
-    from skylib.bands import canonical_band, register_band, sort_bands
+    from skylib.bands import canonical_band, flux_to_mag, register_band, sort_bands
     from skylib.browse import SimilarityBrowser
     from skylib.config import ModelConfig, PretrainConfig, ProbeConfig
     from skylib.data.augment import Augmentation, random_orientation

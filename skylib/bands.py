@@ -10,14 +10,10 @@ import numpy as np
 ZERO_POINT = 27.0  # AB magnitude of one count: the flux unit of the whole library, that of HSC coadds
 
 # Effective wavelengths in nm. Any other band becomes known by `register_band`, or by a survey or a file that states it.
-BROAD_BANDS: dict[str, float] = {
-    "u": 355, "g": 482, "r": 622, "i": 771, "z": 890, "y": 978, "J": 1252, "H": 1645, "Ks": 2147,
-    "FUV": 154, "NUV": 232, "VIS": 715, "W1": 3353, "W2": 4603, "W3": 11561, "W4": 22088,
-}  # fmt: skip
-NARROW_BANDS: dict[str, float] = {
-    "NB0387": 387, "NB0400": 400, "NB0468": 468, "NB0515": 515, "NB0527": 527, "NB0656": 656, "NB0718": 718,
-    "NB0816": 817, "NB0921": 921, "NB0926": 926, "NB0973": 973, "NB1010": 1010,
-}  # fmt: skip
+_BROAD = """u 355, g 482, r 622, i 771, z 890, y 978, J 1252, H 1645, Ks 2147, FUV 154, NUV 232, VIS 715,
+    W1 3353, W2 4603, W3 11561, W4 22088"""
+BROAD_BANDS = {name: float(nm) for name, nm in re.findall(r"(\w+) (\d+)", _BROAD)}
+NARROW_BANDS = {f"NB{nm:04d}": float(nm) for nm in (387, 400, 468, 515, 527, 656, 718, 816, 921, 926, 973, 1010)}
 _STANDARD = frozenset((*BROAD_BANDS, *NARROW_BANDS))
 _ALIASES = {"k": "Ks", "r2": "r", "i2": "i"}  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
@@ -70,7 +66,7 @@ def is_standard(band: str) -> bool:
 
 def wavelength_of(band: str) -> float:
     """Return the effective wavelength in nm of a band by its canonical name."""
-    return BROAD_BANDS[band] if band in BROAD_BANDS else NARROW_BANDS[band]
+    return {**BROAD_BANDS, **NARROW_BANDS}[band]
 
 
 def canonical_band(name: str) -> str:

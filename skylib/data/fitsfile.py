@@ -24,8 +24,8 @@ _VALUE = re.compile(rb"^([A-Z0-9_-]+) *= +('?[^'/]*)")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[fits.HDUList]:
-    """Open a FITS file, compressed or not.
+def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
+    """Open a FITS file, compressed or not; `what` it is to be is for the message.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def opened(path: Path) -> Iterator[fits.HDUList]:
     except _Refused as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # damage raises errors of many kinds in the layers below
-        raise OSError(f"{path}: cannot be read as a FITS tile: {error}") from error
+        raise OSError(f"{path}: cannot be read as {what}: {error}") from error
 
 
 class _Refused(ValueError):

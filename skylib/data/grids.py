@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from astropy.coordinates import ICRS, SkyCoord
+from astropy.coordinates import ICRS, BarycentricMeanEcliptic, BaseCoordinateFrame, SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import wcs_to_celestial_frame
 from scipy import ndimage
 
-_STEP, _STRIP = 64, 256  # pixels: positions are computed on this mesh, and images are resampled in strips of rows
+_BLOCK = 64  # pixels: images are resampled block by block, each by an affine map
 _NUMBERS = ("CRVAL", "CRPIX", "CDELT", "CD1_", "CD2_", "PC1_", "PC2_", "CROTA")
 
 
@@ -30,9 +30,14 @@ def read_grid(header: fits.Header) -> WCS | None:
                 raise ValueError(f"{key}={value!r}: must be a number")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
-        wcs = WCS(header)
+        try:
+            wcs = WCS(header)
+        except KeyError:  # an alternate one alone, of which no one knows whether it is meant
+            return None
     if not wcs.has_celestial:
         return None
+    if {wcs.wcs.lng, wcs.wcs.lat} != {0, 1}:
+        raise ValueError(f"the axes of the image are {' '.join(wcs.wcs.ctype)}: the first two must be those of the sky")
     if wcs.naxis > 2:
         wcs = wcs.celestial
     scale = np.abs(np.linalg.det(wcs.pixel_scale_matrix))
@@ -40,15 +45,24 @@ def read_grid(header: fits.Header) -> WCS | None:
         raise ValueError(
             f"the sky coordinates are damaged: CRVAL {wcs.wcs.crval}, matrix {wcs.pixel_scale_matrix.tolist()}"
         )
-    wcs_to_celestial_frame(wcs)
+    _frame(wcs)
     return wcs
+
+
+def _frame(wcs: WCS) -> BaseCoordinateFrame:
+    kind = wcs.wcs.lngtyp.strip()
+    if kind == "ELON":
+        return BarycentricMeanEcliptic()
+    if kind not in ("RA", "GLON"):  # astropy takes any other for right ascension
+        raise ValueError(f"the sky coordinates are {kind!r}: must be RA, GLON or ELON")
+    return wcs_to_celestial_frame(wcs)
 
 
 def sky_position(wcs: WCS, rows: np.ndarray | float, cols: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """Return ra and dec (deg, ICRS) at pixels (0 = centre of the first), whatever the frame and order of the axes."""
     world = wcs.all_pix2world(np.asarray(cols, float), np.asarray(rows, float), 0)
     lon, lat = world[wcs.wcs.lng], world[wcs.wcs.lat]
-    frame = wcs_to_celestial_frame(wcs)
+    frame = _frame(wcs)
     if isinstance(frame, ICRS):
         return lon, lat
     sky = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
@@ -57,7 +71,7 @@ def sky_position(wcs: WCS, rows: np.ndarray | float, cols: np.ndarray | float) -
 
 def pixel_position(wcs: WCS, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS; the inverse of the above."""
-    lon, lat, frame = np.asarray(ra, float), np.asarray(dec, float), wcs_to_celestial_frame(wcs)
+    lon, lat, frame = np.asarray(ra, float), np.asarray(dec, float), _frame(wcs)
     if not isinstance(frame, ICRS):
         sky = SkyCoord(lon, lat, unit="deg").transform_to(frame).spherical
         lon, lat = sky.lon.deg, sky.lat.deg
@@ -116,32 +130,30 @@ def resample(
     ratio = pixel_scale(target) / pixel_scale(source)
     parts = max(1, int(np.ceil(ratio - 0.25)))  # larger pixels are means of smaller ones
     spline = ndimage.spline_filter(filled, order) if order > 1 else filled
-    mesh = _mesh(source, target, shape)
+    weight = bad.astype(np.float32) if bad.any() else None
     out = np.empty(shape, dtype=np.float32)
-    offsets = (np.arange(parts) + 0.5) / parts - 0.5
-    for top in range(0, shape[0], _STRIP):
-        rows, cols = np.mgrid[top : min(top + _STRIP, shape[0]), : shape[1]].astype(float)
-        total, lost = np.zeros(rows.shape), np.zeros(rows.shape, bool)
-        for dy in offsets:
-            for dx in offsets:
-                at = [
-                    ndimage.map_coordinates(m, ((rows + dy) / _STEP, (cols + dx) / _STEP), order=1, mode="nearest")
-                    for m in mesh
-                ]
-                total += ndimage.map_coordinates(spline, at, order=order, prefilter=False, mode="nearest")
-                near = [np.rint(a).astype(int) for a in at]
-                outside = (near[0] < 0) | (near[1] < 0) | (near[0] >= image.shape[0]) | (near[1] >= image.shape[1])
-                lost |= outside
-                if bad.any():
-                    lost |= ndimage.map_coordinates(bad.astype(np.float32), at, order=1, mode="nearest") > 0.01
-        out[top : top + _STRIP] = np.where(lost, np.nan, total / parts**2 * ratio ** (2 * power))
+    corners = _corners(source, target, shape)
+    for i, top in enumerate(range(0, shape[0], _BLOCK)):
+        for j, left in enumerate(range(0, shape[1], _BLOCK)):
+            block = out[top : top + _BLOCK, left : left + _BLOCK]
+            (a, b), (c, d) = corners[i : i + 2, j : j + 2]
+            matrix = np.stack([c + d - a - b, b + d - a - c], axis=1) / (2 * _BLOCK)
+            first = (a + b + c + d) / 4 - matrix.sum(axis=1) * (_BLOCK - 1 / parts + 1) / 2
+            split = block.shape[0], parts, block.shape[1], parts
+            how = {"matrix": matrix / parts, "offset": first, "prefilter": False, "cval": np.nan}
+            how["output_shape"] = split[0] * parts, split[2] * parts
+            found = ndimage.affine_transform(spline, order=order, **how).reshape(split)
+            block[:] = found.mean(axis=(1, 3)) * ratio ** (2 * power)
+            if weight is not None:
+                near = ndimage.affine_transform(weight, order=1, **how).reshape(split)
+                block[(near > 0.01).any(axis=(1, 3))] = np.nan
     return out
 
 
-def _mesh(source: WCS, target: WCS, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows and columns in the source of each _STEP-th pixel of the target; between them they are linear."""
-    rows, cols = np.meshgrid(*(np.arange(0, n + _STEP, _STEP) for n in shape), indexing="ij")
+def _corners(source: WCS, target: WCS, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the rows and columns in the source of the corners of blocks of the target, (n, m, 2); between them they are linear."""
+    rows, cols = np.meshgrid(*(np.arange(0, n + _BLOCK, _BLOCK) for n in shape), indexing="ij")
     found = pixel_position(source, *sky_position(target, rows.ravel(), cols.ravel()))
-    if not all(np.isfinite(f).all() for f in found):
+    if not np.isfinite(found).all():
         raise ValueError("the two images lie on different parts of the sky")
-    return found[0].reshape(rows.shape), found[1].reshape(rows.shape)
+    return np.stack(found, axis=-1).reshape(*rows.shape, 2)

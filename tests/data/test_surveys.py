@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from astropy.coordinates import FK4, SkyCoord
 from astropy.io import fits
-from astropy.table import MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, Table
 from astropy.wcs import WCS
 
 import skylib
@@ -254,12 +254,15 @@ def test_grids_are_compared_at_their_corners_too(tmp_path):
             read_tile(two_bands(tmp_path / name, grid(), other))
 
 
-@pytest.mark.parametrize("frame", ["galactic", "fk4", "fk5", "swapped", "third axis", "sip"])
+@pytest.mark.parametrize("frame", ["galactic", "ecliptic", "fk4", "fk5", "swapped", "third axis", "sip"])
 def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
     place = SkyCoord(150.0, 2.2, unit="deg")
     header = grid().to_header()
     if frame == "galactic":
         header = grid(ra=place.galactic.l.deg, dec=place.galactic.b.deg, ctype=("GLON-TAN", "GLAT-TAN")).to_header()
+    elif frame == "ecliptic":
+        old = place.barycentricmeanecliptic
+        header = grid(ra=old.lon.deg, dec=old.lat.deg, ctype=("ELON-TAN", "ELAT-TAN")).to_header()
     elif frame == "fk4":
         old = place.transform_to(FK4(equinox="B1950"))
         header = grid(ra=old.ra.deg, dec=old.dec.deg).to_header()
@@ -301,6 +304,27 @@ def test_tiles_without_sky_coordinates_are_refused_by_name(tmp_path):
         read_tile(paths, sky=False).sky_at(1, 1)
 
 
+GALACTIC = [[x] for x in (lambda c: (c.l.deg, c.b.deg))(SkyCoord(150.0005, 2.2, unit="deg").galactic)]
+
+
+@pytest.mark.parametrize(
+    ("cards", "message"),
+    [
+        ({"CTYPE1": "HPLN-TAN", "CTYPE2": "HPLT-TAN"}, "sky coordinates are 'HPLN': must be RA, GLON or ELON"),
+        (
+            {"WCSAXES": 3, "CTYPE1": "FREQ", "CUNIT1": "Hz", "CTYPE3": "RA---TAN"},
+            "axes of the image are FREQ DEC--TAN RA---TAN",
+        ),
+        ({"CRVAL1": "150.0"}, "CRVAL1='150.0': must be a number"),
+    ],
+)
+def test_grids_that_cannot_be_used_are_named(tmp_path, cards, message):
+    write(tmp_path / "a_g.fits", noise(), **cards)
+    (paths,) = find_tiles(tmp_path, survey=Survey(name="f", bands="g", file_names="{tile}_{band}", zero_point=27))
+    with pytest.raises((OSError, ValueError), match=rf"a_g\.fits.*{re.escape(message)}"):
+        read_tile(paths)
+
+
 @pytest.fixture
 def one_tile(tmp_path):
     write(tmp_path / "tiles" / "HSC-I-9813-4,5.fits", noise(), hdu=1, name="IMAGE")
@@ -316,12 +340,28 @@ def one_tile(tmp_path):
         Table({"coord_ra": [150.0005] * u.deg, "coord_dec": [2.2] * u.deg}),
         Table({"RA": ["10:00:00.12"], "DEC": ["+02:12:00"]}), Table({"RA": ["10h00m00.12s"], "DEC": ["2d12m"]}),
         Table({"ra": ["150.0005"], "dec": ["2.2"]}), Table({"place": SkyCoord([150.0005], [2.2], unit="deg").galactic}),
-        Table({"ra": [-209.9995], "dec": [2.2]}),
+        Table({"ra": [-209.9995], "dec": [2.2]}), Table({"ra": [510.0005], "dec": [2.2]}),
+        Table(dict(zip(("GLON", "GLAT"), GALACTIC, strict=True))), Table(dict(zip("lb", GALACTIC, strict=True))),
+        Table([Column(["10 00 00.12"], "RAJ2000", unit='"h:m:s"'), Column(["+02 12 00"], "DEJ2000", unit='"d:m:s"')]),
+        Table({"ra": [150.0005, np.inf], "dec": [2.2, 2.2]}),
     ],
 )  # fmt: skip
 def test_positions_in_their_usual_forms(one_tile, tmp_path, table):
     made = make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
     assert (made.ra[0], made.dec[0]) == (pytest.approx(150.0005), pytest.approx(2.2))
+
+
+def test_catalogues_in_files_of_any_kind(one_tile, tmp_path):
+    table = Table({"ra": [150.0005], "dec": [2.2]})
+    other = fits.BinTableHDU(Table({"Field Header Card": ["x"]}), name="LDAC_IMHEAD")
+    fits.HDUList([fits.PrimaryHDU(), other, fits.BinTableHDU(table, name="LDAC_OBJECTS")]).writeto(tmp_path / "a.cat")
+    (tmp_path / "b.txt").write_text("ra dec\n150.0005 2.2\n")
+    table.write(tmp_path / "c.vot", format="votable")
+    for name in ("a.cat", "b.txt", "c.vot"):
+        assert make_cutouts(one_tile, tmp_path / name, tmp_path / f"{name}.h5", size=8).ra == pytest.approx(150.0005)
+    fits.PrimaryHDU(noise()).writeto(tmp_path / "image.fits")
+    with pytest.raises(OSError, match=r"image\.fits: cannot be read as a catalogue: no table among the HDUs"):
+        make_cutouts(one_tile, tmp_path / "image.fits", tmp_path / "d.h5", size=8)
 
 
 @pytest.mark.parametrize("unit", ["degrees", "DEGREE", "deg", "Degrees"])

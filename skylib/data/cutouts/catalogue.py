@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +12,33 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import Angle, SkyCoord
+from astropy.io import fits
+from astropy.io.registry import IORegistryError
 from astropy.table import Column, MaskedColumn, Table
+
+from skylib.data.fitsfile import opened
 
 log = logging.getLogger(__name__)
 
-# Pairs of columns that hold a position (ICRS), in lower case; of several in one table, the first counts.
-POSITION_NAMES = (
-    ("ra", "dec"), ("raj2000", "dej2000"), ("raj2000", "decj2000"), ("ra_j2000", "dec_j2000"), ("_raj2000", "_dej2000"),
-    ("ra_icrs", "de_icrs"), ("ra_icrs", "dec_icrs"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
-    ("ra_deg", "dec_deg"), ("radeg", "dedeg"), ("radeg", "decdeg"), ("right_ascension", "declination"),
-    ("coord_ra", "coord_dec"), ("target_ra", "target_dec"), ("plug_ra", "plug_dec"), ("ramean", "decmean"),
-)  # fmt: skip
+# Pairs of columns that hold a position, in lower case, and the frame that they are in; of several in one table, the first counts.
+_NAMES = """icrs: ra/dec raj2000/dej2000 raj2000/decj2000 ra_j2000/dec_j2000 _raj2000/_dej2000 ra_icrs/de_icrs ra_icrs/dec_icrs
+    alpha_j2000/delta_j2000 alphawin_j2000/deltawin_j2000 alphapeak_j2000/deltapeak_j2000 alpha_sky/delta_sky ra_deg/dec_deg
+    radeg/dedeg radeg/decdeg right_ascension/declination coord_ra/coord_dec target_ra/target_dec plug_ra/plug_dec i_ra/i_dec
+    ramean/decmean ra_1/dec_1; galactic: glon/glat gal_lon/gal_lat l/b; fk4: rab1950/deb1950 ra_b1950/dec_b1950 _rab1950/_deb1950"""
+POSITION_NAMES = {
+    tuple(pair.split("/")): frame for frame, pairs in re.findall(r"(\w+):([^;]+)", _NAMES) for pair in pairs.split()
+}
+_HOURS = ("h", "hr", "hour", "hourangle")
 _UNITS = {
-    "deg": u.deg, "degree": u.deg, "rad": u.rad, "radian": u.rad, "hour": u.hourangle, "hourangle": u.hourangle,
-    "h": u.hourangle, "hr": u.hourangle, "arcsec": u.arcsec, "arcmin": u.arcmin, "mas": u.mas,
-}  # fmt: skip
+    "deg": u.deg,
+    "degree": u.deg,
+    "rad": u.rad,
+    "radian": u.rad,
+    "arcsec": u.arcsec,
+    "arcmin": u.arcmin,
+    "mas": u.mas,
+}
+_UNITS |= dict.fromkeys(_HOURS, u.hourangle)
 
 
 def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = (), pixels: bool = False) -> Table:
@@ -35,7 +48,8 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     ----------
     catalogue : path, Table or pandas DataFrame
         With the positions in columns ``ra`` and ``dec``, or named as in `POSITION_NAMES`, in any case of letters; in
-        degrees, in the unit that the column states, or as sexagesimal text; or as one column of `SkyCoord`.
+        degrees, in the unit that the column states, or as sexagesimal text; or as one column of `SkyCoord`. Of a FITS file
+        with several tables, the first with positions.
     columns : sequence of str
         Others that must exist.
     pixels : bool
@@ -44,7 +58,8 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     Returns
     -------
     Table
-        With ``ra`` and ``dec`` in degrees ICRS, or ``x`` and ``y``, as plain float64; NaN where they are masked or empty.
+        With ``ra`` and ``dec`` in degrees ICRS, or ``x`` and ``y``, as plain float64; NaN where they are masked, empty or
+        infinite.
 
     Raises
     ------
@@ -55,26 +70,18 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     ValueError
         If a column is missing, or does not hold positions; the message names it.
     """
-    where = ""
+    where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if isinstance(catalogue, Table):
         table = catalogue.copy(copy_data=False)
     elif hasattr(catalogue, "iloc"):
         table = Table.from_pandas(catalogue)
     else:
-        where = f" {catalogue}"
-        if not Path(catalogue).is_file():
-            raise FileNotFoundError(f"{catalogue}: no such catalogue")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", u.UnitsWarning)
-                table = Table.read(catalogue)
-        except Exception as error:  # each format raises its own
-            raise OSError(f"{catalogue}: cannot be read as a catalogue: {error}") from error
+        table = _load(Path(catalogue))
     for name in columns:
         if name not in table.colnames:
             raise ValueError(f"catalogue{where} has no column {name!r}; columns: {', '.join(table.colnames)}")
     sky = [name for name in table.colnames if isinstance(table[name], SkyCoord)]
-    pair = _pair(table, where)
+    pair, frame = _pair(table, where)
     if pair is None and sky:
         place = table[sky[0]].icrs
         values = {name: _plain(getattr(place, name).deg) for name in ("ra", "dec")}
@@ -86,21 +93,25 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
         absent = "dec" if any(name.lower() == "ra" for name in table.colnames) else "ra"
         raise ValueError(
             f"catalogue{where} has no column {absent!r}; columns: {', '.join(table.colnames)} (positions are ra and dec, or "
-            f"named as {', '.join('/'.join(names) for names in POSITION_NAMES[1:4])}, …{', or x and y' if pixels else ''})"
+            f"named as {', '.join('/'.join(names) for names in list(POSITION_NAMES)[1:4])}, …{', or x and y' if pixels else ''})"
         )
     else:
-        radians = pair[0].lower() == "coord_ra" and _looks_like_radians(table, pair, where)
+        unit = _unstated_unit(table, pair, where)
         values = {
-            name: _degrees(table[column], column, where, is_ra=name == "ra", unit=u.rad if radians else None)
+            name: _degrees(table[column], column, where, hours=name == "ra" and frame != "galactic", unit=unit)
             for name, column in zip(("ra", "dec"), pair, strict=True)
         }
-    for name, low, high in (("ra", -360, 360), ("dec", -90, 90)):
+    for name, low, high in (("ra", -360, 720), ("dec", -90, 90)):
+        values[name] = np.where(np.isfinite(values[name]), values[name], np.nan)
         bad = (values[name] < low) | (values[name] > high)
         if bad.any():
             raise ValueError(
                 f"catalogue{where}: {bad.sum()} values of {name} such as {values[name][bad][0]:g} are not {low} to {high} degrees"
             )
-        table[name] = np.mod(values[name], 360) if name == "ra" else values[name]
+    if frame != "icrs":
+        place = SkyCoord(values["ra"], values["dec"], unit="deg", frame=frame).icrs
+        values = {"ra": place.ra.deg, "dec": place.dec.deg}
+    table["ra"], table["dec"] = np.mod(values["ra"], 360), values["dec"]
     return table
 
 
@@ -113,21 +124,52 @@ def describe_extent(table: Table) -> str:
     )
 
 
-def _pair(table: Table, where: str) -> list[str] | None:
-    """Return the names of the columns with the position."""
-    for names in POSITION_NAMES:
+def is_label(column: Any) -> bool:
+    """Whether a column can be kept as a label: one number, truth value or text per object, no times or coordinates."""
+    if not isinstance(column, Column | MaskedColumn | np.ndarray | u.Quantity) or getattr(column, "ndim", 0) != 1:
+        return False
+    values = np.asarray(getattr(column, "value", column))
+    texts = str | bytes | None | np.ma.core.MaskedConstant
+    return values.dtype.kind in "fiubSU" or (values.dtype.kind == "O" and all(isinstance(v, texts) for v in values))
+
+
+def _load(path: Path) -> Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such catalogue")
+    with path.open("rb") as file:
+        is_fits = file.read(6) == b"SIMPLE" or re.search(r"\.fits?(\.\w+)?$", path.name, re.IGNORECASE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        if is_fits:
+            with opened(path, "a catalogue") as hdus:  # which looks at the checksums
+                kinds = fits.BinTableHDU | fits.TableHDU
+                held = [h for h in hdus if isinstance(h, kinds) and not isinstance(h, fits.CompImageHDU)]
+                tables = [Table.read(hdu) for hdu in held]
+                if not tables:
+                    raise ValueError(f"no table among the HDUs {[hdu.name for hdu in hdus]}")
+            return next((table for table in tables if _pair(table, f" {path}")[0]), tables[0])
+        try:
+            try:
+                return Table.read(path)
+            except IORegistryError:  # a name that tells no format
+                return Table.read(path, format="ascii")
+        except Exception as error:  # each format raises its own
+            raise OSError(f"{path}: cannot be read as a catalogue: {str(error).splitlines()[0]}") from error
+
+
+def _pair(table: Table, where: str) -> tuple[list[str] | None, str]:
+    """Return the names of the columns with the position, and its frame."""
+    for names, frame in POSITION_NAMES.items():
         if found := _named(table, names, where):
-            return found
-    return None
+            return found, frame
+    return None, "icrs"
 
 
 def _named(table: Table, names: tuple[str, ...], where: str) -> list[str] | None:
     """Return the columns of these names, as they are written in the table; None unless all exist."""
     found = []
     for name in names:
-        same = [
-            column for column in table.colnames if column.lower() == name and not isinstance(table[column], SkyCoord)
-        ]
+        same = [c for c in table.colnames if c.lower() == name and not isinstance(table[c], SkyCoord)]
         if len(same) > 1 and name not in same:
             raise ValueError(f"catalogue{where} has columns {', '.join(same)}: which of them is {name} is not clear")
         if not same:
@@ -136,43 +178,47 @@ def _named(table: Table, names: tuple[str, ...], where: str) -> list[str] | None
     return found
 
 
-def _degrees(column: Any, name: str, where: str, *, is_ra: bool, unit: u.UnitBase | None) -> np.ndarray:
-    """Return one coordinate in degrees, float64; NaN where it is masked or empty."""
-    stated = getattr(column, "unit", None)
+def _unstated_unit(table: Table, pair: list[str], where: str) -> u.UnitBase | None:
+    """Return radians or degrees for ``coord_ra`` and ``coord_dec`` without a unit, as the pipelines write them."""
+    if pair[0].lower() != "coord_ra" or any(getattr(table[name], "unit", None) is not None for name in pair):
+        return None
+    ra, dec = (np.abs(_plain(table[name]).astype(np.float64)) for name in pair)
+    unit = u.rad if np.nanmax(ra, initial=0) <= 2 * np.pi and np.nanmax(dec, initial=0) <= np.pi / 2 else u.deg
+    log.warning("catalogue%s: %s and %s have no unit; taken as %s", where, *pair, unit.long_names[0] + "s")
+    return unit
+
+
+def _degrees(column: Any, name: str, where: str, *, hours: bool, unit: u.UnitBase | None) -> np.ndarray:
+    """Return one coordinate in degrees, float64; NaN where it is masked or empty. Sexagesimal text may be in hours."""
     if column.ndim != 1:
         raise ValueError(f"catalogue{where}: column {name!r} has several values per object")
-    values = _plain(getattr(column, "value", column))
-    if unit is None and stated is not None and str(stated).strip() and not isinstance(column, Angle):
-        word = str(stated).strip().lower()
-        unit = _UNITS.get(word, _UNITS.get(word.rstrip("s")))
-        if unit is None:
-            raise ValueError(f"catalogue{where}: column {name!r} is in {str(stated)!r}; known are {', '.join(_UNITS)}")
     if isinstance(column, Angle):
         return _plain(column.deg)
+    values, stated = _plain(getattr(column, "value", column)), str(getattr(column, "unit", None) or "").strip().lower()
+    unit = unit or _UNITS.get(stated, _UNITS.get(stated.rstrip("s")))
     if values.dtype.kind in "OSU":
-        return _from_text(values, name, where, unit or (u.hourangle if is_ra else u.deg), numbers=unit or u.deg)
+        return np.array([_from_text(value, name, where, hours, unit) for value in values], dtype=np.float64)
+    if stated and unit is None:
+        raise ValueError(f"catalogue{where}: column {name!r} is in {stated!r}; known are {', '.join(_UNITS)}")
     if values.dtype.kind not in "fiu":
         raise ValueError(f"catalogue{where}: column {name!r} holds {values.dtype}: must be numbers in degrees, or text")
     return (values.astype(np.float64) * (unit or u.deg)).to_value(u.deg)
 
 
-def _from_text(values: np.ndarray, name: str, where: str, unit: u.UnitBase, *, numbers: u.UnitBase) -> np.ndarray:
+def _from_text(value: Any, name: str, where: str, hours: bool, unit: u.UnitBase | None) -> float:
     """Return degrees of text such as ``"10:00:00.12"``, ``"+02 12 00"`` or ``"150.0005"``."""
-    out = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
-        if value is None or not text or text.lower() in ("nan", "none", "--", "null"):
-            continue
+    text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
+    if text.lower() in ("", "nan", "none", "--", "null"):
+        return np.nan
+    try:
+        return float((float(text) * (unit or u.deg)).to_value(u.deg))
+    except ValueError:
         try:
-            out[i] = (float(text) * numbers).to_value(u.deg)
-        except ValueError:
-            try:
-                out[i] = Angle(text, unit).deg
-            except ValueError as error:
-                raise ValueError(
-                    f"catalogue{where}: column {name!r} holds {text!r}: must be degrees, or sexagesimal as in '10:00:00.1'"
-                ) from error
-    return out
+            return float(Angle(text, unit or (u.hourangle if hours else u.deg)).deg)
+        except ValueError as error:
+            raise ValueError(
+                f"catalogue{where}: column {name!r} holds {text!r}: must be degrees, or sexagesimal as in '10:00:00.1'"
+            ) from error
 
 
 def _pixels(column: Any, name: str, where: str) -> np.ndarray:
@@ -184,34 +230,9 @@ def _pixels(column: Any, name: str, where: str) -> np.ndarray:
 
 def _plain(column: Any) -> np.ndarray:
     """Return values as an ndarray, what is masked as NaN (numbers) or empty (text)."""
+    values = np.asarray(getattr(column, "unmasked", column))
     mask = getattr(column, "mask", None)
     if mask is None or not np.any(mask):
-        return np.asarray(getattr(column, "unmasked", column))
-    values = np.asarray(getattr(column, "unmasked", getattr(column, "data", column)))
-    values = np.array(np.ma.getdata(values))
-    values = values.astype(
-        object if values.dtype.kind in "SU" else np.float64 if values.dtype.kind in "iuf" else values.dtype
-    )
-    values[np.broadcast_to(mask, values.shape)] = "" if values.dtype.kind == "O" else np.nan
-    return values
-
-
-def _looks_like_radians(table: Table, pair: list[str], where: str) -> bool:
-    """Whether ``coord_ra`` and ``coord_dec`` without a unit are in radians, as the pipelines write them, or in degrees."""
-    if any(getattr(table[name], "unit", None) is not None for name in pair):
-        return False
-    ra, dec = (_plain(table[name]).astype(np.float64) for name in pair)
-    small = bool(np.nanmax(np.abs(ra), initial=0) <= 2 * np.pi and np.nanmax(np.abs(dec), initial=0) <= np.pi / 2)
-    log.warning("catalogue%s: %s and %s have no unit; taken as %s", where, *pair, "radians" if small else "degrees")
-    return small
-
-
-def is_label(column: Any) -> bool:
-    """Whether a column can be kept as a label: one number, truth value or text per object, no times or coordinates."""
-    if not isinstance(column, Column | MaskedColumn | np.ndarray | u.Quantity) or getattr(column, "ndim", 0) != 1:
-        return False
-    values = np.asarray(getattr(column, "value", column))
-    return values.dtype.kind in "fiubSU" or (
-        values.dtype.kind == "O"
-        and all(isinstance(v, str | bytes | None.__class__ | np.ma.core.MaskedConstant) for v in values)
-    )
+        return values
+    empty, kind = ("", object) if values.dtype.kind in "OSU" else (np.nan, np.float64)
+    return np.where(mask, np.array(empty, kind), values.astype(kind))
