@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from skylib import lock
 from skylib.lock import SILENT, locked, node
 
 HOLD = "import sys, time\nfrom skylib.lock import locked\nwith locked(sys.argv[1], 'a training'):\n    print('held', flush=True)\n    time.sleep(60)"
@@ -59,3 +60,13 @@ def test_a_damaged_lock_does_not_block(tmp_path, content, caplog):
     with locked(tmp_path / "training.lock", "a training"):
         pass
     assert "training.lock: the lock file cannot be read" in caplog.text
+
+
+def test_a_heartbeat_is_given_as_long_as_the_lock_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with locked(path := tmp_path / "training.lock", "a training"):
+        os.utime(path, (0, 0))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

@@ -72,11 +72,13 @@ def test_conda_reads_environment_and_the_tested_versions_satisfy_it():
     for spec in environment()[0]:
         match = rattler.MatchSpec(spec)
         name = match.name.normalized
-        there = ".".join(map(str, sys.version_info[:3])) if name == "python" else installed(CONDA_NAMES.get(name, name))
-        record = rattler.PackageRecord(
-            name=name, version=there, build=BuildString("0"), build_number=0, subdir="linux-64"
+        tested = (
+            ".".join(map(str, sys.version_info[:3])) if name == "python" else installed(CONDA_NAMES.get(name, name))
         )
-        assert match.matches(record), f"environment.yml asks for {spec}; installed is {there}"
+        record = rattler.PackageRecord(
+            name=name, version=tested, build=BuildString("0"), build_number=0, subdir="linux-64"
+        )
+        assert match.matches(record), f"environment.yml asks for {spec}; installed is {tested}"
 
 
 def test_constraints_pin_what_is_installed():
@@ -100,7 +102,7 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_file_tells_of_the_machine_it_was_made_on():
-    told = re.compile(
+    private = re.compile(
         "|".join(
             [
                 r"(?<![\w.])/" + r"work/",
@@ -115,7 +117,7 @@ def test_no_file_tells_of_the_machine_it_was_made_on():
         if path.suffix in (".png", ".fits", ".h5", ".pt", ".safetensors"):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if match := told.search(line):
+            if match := private.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {match[0]}")
     assert not found
 
@@ -125,11 +127,12 @@ def test_importing_the_library_is_light(heavy, imported):
     assert heavy not in imported
 
 
-def test_public_names_are_loaded_from_where_type_checkers_find_them():
-    tree = ast.parse((ROOT / "skylib/__init__.py").read_text())
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
-    imports = {node.module: " ".join(name.name for name in node.names) for node in block.body}
-    assert imports == {f"skylib.{home}": names for home, names in skylib._HOMES.items()}
+def test_public_names_are_listed_once_for_python_and_type_checkers():
+    """Each public name is re-exported by the stub, and is what it says: `from module import name as name`."""
+    tree = ast.parse((ROOT / "skylib/__init__.pyi").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert all(name.name == name.asname for node in imports for name in node.names)
+    assert sorted(name.name for node in imports for name in node.names) == skylib.__all__
     assert len(set(skylib.__all__)) == len(skylib.__all__) >= 60
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class _Stop(Exception):
     """Raised between two cells, to run no further one."""
 
 
-def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None) -> None:
+def execute(out: Path, *, run_dir: Path) -> None:
     """Execute a notebook in its place, in a kernel of this very Python, whatever kernels a user has installed.
 
     SIGUSR1, SIGTERM, Ctrl-C and the files of `StopRequest` stop it: a training cell saves and ends by itself, another is
@@ -78,8 +78,6 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
     out : path
         The notebook, which is overwritten by its executed copy.
     run_dir : path
-    beat : callable
-        Called about twice a second, in another thread.
 
     Raises
     ------
@@ -123,7 +121,7 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
                 raise _Stop
 
         path = str(out).replace("{", "{{").replace("}", "}}")  # papermill formats paths
-        with _watch(stop, kernels, beat):
+        with _watch(stop, kernels):
             try:
                 no_further()
                 papermill.execute_notebook(
@@ -150,14 +148,13 @@ def execute(out: Path, *, run_dir: Path, beat: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def _watch(stop: StopRequest, kernels: list[Any], beat: Callable[[], None]) -> Iterator[None]:
+def _watch(stop: StopRequest, kernels: list[Any]) -> Iterator[None]:
     """Let the kernel see a request to stop, and interrupt it when its time is up."""
     ended = threading.Event()
 
     def look() -> None:
         deadline = None
         while not ended.wait(0.5):
-            beat()
             if (why := stop.why()) and deadline is None:
                 log.warning("asked to stop by %s: the cell at hand is the last", why)
                 stop.spread()

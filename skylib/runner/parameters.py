@@ -8,12 +8,14 @@ import io
 import json
 import math
 import os
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import EllipsisType
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "tuple": tuple}
 
@@ -43,8 +45,8 @@ def notebook_parameters(notebook: str | Path) -> dict[str, Parameter]:
     """
     path = Path(notebook)
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.ipynb"))
-        raise FileNotFoundError(f"{path}: no such notebook; in its folder: {', '.join(there) or 'none'}")
+        found = sorted(p.name for p in path.parent.glob("*.ipynb"))
+        raise FileNotFoundError(f"{path}: no such notebook; in its folder: {', '.join(found) or 'none'}")
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         tagged = ["".join(cell["source"]) for cell in cells if is_tagged(cell, "parameters")]
@@ -69,16 +71,18 @@ def _read_parameters(source: str) -> Iterator[Parameter]:
         text = ast.unparse(node)
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
             raise ValueError(f"{text!r} must read 'name: type = literal  # comment'")
-        if not _is_type(node.annotation):
-            known = f"{', '.join(_TYPES)}, None, list[…], tuple[…] and unions of them by |"
-            raise ValueError(f"{text!r}: unknown type; known are {known}")
+        annotation = ast.unparse(node.annotation)
+        try:
+            _type(annotation)
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"{text!r}: {error}") from None
         try:
             default = ast.literal_eval(node.value)
         except ValueError:
             raise ValueError(f"{text!r}: the value must be a literal") from None
         end = node.end_lineno or node.lineno
         comment = next((comments[n] for n in (end, *range(node.lineno, end)) if n in comments), "")
-        parameter = Parameter(node.target.id, ast.unparse(node.annotation), default, comment)
+        parameter = Parameter(node.target.id, annotation, default, comment)
         check_value(parameter, default)
         yield parameter
 
@@ -99,46 +103,31 @@ def parse_overrides(texts: Iterable[str], notebook: str | Path) -> dict[str, Any
     TypeError
         If a value is not of the type stated.
     """
-    known, values = notebook_parameters(notebook), {}
-    for text in texts:
-        name, value = split_override(text)
-        if name in values:
-            raise ValueError(f"{text!r}: {name} is given twice")
-        values[name] = parse_value(find_parameter(known, name, where=notebook), value)
-    return values
+    return share(texts, [Path(notebook)])[Path(notebook)]
 
 
-def share(overrides: Mapping[str, Any] | Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
-    """Give each parameter to each of the notebooks that has it.
-
-    Parameters
-    ----------
-    overrides : mapping, or iterable of ``name=value``
-    notebooks : iterable of path
+def share(texts: Iterable[str], notebooks: Iterable[Path]) -> dict[Path, dict[str, Any]]:
+    """Give each parameter to each of the notebooks that has it: `parse_overrides` for several notebooks.
 
     Returns
     -------
     dict
         The checked values for each notebook.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If no notebook has such a parameter, or of such a type.
     """
     parameters = {path: notebook_parameters(path) for path in notebooks}
     everything = {name: parameter for found in parameters.values() for name, parameter in found.items()}
-    texts = [] if isinstance(overrides, Mapping) else list(overrides)
-    named = list(overrides) if isinstance(overrides, Mapping) else [split_override(text)[0] for text in texts]
-    for name in named:
-        find_parameter(everything, name, where="the notebooks")
-    shared: dict[Path, dict[str, Any]] = {}
-    for path, own in parameters.items():
-        if isinstance(overrides, Mapping):
-            shared[path] = {name: check_value(own[name], value) for name, value in overrides.items() if name in own}
-        else:
-            shared[path] = parse_overrides([text for text in texts if split_override(text)[0] in own], path)
-    return shared
+    where = next(iter(parameters)) if len(parameters) == 1 else "the notebooks"
+    given: dict[str, str] = {}
+    for text in texts:
+        name, value = split_override(text)
+        find_parameter(everything, name, where=where)
+        if name in given:
+            raise ValueError(f"{text!r}: {name} is given twice")
+        given[name] = value
+    return {
+        path: {name: parse_value(own[name], value) for name, value in given.items() if name in own}
+        for path, own in parameters.items()
+    }
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -167,10 +156,11 @@ def parse_value(parameter: Parameter, text: str) -> Any:
         literal = ast.literal_eval(text.strip())
     except (ValueError, TypeError, SyntaxError):
         literal = text
-    members = {ast.unparse(member) for member in _members(ast.parse(parameter.annotation, mode="eval").body)}
-    if "str" not in members:
+    wanted = _type(parameter.annotation)
+    members = get_args(wanted) if isinstance(wanted, UnionType) else (wanted,)
+    if str not in members:
         return check_value(parameter, literal)
-    if literal is None and "None" not in members:
+    if literal is None and NoneType not in members:
         raise TypeError(
             f"{parameter.name}=None: must be {parameter.annotation} (for the word itself, write quotes around it)"
         )
@@ -191,7 +181,7 @@ def check_value(parameter: Parameter, value: Any) -> Any:
     3.0
     """
     try:
-        return _fit(value, ast.parse(parameter.annotation, mode="eval").body)
+        return _fit(value, _type(parameter.annotation))
     except TypeError:
         hint = " (True or False)" if "bool" in parameter.annotation else ""
         got = f"{parameter.name}={value!r} is of type {type(value).__name__}"
@@ -217,49 +207,34 @@ def is_tagged(cell: Mapping[str, Any], tag: str) -> bool:
     return tag in cell.get("metadata", {}).get("tags", [])
 
 
-def _is_type(node: ast.expr) -> bool:
-    if isinstance(node, ast.BinOp):
-        return isinstance(node.op, ast.BitOr) and _is_type(node.left) and _is_type(node.right)
-    if isinstance(node, ast.Subscript):
-        return ast.unparse(node.value) in ("list", "tuple") and all(map(_is_type, _inner(node)))
-    if isinstance(node, ast.Constant):
-        return node.value is None or isinstance(node.value, EllipsisType)
-    return isinstance(node, ast.Name) and node.id in _TYPES
+def _type(annotation: str) -> Any:
+    """Return the type that an annotation names. No other word is evaluated than those of `_TYPES`."""
+    if not re.fullmatch(rf"(\b({'|'.join(_TYPES)}|None)\b|\.\.\.|[\[\],|\s])+", annotation):
+        raise ValueError(
+            f"unknown type; allowed are {', '.join(_TYPES)}, None, list[…], tuple[…] and unions of them by |"
+        )
+    return eval(annotation)
 
 
-def _members(node: ast.expr) -> list[ast.expr]:
-    """Return the members of a union, or the one type."""
-    return [*_members(node.left), *_members(node.right)] if isinstance(node, ast.BinOp) else [node]
-
-
-def _inner(node: ast.Subscript) -> list[ast.expr]:
-    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-
-
-def _fit(value: Any, wanted: ast.expr) -> Any:
+def _fit(value: Any, wanted: Any) -> Any:
     """Return the value as a plain Python object of the wanted type, or raise TypeError."""
-    if isinstance(wanted, ast.BinOp):
-        for member in _members(wanted):
-            try:
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is UnionType:
+        for member in inner:
+            with suppress(TypeError):
                 return _fit(value, member)
-            except TypeError:
-                continue
-    elif isinstance(wanted, ast.Subscript):
-        container, inner = _TYPES[ast.unparse(wanted.value)], _inner(wanted)
-        if type(value) is container:
-            if container is list or ast.unparse(inner[-1]) == "...":
+    elif origin in (list, tuple):
+        if type(value) is origin:
+            if origin is list or inner[-1] is ...:
                 inner = inner[:1] * len(value)
             if len(inner) == len(value):
-                return container(_fit(v, w) for v, w in zip(value, inner, strict=True))
-    elif isinstance(wanted, ast.Constant):
-        if value is None:
-            return None
-    elif (kind := ast.unparse(wanted)) == "float" and isinstance(value, float | int) and not isinstance(value, bool):
+                return origin(map(_fit, value, inner))
+    elif wanted is float and isinstance(value, float | int) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError("must be finite")
         return float(value)  # NumPy's float64 too, whose repr is no literal
-    elif kind == "str" and isinstance(value, str | os.PathLike):
+    elif wanted is str and isinstance(value, str | os.PathLike):
         return str(value)
-    elif type(value) is _TYPES[kind]:  # not isinstance: True is no int
+    elif type(value) is wanted:  # not isinstance: True is no int
         return value
     raise TypeError

@@ -9,35 +9,19 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 from skylib.lock import node, now
 
-PACKAGES = (
-    "skylib", "torch", "numpy", "scipy", "scikit-learn", "pandas", "h5py", "astropy", "galsim", "umap-learn", "matplotlib",
-    "papermill", "ipykernel",
-)  # fmt: skip
-_END = 64 * 2**20  # bytes
-_SLURM = {
-    "cluster": "SLURM_CLUSTER_NAME", "partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT",
-    "nodes": "SLURM_JOB_NODELIST", "array": "SLURM_ARRAY_JOB_ID", "task": "SLURM_ARRAY_TASK_ID",
-    "restarts": "SLURM_RESTART_COUNT",
-}  # fmt: skip
+_SHOWN = "skylib torch numpy scipy scikit-learn pandas h5py astropy galsim umap-learn matplotlib papermill ipykernel"
 
 
 def environment() -> dict[str, Any]:
     """Return with what and where a run is made: versions, git revision, device, node and job, command."""
     import torch
 
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    slurm = {name: os.environ[variable] for name, variable in _SLURM.items() if os.environ.get(variable)}
     return {
         "time": now(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -48,8 +32,8 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "job": os.environ.get("SLURM_JOB_ID"),
-        "slurm": slurm,
-        "packages": packages,
+        "slurm": {k: v for k, v in os.environ.items() if k.startswith(("SLURM_JOB_", "SLURM_ARRAY_", "SLURM_CLUSTER"))},
+        "packages": dict(sorted((found.name.lower(), found.version) for found in distributions())),
         "git": _git_revision(),
     }
 
@@ -57,40 +41,28 @@ def environment() -> dict[str, Any]:
 def data_checksums(values: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """Return what identifies the files and folders among some values, by path.
 
-    A file has its size and a SHA-256, of its two ends alone if it is larger than a GiB; a folder the number and size of its
-    files, and a SHA-256 of their names, sizes and times.
+    A file of up to a GiB has its size and SHA-256. A larger one, and a folder, has the number and size of its files, and a
+    SHA-256 of their names, sizes and times of change. Run folders are left out: they have records of their own.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in (
-        Path(value) for value in values if isinstance(value, str | Path) and str(value) and os.path.exists(value)
-    ):
-        if path.is_file():
-            found[str(path)] = _file_checksum(path)
-        elif path.is_dir() and (path / "status").is_dir():
-            continue  # a run, which keeps account of itself
-        elif path.is_dir():
-            stats = [(file.relative_to(path), file.stat()) for file in sorted(path.rglob("*")) if file.is_file()]
+    for path in (Path(v) for v in values if isinstance(v, str | Path) and str(v) and os.path.exists(v)):
+        if path.is_file() and (size := path.stat().st_size) <= 2**30:
+            with open(path, "rb") as file:
+                found[str(path)] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        elif not (path / "status").is_dir():
+            files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+            stats = [(file.relative_to(path), file.stat()) for file in files]
             listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
             found[str(path)] = {
-                "files": len(stats), "bytes": sum(stat.st_size for _, stat in stats),
+                "files": len(stats),
+                "bytes": sum(stat.st_size for _, stat in stats),
                 "sha256_of_listing": hashlib.sha256(listing.encode()).hexdigest(),
-            }  # fmt: skip
+            }
     return found
 
 
-def _file_checksum(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        if size <= 2**30:
-            return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        digest = hashlib.sha256(file.read(_END))
-        file.seek(-_END, os.SEEK_END)
-        digest.update(file.read(_END))
-    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
-
-
 def describe(environment: Mapping[str, Any], *, notebook: str, parameters: Mapping[str, Any], restarts: int = 0) -> str:
-    """Return the facts of `environment` as a paragraph and a table in Markdown, to open an executed notebook.
+    """Return the facts of `environment` as a table in Markdown, to open an executed notebook.
 
     Parameters
     ----------
@@ -102,23 +74,21 @@ def describe(environment: Mapping[str, Any], *, notebook: str, parameters: Mappi
     restarts : int
         How often it was started before.
     """
-    slurm, git, packages = environment["slurm"], environment["git"], environment["packages"]
-    place = f"node {environment['host']}"
-    if environment["job"]:
-        task = f", task {slurm['task']} of array {slurm['array']}" if "task" in slurm else ""
-        place = f"job {environment['job']}{task}, {place}"
-        if slurm.get("nodes", environment["host"]) != environment["host"]:
-            place += f" (of {slurm['nodes']})"
-    revision = f"`{git['revision']}`" + (", with changes" if git["dirty"] else "") if git else "unknown"
-    cuda = f", CUDA {environment['cuda']}" if environment["cuda"] else ""
-    installed = [f"{name} {number}" for name, number in packages.items() if number != "not installed"]
+    slurm, git = environment["slurm"], environment["git"]
+    nodes, task = slurm.get("SLURM_JOB_NODELIST"), slurm.get("SLURM_ARRAY_TASK_ID")
+    place = [f"job {environment['job']}"] if environment["job"] else []
+    place += [f"task {task} of array {slurm.get('SLURM_ARRAY_JOB_ID')}"] if task else []
+    place += [f"node {environment['host']}" + (f" (of {nodes})" if nodes not in (None, environment["host"]) else "")]
     again = f", started again {restarts} time{'s' * (restarts > 1)}" if restarts else ""
+    cuda = f", CUDA {environment['cuda']}" if environment["cuda"] else ""
+    packages = environment["packages"]
+    versions = [f"{name} {packages[name]}" for name in _SHOWN.split() if name in packages]
     rows = {
         "run": f"{notebook}, {environment['time']}{again}",
-        "where": place,
+        "where": ", ".join(place),
         "device": f"{environment['device']}, {environment['cpus']} CPU cores{cuda}",
-        "git revision": revision,
-        "versions": f"Python {environment['python']}, {', '.join(installed)}",
+        "git revision": f"`{git['revision']}`{', with changes' * git['dirty']}" if git else "unknown",
+        "versions": f"Python {environment['python']}, {', '.join(versions)}",
         **{f"`{name}`": f"`{value!r}`" for name, value in parameters.items()},
     }
     lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,6 @@ MAX_ROWS = 12  # of a table that is not folded
 _TAGS = """
 a p br hr em strong b i u s del sub sup code pre blockquote ul ol li dl dt dd table caption thead tbody tfoot tr th td
 h1 h2 h3 h4 h5 h6 div span kbd mark small details summary img
-"""
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2530; --soft: #5a6875; --line: #dce3ea; --accent: #1d4e79; --wash: #f5f7f9;
-  --page: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #dde4eb; --soft: #9aa7b4; --line: #36414d; --accent: #8fc1ea; --wash: #1d252d; --page: #14191f; }
-}
-* { box-sizing: border-box; }
-body {
-  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink); background: var(--page);
-  max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; overflow-wrap: break-word;
-}
-h1, h2, h3, h4 { color: var(--accent); line-height: 1.25; }
-h1 { font-size: 2rem; margin: 0 0 .3rem; } h2 { margin: 1.5rem 0 .3rem; } h3 { margin: 2rem 0 .4rem; }
-a { color: var(--accent); }
-.soft { color: var(--soft); font-size: .9rem; margin: .2rem 0; }
-.lead { font-size: 1.15rem; }
-section { border-top: 1px solid var(--line); margin-top: 3rem; }
-img { display: block; max-width: 100%; height: auto; margin: 1.2rem auto; background: #fff; border-radius: 4px; }
-.output_html, .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem 1.2rem .35rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-pre { background: var(--wash); padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
-summary { cursor: pointer; color: var(--accent); }
-.output_error pre { border-left: 4px solid #b3261e; white-space: pre-wrap; }
 """
 
 
@@ -72,48 +44,38 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
     ValueError
         If a notebook or a JSON file there cannot be read.
     """
+    from jinja2 import Environment, FileSystemLoader
+
     run_dir = Path(run_dir)
-    paths = sorted(run_dir.glob("*.ipynb"))
-    if not paths:
+    if not (paths := sorted(run_dir.glob("*.ipynb"))):
         raise FileNotFoundError(f"{run_dir}: no executed notebook to report on")
-    books = {path: _read_notebook(path) for path in paths}
-    rows = []
-    for path, book in books.items():
-        link = f'<a href="#{escape(path.stem)}">{escape(_title(book, path))}</a>'
-        rows.append([link, _duration(book), f'<a href="{escape(path.name)}">{escape(path.name)}</a>'])
-    title = title or f"Sky Embeddings: {run_dir.resolve().name}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        _provenance(run_dir),
-        _summary(run_dir),
-        "<h2>Contents</h2>",
-        _table(["step", "took", "executed notebook, with code"], rows),
-        _numbers(run_dir),
-        *(_section(path, book) for path, book in books.items()),
-    ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(filter(None, body))
-        + "\n</body></html>\n"
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    page = templates.get_template("report.html").render(
+        title=title or f"Sky Embeddings: {run_dir.resolve().name}",
+        summary=_summary(run_dir),
+        tasks=_numbers(run_dir),
+        notebooks=[_section(path) for path in paths],
     )
     with replaced(run_dir / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
     return run_dir / "index.html"
 
 
-def _section(path: Path, book: Any) -> str:
+def _section(path: Path) -> dict[str, str]:
     """Return a notebook as HTML, as nbconvert renders it, cleaned of scripts and of whatever loads from elsewhere."""
     from nbconvert import HTMLExporter
 
+    book = _read_notebook(path)
     title, caption = _title(book, path), ""
     cells: list[dict[str, Any]] = []
     for cell in book["cells"]:
         tags = cell["metadata"].get("tags", [])
-        if "provenance" in tags or any("papermill-error" in tag for tag in tags):
-            continue  # the first is said on top; papermill's own markers repeat the error
-        if cell["cell_type"] == "markdown":
+        if any("papermill-error" in tag for tag in tags):
+            continue  # papermill's own markers repeat the error
+        if "provenance" in tags:
+            heading, _, table = cell["source"].partition("\n")
+            cell["source"] = f"<details><summary>{_plain(heading)}</summary>\n\n{table}\n\n</details>"
+        elif cell["cell_type"] == "markdown":
             source = re.sub(r"^\s*# .+", "", cell["source"])  # the title stands above already
             caption = next(iter(re.findall(r"^[^#\s|].*?[.:?](?=\s|$)", _plain(source), re.MULTILINE)), caption)
             cell["source"] = source
@@ -123,12 +85,13 @@ def _section(path: Path, book: Any) -> str:
     exporter = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True
     )
+    seconds = book["metadata"].get("papermill", {}).get("duration")
+    took = (
+        "not run to its end" if seconds is None else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+    )
     book["cells"] = cells
     html, _ = exporter.from_notebook_node(book)
-    given = {k: v for k, v in book["metadata"].get("papermill", {}).get("parameters", {}).items() if k != "run_dir"}
-    values = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    values = f'<p class="soft">with {escape(values)}</p>' if values else ""
-    return f'<section id="{escape(path.stem)}"><h2>{escape(title)}</h2>{values}\n{_clean(html)}\n</section>'
+    return {"name": path.stem, "title": title, "took": took, "html": _clean(html)}
 
 
 def _plain(markdown: str) -> str:
@@ -161,72 +124,31 @@ def _is_short(text: str) -> bool:
     return 0 < len(lines) <= MAX_LINES and "\r" not in text and not re.match(r"\[?<", text.strip())
 
 
-def _summary(run_dir: Path) -> str:
+def _summary(run_dir: Path) -> dict[str, str]:
     """Return the sentences and the figure that a notebook left for the top of the page."""
     if not (path := run_dir / "summary.json").is_file():
-        return ""
-    summary = _read(path)
-    html = f'<p class="lead">{escape(str(summary.get("text", "")))}</p>'
-    figure = (run_dir / str(summary.get("figure", ""))).resolve()
+        return {}
+    summary = {name: str(value) for name, value in _read(path).items()}
+    figure = (run_dir / summary.get("figure", "")).resolve()
     if figure.suffix == ".png" and figure.is_file() and figure.is_relative_to(run_dir.resolve()):
-        content = base64.b64encode(figure.read_bytes()).decode()
-        html += f'<img alt="{escape(str(summary.get("alt", "")))}" src="data:image/png;base64,{content}">'
-    return html
+        summary["png"] = base64.b64encode(figure.read_bytes()).decode()
+    return summary
 
 
-def _numbers(run_dir: Path) -> str:
-    """Return the numbers of ``results.json``, folded, a table for each task: what stands before the first comma."""
-    if not (path := run_dir / "results.json").is_file():
-        return ""
-    tasks: dict[str, list[list[str]]] = {}
-    for label, result in _read(path).items():
-        task, _, name = label.partition(", ")
-        interval = " to ".join(map(_number, result.get("interval") or []))
-        cells = [name or task, _number(result["value"]), interval, result.get("n", ""), result.get("note", "")]
-        tasks.setdefault(task, []).append([escape(str(cell)) for cell in cells])
-    head = ["", "value", "95 % interval", "n", ""]
-    tables = (
-        f"<details><summary>{escape(task)}</summary>{_table(head, rows)}</details>" for task, rows in tasks.items()
-    )
-    return f"<h2>Results</h2>{''.join(tables)}"
-
-
-def _provenance(run_dir: Path) -> str:
-    path = run_dir / "environment.json"
-    if not path.is_file():
-        return ""
-    e = _read(path)
-    git = e.get("git") or {}
-    facts = [
-        str(e.get("time", ""))[:16].replace("T", " ") + " UTC",
-        *(f"{name} {e['packages'][name]}" for name in ("skylib", "torch") if name in e.get("packages", {})),
-        f"Python {e.get('python')}",
-        f"{e.get('device')}, {e.get('cpus')} cores",
-        f"revision {git['revision'][:10]}{', changed' if git.get('dirty') else ''}" if git else "",
-    ]
-    return f'<p class="soft">{escape(" · ".join(filter(None, facts)))}</p>'
+def _numbers(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the numbers of ``results.json`` by task: what stands before the first comma."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    if (path := run_dir / "results.json").is_file():
+        for label, result in _read(path).items():
+            task, _, name = label.partition(", ")
+            tasks.setdefault(task, []).append({"interval": [], "n": "", "note": "", **result, "name": name or task})
+    return tasks
 
 
 def _title(book: dict[str, Any], path: Path) -> str:
     sources = (cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown")
     found = (re.search(r"^# (.+)$", source, re.MULTILINE) for source in sources)
     return next((re.sub(r"[*`]", "", match[1]).strip() for match in found if match), path.stem)
-
-
-def _duration(book: dict[str, Any]) -> str:
-    seconds = book["metadata"].get("papermill", {}).get("duration")
-    if seconds is None:
-        return "not run to its end"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["".join(f"<th>{cell}</th>" for cell in head), *("".join(f"<td>{c}</td>" for c in row) for row in rows)]
-    return f'<div class="scroll"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
 def _clean(html: str) -> str:

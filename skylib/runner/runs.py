@@ -11,36 +11,22 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from skylib.files import write_json
-from skylib.lock import now, this_process
+from skylib.lock import locked, now, this_process
 from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, write_injected
-from skylib.runner.parameters import (
-    check_value,
-    find_parameter,
-    notebook_parameters,
-    share,
-    split_override,
-)
+from skylib.runner.parameters import check_value, find_parameter, notebook_parameters, share, split_override
 from skylib.runner.provenance import data_checksums, describe, environment
-from skylib.runner.status import Record
+from skylib.runner.status import earlier_record
 
 log = logging.getLogger(__name__)
 
 # In a clone they lie beside the library, else they were installed within it.
 NOTEBOOKS = ROOT / "notebooks" if (ROOT / "notebooks").is_dir() else ROOT / "skylib" / "notebooks"
-CHAIN = (
-    "00_make_cutouts",
-    "01_pretrain",
-    "02_evaluate",
-    "02b_diagnostics",
-    "03_umap",
-    "04_label_efficiency",
-    "05_similarity",
-)
-NEEDS = {  # whose results in the run folder a notebook takes up
+NEEDS = {  # the notebook whose results in the run folder another builds on
     "01_pretrain": "00_make_cutouts",
     "02_evaluate": "01_pretrain",
     "02b_diagnostics": "02_evaluate",
@@ -49,6 +35,7 @@ NEEDS = {  # whose results in the run folder a notebook takes up
     "05_similarity": "02_evaluate",
     "06_search_sky": "01_pretrain",
 }
+CHAIN = ("00_make_cutouts", *NEEDS)[:-1]  # what `demo` runs; the search of the sky is left out
 
 
 def find_notebook(notebook: str | Path) -> Path:
@@ -125,10 +112,10 @@ def run(
         Tells apart runs of one notebook at the same time in one folder: the executed copy is ``tasks/NAME.TASK.ipynb``.
     skip_done : bool
         Do nothing if the notebook has been run there to its end, is the same, was given the same parameters, and what it
-        takes up from the notebooks before it is no newer.
+        builds on is no newer.
     local : mapping, optional
         Copies on this node's disk of files or folders among the parameters. The notebook reads the copy; recorded and
-        compared is what `parameters` say.
+        compared are the original `parameters`.
 
     Returns
     -------
@@ -136,24 +123,23 @@ def run(
         Of the executed notebook.
     """
     notebook, run_dir = Path(notebook), Path(run_dir).resolve()
-    known = notebook_parameters(notebook)
-    if "run_dir" not in known or known["run_dir"].annotation != "str":
+    allowed = notebook_parameters(notebook)
+    if "run_dir" not in allowed or allowed["run_dir"].annotation != "str":
         raise ValueError(f"{notebook}: has no parameter 'run_dir: str', which says where results go")
     values, copies = (
-        {name: check_value(find_parameter(known, name, where=notebook), value) for name, value in given.items()}
+        {name: check_value(find_parameter(allowed, name, where=notebook), value) for name, value in given.items()}
         for given in (parameters, local or {})
     )
     values["run_dir"] = str(run_dir)
     if task is not None and not re.fullmatch(r"[\w-]+", task):
         raise ValueError(f"task={task!r}: must be letters, digits, - and _")
-    out = run_dir / "tasks" / f"{notebook.stem}.{task}.ipynb" if task else run_dir / notebook.name
+    name = f"{notebook.stem}.{task}" if task else notebook.stem
+    out = run_dir / ("tasks" if task else "") / f"{name}.ipynb"
     if out == notebook.resolve():
         raise ValueError(f"run_dir {run_dir}: holds {notebook.name} itself, which the executed copy would overwrite")
-    record = Record(run_dir, notebook.name, task)
-    if elsewhere := record.runs_elsewhere():
-        raise ValueError(f"{run_dir}: {notebook.name} is being run there already, {elsewhere}")
 
-    source, before = _fingerprint(notebook), record.content
+    path = run_dir / "status" / f"{name}.json"
+    source, before = _fingerprint(notebook), earlier_record(path)
     changed = _changes(before, values, source)
     if skip_done and before.get("state") == "done":
         changed = changed or _newer(run_dir, notebook, before, task)
@@ -162,35 +148,43 @@ def run(
             return out
     if changed:
         log.info("%s: re-running: %s", out, changed)
-    goes_on = bool(before) and before["state"] != "done" and not changed
-    restarts = before["restarts"] + 1 if goes_on else 0
+    resumes = bool(before) and before["state"] != "done" and not changed
+    restarts = before["restarts"] + 1 if resumes else 0
     facts = this_process() | {"notebook": notebook.name, "task": task, "parameters": values, "source": source}
     facts |= {"started": now(), "restarts": restarts}
-    try:
-        if goes_on and out.exists():  # what an earlier attempt printed may tell why it ended
-            (attempts := run_dir / "attempts").mkdir(exist_ok=True)
-            os.replace(out, attempts / f"{out.stem}.{before['restarts']}.ipynb")
-        record.write({"state": "running", **facts})
-        where = environment() | {"data": data_checksums([*values.values(), run_dir / "cutouts.h5"])}
-        write_json(run_dir / "environment.json", where)
-        given = {name: value for name, value in values.items() if name != "run_dir"}
-        opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)
-        write_injected(notebook, out, values, copies, opening)
-    except OSError as error:
-        raise OSError(f"{run_dir}: the run folder cannot be written: {error}") from error
-    ending: dict[str, Any] = {"state": "failed"}
-    try:
-        execute(out, run_dir=run_dir, beat=record.beat)
-        ending = {"state": "done"}
-    except KeyboardInterrupt:
-        ending = {"state": "interrupted", "error": "KeyboardInterrupt"}
-        raise
-    except NotebookError as error:
-        state = "interrupted" if isinstance(error, NotebookInterrupted) else "failed"
-        ending = {"state": state, "cell": error.cell, "error": error.reason}
-        raise
-    finally:
-        record.write({**ending, **facts, "ended": now()})
+
+    def record(**ending: Any) -> None:
+        write_json(path, ending | facts)
+        if task is None:  # of several at the same time none is the state of the run
+            write_json(run_dir / "status.json", ending | facts)
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path.with_suffix(".lock"), notebook.name))
+            if resumes and out.exists():  # what an earlier attempt printed may tell why it ended
+                (attempts := run_dir / "attempts").mkdir(exist_ok=True)
+                os.replace(out, attempts / f"{name}.{before['restarts']}.ipynb")
+            record(state="running")
+            where = environment() | {"data": data_checksums([*values.values(), run_dir / "cutouts.h5"])}
+            write_json(run_dir / "environment.json", where)
+            given = {name: value for name, value in values.items() if name != "run_dir"}
+            opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)
+            write_injected(notebook, out, values, copies, opening)
+        except OSError as error:
+            raise OSError(f"{run_dir}: the run folder cannot be written: {error}") from error
+        ending: dict[str, Any] = {"state": "failed"}
+        try:
+            execute(out, run_dir=run_dir)
+            ending = {"state": "done"}
+        except KeyboardInterrupt:
+            ending = {"state": "interrupted", "error": "KeyboardInterrupt"}
+            raise
+        except NotebookError as error:
+            state = "interrupted" if isinstance(error, NotebookInterrupted) else "failed"
+            ending = {"state": state, "cell": error.cell, "error": error.reason}
+            raise
+        finally:
+            record(**ending, ended=now())
     return out
 
 
@@ -234,15 +228,9 @@ def demo(
             raise FileNotFoundError(f"{name}={path}: no such file or folder")
     if len(sky) == 1:
         raise ValueError(f"tiles={tiles}, catalogue={catalogue}: give both, or none for a simulated sky")
-
-    overrides = overrides if isinstance(overrides, Mapping) else list(overrides)
-    given = dict(overrides if isinstance(overrides, Mapping) else map(split_override, overrides))
-    for name in sky.keys() & given.keys():
-        raise ValueError(f"{name} is given twice: {sky[name]} and {given[name]}")
-    values = share(overrides, paths)
-    for path in paths:
-        known = notebook_parameters(path)
-        values[path] |= {name: str(source.resolve()) for name, source in sky.items() if name in known}
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(split_override, overrides)
+    texts = [f"{name}={value}" for name, value in pairs]
+    values = share([*texts, *(f"{name}={str(path.resolve())!r}" for name, path in sky.items())], paths)
 
     start = time.perf_counter()
     try:
@@ -277,16 +265,14 @@ def _changes(before: Mapping[str, Any], values: Mapping[str, Any], source: str) 
 
 
 def _newer(run_dir: Path, notebook: Path, before: Mapping[str, Any], task: str | None) -> str:
-    """Say whose results, which this notebook takes up, came after it; nothing if none did."""
-    needed = [NEEDS[notebook.stem]] if notebook.stem in NEEDS else []
-    records = [run_dir / "status" / f"{name}.json" for name in needed]
+    """Say which notebook that this one builds on was run after it; nothing if none was."""
+    records = [run_dir / "status" / f"{NEEDS[notebook.stem]}.json"] if notebook.stem in NEEDS else []
     if task is None:  # what puts the tasks' results together
         records += sorted((run_dir / "status").glob(f"{notebook.stem}.*.json"))
     for path in filter(Path.is_file, records):
-        try:
-            ended = str(json.loads(path.read_bytes()).get("ended", "~"))
-        except (ValueError, AttributeError):  # damaged: it may have been
-            ended = "~"
+        ended = "~"  # later than any time: at work, or a damaged record
+        with suppress(ValueError, AttributeError):
+            ended = json.loads(path.read_bytes()).get("ended", ended)
         if ended > before["started"]:
             return f"{path.stem} was run after it"
     return ""

@@ -7,12 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from skylib.files import write_json
-from skylib.lock import BEAT, SILENT, at_work
+from skylib.lock import BEAT, SILENT
 
 log = logging.getLogger(__name__)
 
@@ -22,61 +22,8 @@ _TAIL = 1 << 18  # bytes at the end of a log in which the newest values are look
 _COLUMNS = ("run", "state", "notebook", "step", "loss", "probe", "images/s", "restarts", "heartbeat", "where")
 
 
-class Record:
-    """What is known of a notebook's run in a folder, ``status/NAME.json``; the newest of them is ``status.json``, too.
-
-    Parameters
-    ----------
-    run_dir : path
-    notebook : str
-        File name.
-    task : str, optional
-        Tells apart the tasks of an array that run at the same time in the same folder; they leave ``status.json`` alone.
-
-    Attributes
-    ----------
-    content : dict
-        As it was when it was read; empty if there was none, or if it was damaged: then it is set aside, with a warning.
-    """
-
-    def __init__(self, run_dir: Path, notebook: str, task: str | None = None) -> None:
-        name = Path(notebook).stem + (f".{task}" if task else "")
-        self.run_dir, self.path, self._task = run_dir, run_dir / "status" / f"{name}.json", task
-        self.content: dict[str, Any] = {}
-        if self.path.is_file():
-            try:
-                self.content = read_record(self.path)
-            except ValueError as error:
-                aside = self.path.with_suffix(".damaged")
-                os.replace(self.path, aside)
-                log.warning("%s; set aside as %s, and taken as if there were none", error, aside)
-        self._beaten = time.monotonic()
-
-    def write(self, content: Mapping[str, Any]) -> None:
-        """Write what is known now; many processes may do so."""
-        self.content = dict(content)
-        write_json(self.path, content)
-        if self._task is None:
-            write_json(self.run_dir / "status.json", content)
-
-    def beat(self) -> None:
-        """Give a heartbeat, now and then."""
-        if time.monotonic() - self._beaten > BEAT:
-            self._beaten = time.monotonic()
-            try:
-                os.utime(self.path)
-            except OSError as error:  # a disk that is away for a while must not end the run
-                log.warning("%s: no heartbeat could be given: %s", self.path, error)
-
-    def runs_elsewhere(self) -> str | None:
-        """Return where another process runs the notebook, or None."""
-        if self.content.get("state") != "running":
-            return None
-        return at_work(self.content, self.path.stat().st_mtime)
-
-
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a record.
+    """Return the record of a notebook's run, ``status/NAME.json``.
 
     Raises
     ------
@@ -97,8 +44,21 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def earlier_record(path: Path) -> dict[str, Any]:
+    """Return the record that an earlier run left; empty if there is none. A damaged one is set aside, with a warning."""
+    if not path.is_file():
+        return {}
+    try:
+        return read_record(path)
+    except ValueError as error:
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        log.warning("%s; set aside as %s, and taken as if there were none", error, aside)
+        return {}
+
+
 def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
-    """Return how the runs below a folder stand.
+    """Return the progress of the runs below a folder.
 
     Parameters
     ----------
@@ -110,7 +70,7 @@ def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
     list of dict
         One for each run folder, or, of one run folder, one for each notebook: ``run``, ``state``, ``notebook``, ``step``,
         ``steps``, ``loss``, ``probe``, ``images_per_s``, ``restarts``, ``silent_for`` (seconds since the last heartbeat),
-        ``where``, ``error``. The state ``silent`` is of a run that never said that it ended, but gave no heartbeat for two
+        ``where``, ``error``. The state is ``silent`` if a run never recorded its end, but has given no heartbeat for two
         minutes. Damaged records are left out, with a warning.
 
     Raises
@@ -121,13 +81,8 @@ def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
         raise FileNotFoundError(f"{runs_dir}: no such folder")
-    rows = []
     if (runs_dir / "status").is_dir():
-        for name, record in _records(runs_dir).items():
-            row = _row(runs_dir, {name: record})
-            if not _trained(runs_dir, record):
-                row |= dict.fromkeys(("step", "steps", "loss", "probe", "images_per_s"))
-            rows.append({"run": name, **row})
+        rows = [{"run": name, **_row(runs_dir, {name: r}, own=True)} for name, r in _records(runs_dir).items()]
     else:
         folders = {path.parent.parent for depth in ("*", "*/*") for path in runs_dir.glob(f"{depth}/status/*.json")}
         found = {folder: _records(folder) for folder in sorted(folders)}
@@ -141,14 +96,12 @@ def format_status(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what `read_status` found as a table, with the errors below it."""
     table: list[tuple[str, ...]] = [_COLUMNS]
     for row in rows:
-        step = None if row["step"] is None and row["steps"] is None else f"{row['step'] or 0:.0f}"
-        step = f"{step}/{row['steps']}" if row["steps"] else step
-        numbers = [
-            None if row[name] is None else f"{row[name]:{style}}"
-            for name, style in (("loss", ".4f"), ("probe", ".3f"), ("images_per_s", ".0f"))
-        ]
-        cells = [row["run"], row["state"], row["notebook"], step, *numbers, row["restarts"], _ago(row["silent_for"])]
-        table.append(tuple("-" if cell is None else str(cell) for cell in [*cells, row["where"]]))
+        step = f"{row['step'] or 0:.0f}/{row['steps']}" if row["steps"] else row["step"]
+        cells = [row["run"], row["state"], row["notebook"], step]
+        for name, style in (("loss", ".4f"), ("probe", ".3f"), ("images_per_s", ".0f")):
+            cells.append(None if row[name] is None else f"{row[name]:{style}}")
+        cells += [row["restarts"], _ago(row["silent_for"]), row["where"]]
+        table.append(tuple("-" if cell is None else str(cell) for cell in cells))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     errors = [f"{row['run']}: {row['error']}" for row in rows if row["error"]]
@@ -166,26 +119,33 @@ def _records(run_dir: Path) -> dict[str, dict[str, Any]]:
         except ValueError as error:
             log.warning("%s; it is left out", error)
             continue
+        with suppress(FileNotFoundError):  # no longer at work
+            record["seen"] = path.with_suffix(".lock").stat().st_mtime
         if record["state"] == "running" and time.time() - record["seen"] > SILENT:
             record["state"] = "silent"
         records[path.stem] = record
     return records
 
 
-def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]], *, own: bool = False) -> dict[str, Any]:
+    """Return one line of the table; with `own`, without the numbers of a training that another notebook did."""
     state = next(s for s in _ORDER if any(record["state"] == s for record in records.values()))
     name, record = max(((n, r) for n, r in records.items() if r["state"] == state), key=lambda item: item[1]["seen"])
     if record.get("task") and len(records) > 1:
         name = record["notebook"].removesuffix(".ipynb")
         tasks = [r["state"] for r in records.values() if r.get("task") and r["notebook"] == record["notebook"]]
         name += f" ({tasks.count('done')}/{len(tasks)} tasks)"
-    metrics = _newest(run_dir / "metrics.jsonl")
+    metrics, steps = {}, None
+    if not own or _trained(run_dir, record):
+        metrics = _newest(run_dir / "metrics.jsonl")
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            steps = int(json.loads((run_dir / "config.json").read_text())["pretrain"]["steps"])
     where = f"in cell [{record['cell']}]: " if record.get("cell") else ""
     return {
         "state": state,
         "notebook": name,
         "step": metrics.get("step"),
-        "steps": _steps(run_dir),
+        "steps": steps,
         "loss": metrics.get("loss"),
         "probe": next((value for key, value in metrics.items() if key.startswith("probe_")), None),
         "images_per_s": metrics.get("images_per_s"),
@@ -198,34 +158,24 @@ def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, A
 
 def _trained(run_dir: Path, record: Mapping[str, Any]) -> bool:
     """Return whether the log of the training last grew while this notebook ran."""
-    metrics = run_dir / "metrics.jsonl"
     try:
-        return datetime.fromisoformat(record["started"]).timestamp() <= metrics.stat().st_mtime <= record["seen"] + BEAT
+        grew = (run_dir / "metrics.jsonl").stat().st_mtime
+        return datetime.fromisoformat(record["started"]).timestamp() <= grew <= record["seen"] + BEAT
     except (OSError, ValueError):
         return False
 
 
 def _newest(metrics: Path) -> dict[str, float]:
     """Return the last value of each quantity that was logged."""
-    if not metrics.is_file():
-        return {}
-    with open(metrics, "rb") as file:
-        file.seek(max(0, metrics.stat().st_size - _TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
     newest: dict[str, float] = {}
-    for line in lines:
-        try:
-            newest |= {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
-        except (ValueError, AttributeError):  # cut off at the start of the tail, or not written to its end
-            continue
+    if metrics.is_file():
+        with open(metrics, "rb") as file:
+            file.seek(max(0, metrics.stat().st_size - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+        for line in lines:
+            with suppress(ValueError, AttributeError):  # cut off at the start of the tail, or not written to its end
+                newest |= {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
     return newest
-
-
-def _steps(run_dir: Path) -> int | None:
-    try:
-        return int(json.loads((run_dir / "config.json").read_text())["pretrain"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _ago(seconds: float) -> str:

@@ -28,8 +28,8 @@ RESOURCES = (
     "--time=20",
     "--gres=gpu:1",
 )  # of the lab, where the scripts ask for much
-TRAINING = ("image_size=16", "batch_size=16", "steps=120", "warmup_steps=2", "decoder_width=32", "checkpoint_every=100",
-            "validate_every=60", "faint_limit=26.5", "precision=fp32")  # fmt: skip
+TRAINING = ("image_size=16", "batch_size=16", "steps=120", "warmup_steps=2", "decoder_width=32", "checkpoint_every=100")
+TRAINING += ("validate_every=60", "faint_limit=26.5", "precision=fp32")
 SKY = ("n_tiles=4", "tile_size=256", "size=16")
 STUDY = ("methods=['linear']", "n_labels=[8, 16]", "seeds=[0]", "epochs=1", "min_steps=2", "length_factors=[1.0]")
 LESS = ("pools=['central']", "layers=[-1]", "k=6")  # of the evaluation and the search
@@ -51,21 +51,21 @@ def test_jobs_are_warned_requeued_and_keep_their_log(script):
 
 
 @pytest.mark.parametrize(
-    ("tasks", "given", "told"),
+    ("tasks", "given", "message"),
     [
         ((0, 7, 8), (), "shard=3 n_shards=8"),
         ((3, 5, 2), ("n_shards=8",), "n_shards=8 shard=3"),
         ((3, 5, 2), (), "say n_shards=N"),
     ],
 )
-def test_failed_shards_can_be_submitted_again(tasks, given, told, tmp_path):
+def test_failed_shards_can_be_submitted_again(tasks, given, message, tmp_path):
     names = ("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
     array = {"SLURM_ARRAY_TASK_ID": "3", **dict(zip(names, map(str, tasks), strict=True))}
     environ = {**os.environ, **array, "SKYLIB_PYTHON": shutil.which("echo")}  # says what it would have run
     command = ["bash", "slurm/search_sky.sh", f"run_dir={tmp_path}", *given]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-    assert told in done.stdout + done.stderr
-    assert (done.returncode == 0) == told.startswith(("shard", "n_shards"))
+    assert message in done.stdout + done.stderr
+    assert (done.returncode == 0) == message.startswith(("shard", "n_shards"))
 
 
 def test_a_job_needs_nothing_that_the_project_does_not():
@@ -80,8 +80,8 @@ class Slurm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         cores = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        self.environ = {**os.environ, **cores, "SKYLIB_PYTHON": sys.executable, "GLOO_SOCKET_IFNAME": "lo",
-                        "SLURM_CONF": str(folder / "slurm.conf")}  # fmt: skip
+        cores |= {"SKYLIB_PYTHON": sys.executable, "GLOO_SOCKET_IFNAME": "lo", "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environ = {**os.environ, **cores}
 
     def call(self, *command: str | Path, cwd: Path = ROOT) -> str:
         done = subprocess.run(command, cwd=cwd, env=self.environ, capture_output=True, text=True, timeout=300)
@@ -104,10 +104,10 @@ class Slurm:
 
     def wait(self, job: str, *states: str, seconds: float = 240) -> str:
         """Wait until a job, or each task of an array, is in one of these states."""
-        wait_for(lambda: set(self.state(job).split()) <= set(states), lambda: self.told(job), seconds)
+        wait_for(lambda: set(self.state(job).split()) <= set(states), lambda: self.describe(job), seconds)
         return self.state(job)
 
-    def told(self, job: str) -> str:
+    def describe(self, job: str) -> str:
         logs = "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
         return f"job {job} is {self.state(job)}\n{self.call('squeue', '--states=all')}\n{logs}"
 
@@ -122,10 +122,10 @@ class Slurm:
         self.call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
-def wait_for(condition, told=lambda: "", seconds=240):
+def wait_for(condition, describe=lambda: "", seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, told()
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.2)
 
 
@@ -150,8 +150,8 @@ def chain(slurm, tmp_path_factory):
     """The whole chain, submitted at the start: its run folder, and its jobs by name. It runs beside all other tests."""
     run_dir = tmp_path_factory.mktemp("chain") / "run"
     options = (*RESOURCES, f"--output={slurm.folder}/%x-%j.log")
-    told = slurm.call("slurm/submit_all.sh", *options, f"run_dir={run_dir}", *SKY, *TRAINING, *STUDY, *LESS)
-    return run_dir, dict(line.split() for line in told.splitlines())
+    printed = slurm.call("slurm/submit_all.sh", *options, f"run_dir={run_dir}", *SKY, *TRAINING, *STUDY, *LESS)
+    return run_dir, dict(line.split() for line in printed.splitlines())
 
 
 @pytest.fixture(scope="session")
@@ -189,44 +189,45 @@ def test_warned_before_the_kernel_is_up_and_again_while_it_trains(slurm, by_hand
     run_dir, local = tmp_path / "run", tmp_path / "node"
     options = (f"--export=ALL,SLURM_TMPDIR={local}",)
     job = slurm.submit("pretrain", f"run_dir={run_dir}", f"cutouts={by_hand}/cutouts.h5", *TRAINING, options=options)
-    wait_for(lambda: (slurm.folder / f"{job}.log").exists() and slurm.log(job), lambda: slurm.told(job))
+    wait_for(lambda: (slurm.folder / f"{job}.log").exists() and slurm.log(job), lambda: slurm.describe(job))
     slurm.warn(job)
     slurm.start_again(job)
     assert record(run_dir, "01_pretrain")["state"] == "interrupted"
     assert not (run_dir / "metrics.jsonl").exists()
 
-    wait_for((run_dir / "metrics.jsonl").exists, lambda: slurm.told(job))
+    wait_for((run_dir / "metrics.jsonl").exists, lambda: slurm.describe(job))
     slurm.warn(job)
     slurm.start_again(job)
-    told = record(run_dir, "01_pretrain")
-    assert (told["state"], told["restarts"]) == ("interrupted", 1)
-    assert "stopped by SIGUSR1 after step" in told["error"]
+    said = record(run_dir, "01_pretrain")
+    assert (said["state"], said["restarts"]) == ("interrupted", 1)
+    assert "stopped by SIGUSR1 after step" in said["error"]
     assert 0 < weights(run_dir)[0] < 120
     assert "queued again" in slurm.log(job)
 
-    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", slurm.told(job)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", slurm.describe(job)
     assert_same(run_dir, by_hand)
-    told = record(run_dir, "01_pretrain")
-    assert (told["state"], told["restarts"], told["job"]) == ("done", 2, job)
-    assert [path.name for path in sorted((run_dir / "attempts").iterdir())] == ["01_pretrain.0.ipynb", "01_pretrain.1.ipynb"]  # fmt: skip
+    said = record(run_dir, "01_pretrain")
+    assert (said["state"], said["restarts"], said["job"]) == ("done", 2, job)
+    attempts = sorted(path.name for path in (run_dir / "attempts").iterdir())
+    assert attempts == ["01_pretrain.0.ipynb", "01_pretrain.1.ipynb"]
     book = nbformat.read(run_dir / "01_pretrain.ipynb", as_version=4)
     for fact in (f"job {job}, node n", "started again 2 times", "git revision", "torch ", "`steps` | `120`"):
         assert fact in book.cells[0].source
     (given,) = (cell.source for cell in book.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert f"cutouts = '{local}/cutouts/cutouts.h5'  # a copy on the node" in given
-    assert told["parameters"]["cutouts"] == f"{by_hand}/cutouts.h5"
+    assert said["parameters"]["cutouts"] == f"{by_hand}/cutouts.h5"
 
     again = slurm.submit("pretrain", f"run_dir={run_dir}", f"cutouts={by_hand}/cutouts.h5", *TRAINING)
     assert slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED"
     assert "not run again" in slurm.log(again)
-    assert record(run_dir, "01_pretrain") == told
+    assert record(run_dir, "01_pretrain") == said
 
 
 @pytest.mark.slurm
 def test_two_nodes_train_what_one_process_does(slurm, by_hand, tmp_path):
     run_dir, options = tmp_path / "run", ("--nodes=2",)
     job = slurm.submit("pretrain", f"run_dir={run_dir}", f"cutouts={by_hand}/cutouts.h5", *TRAINING, options=options)
-    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", slurm.told(job)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", slurm.describe(job)
     assert (run_dir / "workers.log").is_file()
     assert_same(run_dir, by_hand, rtol=0.05, atol=2e-3)  # sums in another order, over 120 steps
     assert "(of n[1-2])" in nbformat.read(run_dir / "01_pretrain.ipynb", as_version=4).cells[0].source
@@ -237,15 +238,15 @@ def test_a_cancelled_job_has_saved_and_stays_cancelled(slurm, by_hand, tmp_path)
     run_dir = tmp_path / "run"
     long = [text.replace("steps=120", "steps=100000") for text in TRAINING]
     job = slurm.submit("pretrain", f"run_dir={run_dir}", f"cutouts={by_hand}/cutouts.h5", *long)
-    wait_for((run_dir / "metrics.jsonl").exists, lambda: slurm.told(job))
+    wait_for((run_dir / "metrics.jsonl").exists, lambda: slurm.describe(job))
     table = slurm.call(sys.executable, "-m", "skylib", "status", tmp_path)
     assert "running" in table
     assert "/100000" in table
     slurm.call("scancel", job)
-    assert slurm.wait(job, "CANCELLED", "PENDING", "FAILED") == "CANCELLED", slurm.told(job)
-    told = record(run_dir, "01_pretrain")
-    assert told["state"] == "interrupted"
-    assert f"stopped by SIGTERM after step {weights(run_dir)[0]} of" in told["error"]
+    assert slurm.wait(job, "CANCELLED", "PENDING", "FAILED") == "CANCELLED", slurm.describe(job)
+    said = record(run_dir, "01_pretrain")
+    assert said["state"] == "interrupted"
+    assert f"stopped by SIGTERM after step {weights(run_dir)[0]} of" in said["error"]
     assert "not queued again" in slurm.log(job)
 
 
@@ -299,7 +300,7 @@ def test_arrays_are_put_together_and_one_task_can_be_stopped(slurm, project, tmp
     shards = submit("search_sky", options=("--array=0-1",))
     merged = submit("search_sky", "merge=True", "n_shards=2", options=(f"--dependency=afterok:{shards}",))
     study = run_dir / "label_efficiency"
-    wait_for((study / "parts").exists, lambda: slurm.told(rows))
+    wait_for((study / "parts").exists, lambda: slurm.describe(rows))
     slurm.wait(f"{rows}_0", "COMPLETED")
     wait_for((study / "status" / "04_label_efficiency.1.json").exists)
     slurm.warn(f"{rows}_1")
@@ -309,10 +310,11 @@ def test_arrays_are_put_together_and_one_task_can_be_stopped(slurm, project, tmp
     assert slurm.state(f"{rows}_0") == "COMPLETED"  # the requeue did not touch it
     assert not (study / "merged").exists()
     for job in (table, merged):
-        assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", slurm.told(job)
+        assert slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", slurm.describe(job)
     assert (study / "merged").read_text() == "0 1"
     assert (run_dir / "search_sky" / "merged").read_text() == "0/2 1/2"
-    assert sorted(path.name for path in (study / "tasks").iterdir()) == [f"04_label_efficiency.{k}.ipynb" for k in range(2)]  # fmt: skip
+    executed = sorted(path.name for path in (study / "tasks").iterdir())
+    assert executed == ["04_label_efficiency.0.ipynb", "04_label_efficiency.1.ipynb"]
     assert [record(study, f"04_label_efficiency.{k}")["restarts"] for k in range(2)] == [0, 1]
 
 
@@ -322,7 +324,7 @@ def test_a_stop_file_counts_and_a_job_is_requeued_so_often_only(slurm, project, 
     run_dir.mkdir()
     (run_dir / "STOP").touch()
     job = slurm.submit("search_sky", f"run_dir={run_dir}", options=("--export=ALL,SKYLIB_MAX_RESTARTS=0",), cwd=project)
-    assert slurm.wait(job, "COMPLETED", "FAILED", seconds=120) == "FAILED", slurm.told(job)
+    assert slurm.wait(job, "COMPLETED", "FAILED", seconds=120) == "FAILED", slurm.describe(job)
     assert "ExitCode=75:0" in slurm.call("scontrol", "show", "job", job)
     assert "not queued again, after 0 times" in slurm.log(job)
     assert record(run_dir, "06_search_sky")["state"] == "interrupted"
@@ -334,7 +336,7 @@ def test_the_chain_gives_the_numbers_of_a_run_by_hand(slurm, chain, by_hand):
     run_dir, jobs = chain
     for name, job in jobs.items():
         states = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", seconds=600)
-        assert set(states.split()) == {"COMPLETED"}, f"{name}: {slurm.told(job)}"
+        assert set(states.split()) == {"COMPLETED"}, f"{name}: {slurm.describe(job)}"
     assert_same(run_dir, by_hand)
     study, wanted = (
         pd.read_csv(folder / "label_efficiency.csv").drop(columns=["seconds", "study"]) for folder in (run_dir, by_hand)
