@@ -77,7 +77,9 @@ def _section(path: Path) -> dict[str, str]:
             cell["source"] = f"<details><summary>{_plain(heading)}</summary>\n\n{table}\n\n</details>"
         elif cell["cell_type"] == "markdown":
             source = re.sub(r"^\s*# .+", "", cell["source"])  # the title stands above already
-            caption = next(iter(re.findall(r"^[^#\s|].*?[.:?](?=\s|$)", _plain(source), re.MULTILINE)), caption)
+            caption = next(
+                iter(re.findall(r"^[^#\s|].{14,}?(?:[.?](?=\s)|[.:?]$)", _plain(source), re.MULTILINE)), caption
+            )
             cell["source"] = source
         else:
             cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, caption or title)]
