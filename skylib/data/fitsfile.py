@@ -30,8 +30,8 @@ def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
     Raises
     ------
     OSError
-        If it is no FITS file, truncated or damaged, as far as its structure and checksums (of gzip, bzip2, xz, and
-        ``DATASUM``) tell, or if what is done with it fails; the message names it.
+        If it is no FITS file, truncated or damaged, as far as its structure and checksums (of gzip,
+        bzip2, xz, ``CHECKSUM`` or ``DATASUM``) tell, or if what is done with it fails; the message names it.
     """
     try:
         source: Any = path
@@ -77,16 +77,19 @@ def _check(content: bytes | mmap.mmap) -> None:
             if number and not content[start : start + _BLOCK].strip(b"\0 "):
                 return  # padding
             raise ValueError(f"HDU {number} begins with {bytes(first)!r}")
-        cards, start = _cards(content, start, number)
+        begin, (cards, start) = start, _cards(content, start, number)
         n_bytes = _data_bytes(cards, number)
         if start + n_bytes > size:
             raise ValueError(f"truncated: HDU {number} needs {start + n_bytes} bytes, the file has {size}")
-        if (
-            b"DATASUM" in cards
-            and n_bytes
-            and _sum(content, start, n_bytes) != int(cards[b"DATASUM"].strip(b" '") or 0)
-        ):
-            raise ValueError(f"the checksum of HDU {number} (DATASUM) is wrong")
+        if cards.get(b"CHECKSUM", b"").strip(b" '"):  # of header and data
+            wrong = _sum(content, begin, start - begin + n_bytes) not in (0, 2**32 - 1)
+        else:
+            stated = cards.get(b"DATASUM", b"").strip(b" '")
+            wrong = bool(stated and n_bytes) and _sum(content, start, n_bytes) != int(stated)
+        if wrong:
+            raise ValueError(
+                f"the checksum of HDU {number} is wrong; where it was changed on purpose, write it with checksum=True"
+            )
         start += -(-n_bytes // _BLOCK) * _BLOCK
         if start >= size:
             return

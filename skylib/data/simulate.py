@@ -139,7 +139,7 @@ def simulate_sky(
     table = vstack(catalogues, metadata_conflicts="silent")
     table.meta = {"SEED": seed, "CLASS0": "galaxy", "CLASS1": "qso", "CLASS2": "star"}
     with replaced(sky.catalogue) as path:
-        table.write(path, format="fits", overwrite=True)
+        fits.HDUList([fits.PrimaryHDU(), fits.table_to_hdu(table)]).writeto(path, checksum=True)
     return sky
 
 
@@ -284,4 +284,4 @@ def _write_tile(path: Path, image: np.ndarray, mask: np.ndarray, variance: np.nd
         fits.ImageHDU(variance, header, name="VARIANCE"),
     ])  # fmt: skip
     with replaced(path) as temporary:
-        hdus.writeto(temporary, overwrite=True)
+        hdus.writeto(temporary, overwrite=True, checksum=True)

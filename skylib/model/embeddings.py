@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from astropy.table import Table
 
-from skylib.data.cutouts.layouts import check_links, key_of, name_of
-from skylib.files import replaced
+from skylib.data.cutouts.layouts import FORMAT, check_links, fixed, name_of, read_column, write_column
+from skylib.files import replaced, row_sums
 
 
 class Embeddings:
@@ -92,19 +92,14 @@ class Embeddings:
         if largest > float(np.finfo(np.float16).max):
             raise ValueError(f"{path}: half precision ends at 65504, and the largest number is {largest:.4g}")
         try:
-            with replaced(path) as partial, h5py.File(partial, "w") as file:
-                file["vectors"] = self.vectors.astype(np.float16) if half else self.vectors
-                file["ra"], file["dec"] = self.ra, self.dec
-                file.attrs["meta"] = json.dumps(self.meta)
+            with replaced(path) as partial, h5py.File(partial, "w", libver=FORMAT) as file:
+                vectors = self.vectors.astype("<f2" if half else "<f4", copy=False)
+                file["vectors"], file["checksum/vectors"] = vectors, row_sums(vectors)
+                file.attrs["meta"] = fixed(json.dumps(self.meta))
+                for name, values in {"ra": self.ra, "dec": self.dec}.items():
+                    write_column(file, name, values)
                 for name, values in self.columns.items():
-                    text = values.dtype.kind in "OSU"
-                    group = file.require_group("columns")
-                    dtype = h5py.string_dtype() if text else None
-                    data = group.create_dataset(
-                        key_of(name), data=values.astype(object) if text else values, dtype=dtype
-                    )
-                    if key_of(name) != name:
-                        data.attrs["name"] = name
+                    write_column(file.require_group("columns"), name, values)
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
 
@@ -122,17 +117,12 @@ class Embeddings:
         try:
             with h5py.File(path, "r") as file:
                 check_links(file, Path(path))
-                labels = file.get("columns", {})
-                if isinstance(labels, h5py.Group):
-                    check_links(labels, Path(path))
-                columns = {
-                    name_of(key, data): data.asstr()[rows].astype(str) if data.dtype.kind == "O" else data[rows]
-                    for key, data in labels.items()
-                }
-                meta = json.loads(file.attrs["meta"])
-                return cls(
-                    file["vectors"][rows], ra=file["ra"][rows], dec=file["dec"][rows], columns=columns, meta=meta
-                )
+                columns = {name_of(key, data): read_column(data, rows) for key, data in file.get("columns", {}).items()}
+                vectors = file["vectors"][rows]
+                if "checksum/vectors" in file and (file["checksum/vectors"][rows] != row_sums(vectors)).any():
+                    raise OSError("the checksum of a vector is wrong: it was changed or damaged")
+                ra, dec = read_column(file["ra"], rows), read_column(file["dec"], rows)
+                return cls(vectors, ra=ra, dec=dec, columns=columns, meta=json.loads(file.attrs["meta"]))
         except Exception as error:  # damage raises errors of many kinds in the layers below
             raise OSError(f"{path}: cannot be read as embeddings: {error}") from error
 

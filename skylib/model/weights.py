@@ -174,13 +174,13 @@ def load_weights(path: str | Path) -> MaskedImageModel:
         If the file is damaged, or of another kind.
     """
     card, tensors = _read(Path(path))
-    model = build_model(model_config_from_dict(card["model"]))
     try:
+        model = build_model(model_config_from_dict(card["model"]))
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise OSError(f"{path}: the weights are not those of its model: {error}") from error
-    if (found := fingerprint(model)) != card["fingerprint"]:
-        raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card['fingerprint']}")
+    if (found := fingerprint(model)) != card.get("fingerprint"):
+        raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card.get('fingerprint')}")
     model.origin = {"weights": Path(path).stem, **{name: card[name] for name in ("step", "pretrain") if name in card}}
     return model
 

@@ -85,11 +85,11 @@ class EmbeddingMap:
         try:
             with np.load(path) as file:
                 values = {field.name: file[field.name] for field in fields(cls)}
+            return cls(**{**values, "n_neighbors": int(values["n_neighbors"])})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: no such map") from error
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # damage raises errors of many kinds in the layers below
             raise OSError(f"{path}: cannot be read as a map: {error}") from error
-        return cls(**{**values, "n_neighbors": int(values["n_neighbors"])})
 
 
 def umap_map(

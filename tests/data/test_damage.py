@@ -178,7 +178,7 @@ def test_another_zero_point_is_the_same_sky(tmp_path):
     assert np.isnan(counts.flux(1)[0, 0]).all()
     assert np.isfinite(counts.flux(1)[0, 1]).all()
     with h5py.File(njy.path) as file:
-        assert file.attrs["flux_unit"] == "counts at AB zero-point 31.4"
+        assert file.attrs["flux_unit"] == b"counts at AB zero-point 31.4"
     with pytest.raises(ValueError, match="zero_point=25 is given, but the file states 31.4"):
         CutoutFile(njy.path, zero_point=25)
 

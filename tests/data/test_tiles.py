@@ -110,7 +110,7 @@ def test_bands_of_different_shape_or_place_are_refused(tiles, tmp_path):
     path = tiles[0].paths["r"]
     with fits.open(path) as hdus:
         hdus["IMAGE"].data = hdus["IMAGE"].data[:-3]
-        hdus.writeto(tmp_path / "r.fits")
+        hdus.writeto(tmp_path / "r.fits", checksum=True)
     with pytest.raises(ValueError, match=r"r\.fits: \(253, 256\) pixels, but .*\(256, 256\)"):
         read_tile(type(tiles[0])("x", tiles[0].paths | {"r": tmp_path / "r.fits"}))
     with pytest.raises(ValueError, match="pixels off the sky position"):

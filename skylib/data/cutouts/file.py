@@ -11,7 +11,16 @@ import h5py
 import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_band, register_band, sort_bands, split_bands
-from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, check_links, detect, find_columns, stated_bands, text
+from skylib.data.cutouts.layouts import (
+    CLASS_NAMES,
+    LAYOUTS,
+    check_links,
+    detect,
+    find_columns,
+    read_column,
+    stated_bands,
+    text,
+)
 from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.description import PIXEL_SCALE
 
@@ -112,7 +121,9 @@ class CutoutFile:
                 if key in shape_of and shape_of[key] != self.shape:
                     raise ValueError(f"{key!r} has shape {shape_of[key]}, the images {self.shape}")
             stored = [key for key, shape in shape_of.items() if shape == self.shape]
-            self._images = {key: StoredImages(self.path, file[key], order_of_planes) for key in stored}
+            self._images = {
+                key: StoredImages(self.path, file[key], order_of_planes, _sums(file, key)) for key in stored
+            }
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
     def __len__(self) -> int:
@@ -146,10 +157,7 @@ class CutoutFile:
             raise KeyError(f"{self.path}: no column {name!r}; columns: {', '.join(self._columns)}")
         key, part = self._columns[name]
         with self._open() as file:
-            values = file[key][:] if part is None else file[key][:, part]
-        if values.dtype.kind in "OS":
-            return np.array([text(v) for v in values], dtype=str)
-        return values.astype(values.dtype.newbyteorder("="), copy=False)
+            return read_column(file[key], slice(None) if part is None else np.s_[:, part])
 
     def missing_value(self, name: str) -> int | None:
         """Return the integer that stands for masked values of a column, or None where none does."""
@@ -285,6 +293,16 @@ class CutoutFile:
                 raise error if named else ValueError(f"{self.path}: {error}") from error
             except Exception as error:  # damage raises errors of many kinds in the layers below
                 raise OSError(f"{self.path}: damaged, or not as expected: {type(error).__name__}: {error}") from error
+
+
+def _sums(file: h5py.File, key: str) -> np.ndarray | None:
+    """Return the checksums of the images in a dataset, or None where the file has none."""
+    if f"checksum/{key}" not in file:
+        return None
+    sums = file[f"checksum/{key}"]
+    if sums.shape != (len(file[key]),) or sums.dtype != np.uint64:
+        raise ValueError(f"the checksums of {key!r} have shape {sums.shape} and type {sums.dtype}")
+    return sums[:]
 
 
 def _number(file: h5py.File, name: str, given: float | None, default: float) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+from zlib import crc32
 
 import h5py
 import numpy as np
 
+FORMAT = "v108"  # of HDF5 files: a checksum on all of their structure
 CLASS_NAMES = ("galaxy", "qso", "star")
 _MAX_DATASETS = 10_000
 _SLASH = "\N{DIVISION SLASH}"  # stands for "/", which parts groups in HDF5
@@ -92,6 +96,9 @@ def check_links(file: h5py.Group, path: Path) -> None:
     if len(file) > _MAX_DATASETS:
         raise ValueError(f"{path}: {len(file)} datasets; at most {_MAX_DATASETS} are read")
     limit = 1000 * path.stat().st_size + 2**26
+    for group in ("checksum", "columns"):
+        if isinstance(inner := file.get(group), h5py.Group):
+            check_links(inner, path)
     for key in file:
         link = file.get(key, getlink=True)
         if isinstance(link, h5py.ExternalLink):
@@ -109,6 +116,8 @@ def check_links(file: h5py.Group, path: Path) -> None:
             )
         if not isinstance(data, h5py.Dataset):
             continue
+        if h5py.check_ref_dtype(data.dtype):
+            raise ValueError(f"{path}: {key!r} holds references, which are not followed")
         if data.external or data.is_virtual:
             raise ValueError(f"{path}: the numbers of {key!r} are in other files, which are not read")
         if data.shape is None or data.nbytes > limit:
@@ -151,6 +160,8 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
     for key, data in file.items():
         if key in layout.images or not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
             continue
+        if data.dtype.kind not in "fiubS" and not h5py.check_string_dtype(data.dtype):
+            continue  # no label: compound, or of several values
         name = ours.get(key, name_of(key, data))
         if len(data) != n:
             raise ValueError(f"{path}: column {name!r} has {len(data)} rows for {n} cutouts")
@@ -159,6 +170,41 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
         else:
             columns |= {f"{name}_{i}": (key, i) for i in range(min(data.shape[1], _MAX_DATASETS))}
     return columns
+
+
+def read_column(data: h5py.Dataset, rows: Any = slice(None)) -> np.ndarray:
+    """Read a column, or some of its rows; text comes as str.
+
+    Raises
+    ------
+    OSError
+        If all is read, and is not what `write_column` wrote.
+    """
+    values = data[rows]
+    if values.shape == data.shape and data.attrs.get("crc32", crc := crc32(values.tobytes())) != crc:
+        raise OSError(f"the checksum of {data.name!r} (its attribute crc32) is wrong: it was changed or damaged")
+    if values.dtype.kind in "OS":
+        return np.array([text(v) for v in values.flat], dtype=str).reshape(values.shape)
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def write_column(
+    group: h5py.Group, name: str, values: np.ndarray, about: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Write a column with attributes; text takes one length, since HDF5 can hang on a damaged file of texts of any."""
+    if values.dtype.kind in "OU":
+        values = fixed([str(value) for value in values])
+    data = group.create_dataset(key_of(name), data=values)
+    data.attrs.update({**about, "crc32": crc32(np.ascontiguousarray(values).tobytes())})
+    if key_of(name) != name:
+        data.attrs["name"] = fixed(name)
+
+
+def fixed(texts: str | Sequence[str]) -> np.ndarray:
+    """Return text, or texts of one length, in UTF-8."""
+    encoded = [text.encode() for text in ([texts] if isinstance(texts, str) else texts)]
+    array = np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+    return array[0] if isinstance(texts, str) else array
 
 
 def key_of(name: str) -> str:
@@ -174,7 +220,7 @@ def key_of(name: str) -> str:
 
 def name_of(key: str, data: h5py.Dataset) -> str:
     """Return the name of the column that a dataset holds."""
-    return text(data.attrs["name"]) if isinstance(data.attrs.get("name"), str | bytes) else key
+    return text(name) if isinstance(name := data.attrs.get("name"), str | bytes) else key
 
 
 def text(value: Any) -> str:

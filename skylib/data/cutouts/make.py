@@ -235,7 +235,7 @@ def _describe(
     attributes = {
         "pixel_scale": tile_pixel_scale(tiles[tile_of[0]]),
         "zero_point": ZERO_POINT,
-        "survey": np.bytes_(tiles[0].survey.name.encode()),
+        "survey": tiles[0].survey.name,
         "simulated": fits.getheader(tiles[tile_of[0]].first).get("ORIGIN") == "simulate_sky",
         "provenance": f"{len(tiles)} tiles, first {Path(files[0]).name}; catalogue{where or ' given as a table'}",
     }

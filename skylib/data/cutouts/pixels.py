@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from skylib.files import row_sums
+
 _GAP = 4  # rows between two that are asked for, up to which reading on is faster than a new start
 
 
@@ -22,9 +24,11 @@ class StoredImages:
         In that very file.
     planes : list of int
         In which order to give the planes.
+    sums : ndarray of uint64, shape (n,), optional
+        The checksum of each image, with which it is compared when it is read for the first time.
     """
 
-    def __init__(self, path: Path, data: h5py.Dataset, planes: list[int]) -> None:
+    def __init__(self, path: Path, data: h5py.Dataset, planes: list[int], sums: np.ndarray | None = None) -> None:
         self.path, self.key, self.shape, self.dtype = path, data.name, data.shape, data.dtype
         self._planes = None if planes == list(range(len(planes))) else planes
         plain = data.chunks is None and data.size > 0 and data.dtype.kind in "fiub"
@@ -32,6 +36,7 @@ class StoredImages:
         filters = data.id.get_create_plist()
         used = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
         self._lacking = [number for number in used if not h5py.h5z.filter_avail(number)]
+        self._sums, self._unchecked = sums, np.ones(0 if sums is None else len(sums), bool)
         self._mapped: np.ndarray | None = None
         self._handle: tuple[int, h5py.File] | None = None
 
@@ -68,6 +73,8 @@ class StoredImages:
         window = self._window(size)
         try:
             data = self._source()
+            if self._sums is not None and self._unchecked[rows].any():
+                self._check(data, rows, self._sums)
             whole = size in (None, self.shape[-1]) and self._planes is None
             if (
                 out is not None
@@ -87,6 +94,17 @@ class StoredImages:
             return images
         out[:] = images
         return out
+
+    def _check(self, data: np.ndarray | h5py.Dataset, rows: slice | np.ndarray, sums: np.ndarray) -> None:
+        """Compare the checksums of images that were not read before, in blocks that stay in the cache of a core."""
+        rows = np.arange(*rows.indices(len(self._unchecked))) if isinstance(rows, slice) else rows
+        fresh = np.unique(rows[self._unchecked[rows]])
+        block = max(1, 2**18 // (data.dtype.itemsize * int(np.prod(self.shape[1:]))))
+        for start in range(0, len(fresh), block):
+            some = fresh[start : start + block]
+            if (bad := some[row_sums(data[some]) != sums[some]]).size:
+                raise OSError(f"the checksum of row {bad[0]} is wrong: it was changed or damaged")
+            self._unchecked[some] = False
 
     def _window(self, size: int | None) -> tuple[slice, slice]:
         if size is None:

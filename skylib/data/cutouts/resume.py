@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.data.cutouts.write import create, keep_rows, prepare_columns
+from skylib.data.cutouts.layouts import fixed, text
+from skylib.data.cutouts.write import create, keep_rows, prepare_columns, put
 from skylib.files import replaced, sync, unwritable
 
 
@@ -51,7 +52,7 @@ class CutoutJob:
         """Whether the whole file exists, of the same settings and objects, and without a skipped tile."""
         try:
             with h5py.File(self.out, "r") as file:
-                return file.attrs.get("made_of") == self._key and not len(file.attrs["skipped_tiles"])
+                return text(file.attrs.get("made_of")) == self._key and not len(file.attrs["skipped_tiles"])
         except (OSError, KeyError):
             return False
 
@@ -70,7 +71,7 @@ class CutoutJob:
                 )
                 with h5py.File(self.partial, "r+") as file:
                     file["progress/done"], file["progress/empty"] = np.zeros(n_tiles, "u1"), np.zeros(n, "u1")
-                    file.attrs["made_of"] = self._key
+                    file.attrs["made_of"] = fixed(self._key)
                 sync(self.partial)
             self._file = h5py.File(self.partial, "r+")
         except (OSError, RuntimeError) as error:
@@ -85,9 +86,7 @@ class CutoutJob:
         with self._writing():
             for name, block in zip(("cutouts", "weight"), images, strict=False):
                 for run in runs:
-                    self._file[name].write_direct(
-                        block, np.s_[run[0] : run[-1] + 1], np.s_[index[run[0]] : index[run[-1]] + 1]
-                    )
+                    put(self._file, name, slice(index[run[0]], index[run[-1]] + 1), block[run[0] : run[-1] + 1])
             self.empty[index] = ~np.isfinite(images[0]).reshape(len(index), -1).any(axis=1)
 
     def finish(self, tile: int) -> None:
@@ -120,7 +119,7 @@ class CutoutJob:
     def _resumes(self) -> bool:
         try:
             with h5py.File(self.partial, "r") as file:
-                return file.attrs.get("made_of") == self._key and "progress/done" in file
+                return text(file.attrs.get("made_of")) == self._key and "progress/done" in file
         except OSError as error:
             if "lock" in str(error):
                 raise OSError(f"another process writes it, or a lock was left behind: {error}") from error
@@ -141,4 +140,4 @@ class CutoutJob:
 
 
 def _left_out(n: int, skipped: Sequence[str]) -> dict[str, Any]:
-    return {"n_left_out": n, "skipped_tiles": np.array(list(skipped), dtype=h5py.string_dtype())}
+    return {"n_left_out": n, "skipped_tiles": fixed(skipped)}

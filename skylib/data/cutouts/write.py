@@ -11,9 +11,9 @@ import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
 from skylib.data.cutouts.file import CutoutFile
-from skylib.data.cutouts.layouts import CLASS_NAMES, key_of, name_of, text
+from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, fixed, key_of, name_of, text, write_column
 from skylib.data.description import PIXEL_SCALE
-from skylib.files import replaced
+from skylib.files import replaced, row_sums
 
 _EXACT = 2**53  # up to here float64 holds every integer
 
@@ -81,9 +81,9 @@ def write_cutouts(
         form = {"bands": order, "size": flux.shape[-1], "weight": weight is not None}
         create(partial, n=len(flux), columns=labels, attributes=attributes, **form)
         with h5py.File(partial, "r+") as file:
-            file["cutouts"][:] = flux[:, planes]
+            put(file, "cutouts", slice(None), flux[:, planes])
             if weight is not None:
-                file["weight"][:] = np.ma.filled(np.ma.asarray(weight, dtype=np.float32), 0)[:, planes]
+                put(file, "weight", slice(None), np.ma.filled(np.ma.asarray(weight, dtype=np.float32), 0)[:, planes])
     return CutoutFile(path)
 
 
@@ -95,9 +95,9 @@ def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.nd
     ValueError
         If a column has another length than n, a name that is taken, values that cannot be kept, or an unknown class.
     """
-    if reserved := {"cutouts", "weight", "progress"} & set(columns):
+    if reserved := {"cutouts", "weight", "progress", "checksum"} & set(columns):
         raise ValueError(
-            f"a column cannot be named {', '.join(sorted(reserved))}, which names pixels: rename it, or leave it out"
+            f"a column cannot be named {', '.join(sorted(reserved))}, which names what the file holds of the pixels: rename it, or leave it out"
         )
     keys = [key_of(name) for name in columns]
     if len(set(keys)) < len(keys) or "" in columns:
@@ -119,9 +119,10 @@ def create(
 
     Writing pixels there later changes nothing of the structure of the file, so a kill at that time cannot harm it.
     """
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver=FORMAT) as file:
         unit = f"counts at AB zero-point {attributes.get('zero_point', ZERO_POINT):g}"
-        file.attrs.update({"bands": _fixed(bands), "flux_unit": unit, **attributes})
+        stated = {"bands": fixed(bands), "flux_unit": unit, **attributes}
+        file.attrs.update({name: fixed(v) if isinstance(v, str) else v for name, v in stated.items()})
         if not all(is_standard(band) for band in bands):  # others are known here only because a survey said so
             file.attrs["wavelengths"] = [wavelength_of(band) for band in bands]
         for name in ("cutouts", "weight") if weight else ("cutouts",):
@@ -130,11 +131,16 @@ def create(
             room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             space = h5py.h5s.create_simple((n, len(bands), size, size))
             h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=room)
+            file[f"checksum/{name}"] = np.zeros(n, "<u8")
         for name, (values, about) in columns.items():
-            data = file.create_dataset(key_of(name), data=values)
-            data.attrs.update(about)
-            if key_of(name) != name:
-                data.attrs["name"] = np.bytes_(name.encode())
+            write_column(file, name, values, about)
+
+
+def put(file: h5py.File, name: str, rows: slice, images: np.ndarray) -> None:
+    """Write images (n, C, S, S), little-endian float32, to their place, and the checksum of each."""
+    images = np.ascontiguousarray(images)
+    file[name].write_direct(images, dest_sel=rows)
+    file[f"checksum/{name}"].write_direct(row_sums(images), dest_sel=rows)
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
@@ -155,14 +161,14 @@ def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
                 for start in range(0, len(rows), 1024):
                     some = rows[start : start + 1024]
                     block = file[name][some[0] : some[-1] + 1]  # rows come in order
-                    new[name][start : start + len(some)] = block[some - some[0]]
+                    put(new, name, slice(start, start + len(some)), block[some - some[0]])
 
 
 def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a label as HDF5 can hold it, and attributes: its unit, and what stands for a missing value."""
-    about: dict[str, Any] = {"names": _fixed(CLASS_NAMES)} if name == "class" else {}
+    about: dict[str, Any] = {"names": fixed(CLASS_NAMES)} if name == "class" else {}
     if (unit := getattr(values, "unit", None)) is not None and str(unit):
-        about["unit"] = np.bytes_(str(unit).encode())
+        about["unit"] = fixed(str(unit))
     mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", None)
     plain = getattr(values, "unmasked", values)
     array = np.asarray(np.ma.getdata(getattr(plain, "value", plain)))
@@ -172,12 +178,12 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
     if array.dtype.kind in "OSU":
         texts = ["" if gone or value is None else text(value) for value, gone in zip(array, missing, strict=True)]
         if name != "class":
-            return _fixed(texts), about
+            return fixed(texts), about
         if unknown := set(texts) - {*CLASS_NAMES, ""}:
             raise ValueError(f"column 'class' holds {sorted(unknown)}: names are {', '.join(CLASS_NAMES)}")
         return np.array([CLASS_NAMES.index(word) if word else -1 for word in texts]), about
     if array.dtype.kind == "M":
-        return _fixed(np.where(missing, "", array.astype(str)).tolist()), about
+        return fixed(np.where(missing, "", array.astype(str)).tolist()), about
     if array.dtype.kind not in "fiub":
         raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
     array = array.astype(array.dtype.newbyteorder("="))
@@ -196,9 +202,3 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
     )
     about["missing"] = array.dtype.type(free)
     return np.where(missing, array.dtype.type(free), array), about
-
-
-def _fixed(texts: Sequence[str]) -> np.ndarray:
-    """Return texts in UTF-8 of one length: HDF5 can hang on a damaged file of texts of any length."""
-    encoded = [text.encode() for text in texts]
-    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
