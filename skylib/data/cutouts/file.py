@@ -121,9 +121,7 @@ class CutoutFile:
                 if key in shape_of and shape_of[key] != self.shape:
                     raise ValueError(f"{key!r} has shape {shape_of[key]}, the images {self.shape}")
             stored = [key for key, shape in shape_of.items() if shape == self.shape]
-            self._images = {
-                key: StoredImages(self.path, file[key], order_of_planes, _sums(file, key)) for key in stored
-            }
+            self._images = {key: StoredImages(self.path, file[key], order_of_planes) for key in stored}
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
     def __len__(self) -> int:
@@ -293,16 +291,6 @@ class CutoutFile:
                 raise error if named else ValueError(f"{self.path}: {error}") from error
             except Exception as error:  # damage raises errors of many kinds in the layers below
                 raise OSError(f"{self.path}: damaged, or not as expected: {type(error).__name__}: {error}") from error
-
-
-def _sums(file: h5py.File, key: str) -> np.ndarray | None:
-    """Return the checksums of the images in a dataset, or None where the file has none."""
-    if f"checksum/{key}" not in file:
-        return None
-    sums = file[f"checksum/{key}"]
-    if sums.shape != (len(file[key]),) or sums.dtype != np.uint64:
-        raise ValueError(f"the checksums of {key!r} have shape {sums.shape} and type {sums.dtype}")
-    return sums[:]
 
 
 def _number(file: h5py.File, name: str, given: float | None, default: float) -> float:

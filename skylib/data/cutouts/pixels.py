@@ -24,11 +24,15 @@ class StoredImages:
         In that very file.
     planes : list of int
         In which order to give the planes.
-    sums : ndarray of uint64, shape (n,), optional
-        The checksum of each image, with which it is compared when it is read for the first time.
+
+
+    Raises
+    ------
+    ValueError
+        If the file holds checksums, but not one for each image.
     """
 
-    def __init__(self, path: Path, data: h5py.Dataset, planes: list[int], sums: np.ndarray | None = None) -> None:
+    def __init__(self, path: Path, data: h5py.Dataset, planes: list[int]) -> None:
         self.path, self.key, self.shape, self.dtype = path, data.name, data.shape, data.dtype
         self._planes = None if planes == list(range(len(planes))) else planes
         plain = data.chunks is None and data.size > 0 and data.dtype.kind in "fiub"
@@ -36,7 +40,11 @@ class StoredImages:
         filters = data.id.get_create_plist()
         used = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
         self._lacking = [number for number in used if not h5py.h5z.filter_avail(number)]
-        self._sums, self._unchecked = sums, np.ones(0 if sums is None else len(sums), bool)
+        sums = data.file.get(f"checksum{data.name}")
+        if sums is not None and (sums.shape != data.shape[:1] or sums.dtype != np.uint64):
+            raise ValueError(f"the checksums of {data.name!r} have shape {sums.shape} and type {sums.dtype}")
+        self._sums: np.ndarray | None = None if sums is None else sums[:]
+        self._unchecked = np.ones(len(data), bool)  # an image is compared when it is read for the first time
         self._mapped: np.ndarray | None = None
         self._handle: tuple[int, h5py.File] | None = None
 
