@@ -115,13 +115,14 @@ class CutoutFile:
             self._scale = np.float32(1 if same else 10 ** (0.4 * (ZERO_POINT - self.file_zero_point)))
             self.survey = text(file.attrs.get("survey", ""))
             self._columns = find_columns(file, self._layout, len(self), self.path)
-            shape_of = {k: file[k].shape for k in self._layout.images if isinstance(file.get(k), h5py.Dataset)}
-            self.has_weight = self._layout.weight in shape_of and len(shape_of[self._layout.weight]) == 4
-            for key in (self._layout.weight if self.has_weight else None, self._layout.good):
-                if key in shape_of and shape_of[key] != self.shape:
-                    raise ValueError(f"{key!r} has shape {shape_of[key]}, the images {self.shape}")
-            stored = [key for key, shape in shape_of.items() if shape == self.shape]
-            self._images = {key: StoredImages(self.path, file[key], order_of_planes) for key in stored}
+            stored = {
+                k: file[k] for k in self._layout.images if isinstance(file.get(k), h5py.Dataset) and file[k].ndim == 4
+            }
+            for key, data in stored.items():
+                if data.shape != self.shape:
+                    raise ValueError(f"{key!r} has shape {data.shape}, the images {self.shape}")
+            self.has_weight = self._layout.weight in stored
+            self._images = {key: StoredImages(self.path, data, order_of_planes) for key, data in stored.items()}
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
     def __len__(self) -> int:
@@ -171,11 +172,8 @@ class CutoutFile:
         values = self.column(name)
         with self._open() as file:
             names = file[self._columns[name][0]].attrs.get("names", CLASS_NAMES if name == "class" else None)
-        return tuple(
-            map(str, range(int(np.max(values, initial=-1, where=values >= 0)) + 1))
-            if names is None
-            else map(text, names)
-        )
+        numbers = range(int(np.max(values, initial=-1, where=values >= 0)) + 1)
+        return tuple(map(text, numbers if names is None else names))
 
     def flux(
         self, index: Index = slice(None), *, size: int | None = None, pad: bool = False, out: np.ndarray | None = None

@@ -25,7 +25,6 @@ class StoredImages:
     planes : list of int
         In which order to give the planes.
 
-
     Raises
     ------
     ValueError
