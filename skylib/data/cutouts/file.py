@@ -99,8 +99,7 @@ class CutoutFile:
             order = stated_bands(file, self._layout, self.path) if bands is None else bands
             if order is None:
                 raise ValueError("the file does not say which bands it holds; give bands='…' in its order")
-            order = split_bands(order) if isinstance(order, str) else list(order)
-            if len(order) != self.shape[1]:
+            if len(order := split_bands(order) if isinstance(order, str) else list(order)) != self.shape[1]:
                 raise ValueError(f"{len(order)} bands {order} stated for {self.shape[1]} planes")
             for band, wavelength in zip(order, np.atleast_1d(file.attrs.get("wavelengths", [])), strict=False):
                 if not is_band(band):  # a band of another survey, known where the file was made
@@ -256,9 +255,8 @@ class CutoutFile:
                 f"{self.path}: rows of type {rows.dtype} and shape {rows.shape}: must be integers, or a mask"
             )
         rows = rows.astype(np.int64)
-        if len(rows) and not (-len(self) <= rows.min() and rows.max() < len(self)):
-            wrong = rows.max() if rows.max() >= len(self) else rows.min()
-            raise IndexError(f"{self.path}: row {wrong} of {len(self)} cutouts")
+        if (wrong := rows[(rows < -len(self)) | (rows >= len(self))]).size:
+            raise IndexError(f"{self.path}: row {wrong[0]} of {len(self)} cutouts")
         return rows % max(1, len(self))
 
     def _read(self, key: str, index: Index, *, size: int | None = None, **how: Any) -> np.ndarray:
