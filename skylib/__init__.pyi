@@ -10,7 +10,12 @@ from skylib.bands import (
 from skylib.browse import SimilarityBrowser as SimilarityBrowser
 from skylib.config import ModelConfig as ModelConfig, PretrainConfig as PretrainConfig, ProbeConfig as ProbeConfig
 from skylib.data.augment import Augmentation as Augmentation, random_orientation as random_orientation
-from skylib.data.cutouts import CutoutFile as CutoutFile, make_cutouts as make_cutouts, write_cutouts as write_cutouts
+from skylib.data.cutouts import (
+    CutoutFile as CutoutFile,
+    at_scale as at_scale,
+    make_cutouts as make_cutouts,
+    write_cutouts as write_cutouts,
+)
 from skylib.data.description import Survey as Survey
 from skylib.data.loading import Batch as Batch, CutoutLoader as CutoutLoader, TileLoader as TileLoader
 from skylib.data.photometry import (

@@ -1,4 +1,4 @@
-"""The command line: ``skylib run | check | status | demo | notebooks | simulate | fetch``."""
+"""The command line: ``skylib run | check | status | demo | notebooks | embed | simulate | fetch``."""
 
 from __future__ import annotations
 
@@ -137,6 +137,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     notebooks.add_argument("directory", type=Path, help="where to; notebooks that exist there are kept")
 
+    embed = add(
+        "embed",
+        _embed,
+        "embed the cutouts of a file with a trained model",
+        "  skylib embed cutouts.h5 --model sky-nano -o embeddings.h5\n  skylib embed cutouts.h5 --model papermill_runs/first",
+    )
+    embed.add_argument("cutouts", type=Path, help="HDF5 file of cutouts")
+    embed.add_argument(
+        "--model", required=True, metavar="MODEL", help="run folder, checkpoint, or name of shipped weights"
+    )
+    embed.add_argument("-o", "--out", type=Path, default=Path("embeddings.h5"), help="default: %(default)s")
+    embed.add_argument("--pool", default="mean", help="how patch tokens become one vector (default: %(default)s)")
+    embed.add_argument("--layer", type=int, default=-1, help="after which block (default: the last)")
+    embed.add_argument("--bands", help="order of the planes, for a file that does not state it")
+    embed.add_argument("--survey", help="states unit and pixel scale where the file does not (default: hsc)")
+    embed.add_argument("--rescale", action="store_true", help="bring the images to the pixel scale of the model first")
+
     simulate = add(
         "simulate",
         _simulate,
@@ -233,6 +250,20 @@ def _notebooks(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import copy_notebooks
 
     print(*copy_notebooks(arguments.directory), sep="\n")
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from skylib.data.cutouts import CutoutFile, at_scale
+    from skylib.model.embed import embed
+    from skylib.model.weights import load_model
+
+    model = load_model(arguments.model)
+    cutouts = CutoutFile(arguments.cutouts, bands=arguments.bands, survey=arguments.survey)
+    if arguments.rescale and (trained := model.origin.get("trained_on")):
+        cutouts = at_scale(cutouts, trained["pixel_scale"])
+    embeddings = embed(model, cutouts, pool=arguments.pool, layer=arguments.layer)
+    embeddings.save(arguments.out)
+    print(f"{arguments.out}: {embeddings}")
 
 
 def _simulate(arguments: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from skylib.data.surveys import HSC, get_survey
 
 log = logging.getLogger(__name__)
 
+FLUX_UNIT = f"counts at AB zero-point {ZERO_POINT:g}"  # of all tiles and cutouts, once read
 _new_memory = partial(np.empty, dtype=np.float32)
 
 

@@ -17,6 +17,7 @@ from skylib.data.loading import CutoutLoader
 from skylib.device import ahead, autocast, kept_memory, packed, pick_precision
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
+from skylib.model.origin import warn_of_differences
 from skylib.model.pooling import POOLS
 
 Key = tuple[int, str]  # layer, pool
@@ -43,8 +44,8 @@ def embed(
     Parameters
     ----------
     model : MaskedImageModel
-        Bands are matched by name; a band that the file lacks is taken as missing. Bigger cutouts are cropped at
-        their centre.
+        Bands are matched by name; a band that the file lacks is taken as missing. Larger cutouts are cropped at their
+        centre, smaller ones are padded with NaN. A warning says how the cutouts differ from what the model was trained on.
     cutouts : CutoutFile
     rows : ndarray of int or bool, optional
         Only these, in this order.
@@ -169,7 +170,9 @@ def _batches(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Give number of the first, flux, ra and dec, on the device; the last batch is filled up if all must be alike."""
     c = model.config
-    loader = CutoutLoader(cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
+    how: dict[str, Any] = {"shuffle": False, "device": "cpu", "pad": True}
+    loader = CutoutLoader(cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, **how)
+    warn_of_differences(model, cutouts)
     ra, dec = cutouts.ra, cutouts.dec
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for start in range(0, len(rows), batch_size):

@@ -181,7 +181,8 @@ def load_weights(path: str | Path) -> MaskedImageModel:
         raise OSError(f"{path}: the weights are not those of its model: {error}") from error
     if (found := fingerprint(model)) != card.get("fingerprint"):
         raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card.get('fingerprint')}")
-    model.origin = {"weights": Path(path).stem, **{name: card[name] for name in ("step", "pretrain") if name in card}}
+    stated = {name: card[name] for name in ("step", "pretrain", "trained_on") if name in card}
+    model.origin = {"weights": Path(path).stem, **stated}
     return model
 
 
@@ -192,6 +193,7 @@ def _restored(path: Path, checkpoint: dict[str, Any]) -> MaskedImageModel:
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise OSError(f"{path}: its weights and settings make no model: {error}") from error
     model.origin = {"checkpoint": str(path), "step": checkpoint["step"], "pretrain": checkpoint.get("pretrain_config")}
+    model.origin |= {"trained_on": checkpoint["trained_on"]} if "trained_on" in checkpoint else {}
     return model
 
 

@@ -24,6 +24,7 @@ from skylib.files import write_json
 from skylib.lock import locked
 from skylib.model.checkpoint import load_last, save_checkpoint
 from skylib.model.mim import MaskedImageModel, build_model
+from skylib.model.origin import describe_data
 from skylib.model.weights import load_model, start_from
 from skylib.stopping import Interrupted, StopRequest
 from skylib.training.distributed import World, join, launch, process_number, world_size
@@ -147,6 +148,7 @@ class Trainer:
             processes = f"{world.size} processes x accumulate={config.accumulate}"
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {processes}")
         self.loader = self._open(train, "training").shard(world.rank, world.size)
+        self.trained_on = describe_data(self.loader)
         self.validation = None
         if validation is not None and world.first:
             self.validation = cast(CutoutLoader, self._open(validation, "validation"))
@@ -254,7 +256,7 @@ class Trainer:
 
     def _content(self, model: MaskedImageModel) -> dict[str, Any]:
         configs = {"model_config": to_dict(self.model_config), "pretrain_config": to_dict(self.config)}
-        return {"step": self.step, "model": model.state_dict(), **configs}
+        return {"step": self.step, "model": model.state_dict(), "trained_on": self.trained_on, **configs}
 
     def _save(self) -> None:
         if not self.world.first:

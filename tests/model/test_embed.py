@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import CutoutLoader, ModelConfig, build_model, embed, write_cutouts
+from skylib import (
+    CutoutLoader,
+    Embeddings,
+    ModelConfig,
+    PretrainConfig,
+    at_scale,
+    build_model,
+    embed,
+    load_model,
+    pretrain,
+    save_weights,
+    write_cutouts,
+)
+from skylib.__main__ import main
 from skylib.device import ahead, fast_precision
 
 CONFIG = ModelConfig(size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1)
@@ -127,3 +140,64 @@ def test_some_rows_are_embedded_as_in_the_whole(cutouts):
     np.testing.assert_allclose(some.vectors, whole.vectors[[7, 2]], rtol=1e-4, atol=1e-5)
     assert some.column("object_id").tolist() == whole.column("object_id")[[7, 2]].tolist()
     assert some.ra.tolist() == whole.ra[[7, 2]].tolist()
+
+
+def test_a_model_knows_its_data_and_says_how_others_differ(tmp_path, caplog):
+    flux = np.random.default_rng(0).normal(size=(40, 3, 16, 16))
+    place = {"ra": np.arange(40) / 100, "dec": np.zeros(40)}
+    ours = write_cutouts(tmp_path / "a.h5", flux, bands="gri", seeing=np.full(40, 0.6), **place)
+    config = PretrainConfig(steps=1, batch_size=8, log_every=1)
+    small = ModelConfig(bands=("g", "r", "i"), size="nano", image_size=16, decoder_width=32, decoder_depth=1)
+    model = pretrain(small, config, train=ours, run_dir=tmp_path / "run", device="cpu").model
+    known = {"survey": "", "bands": ["g", "r", "i"], "pixel_scale": 0.168, "unit": "counts at AB zero-point 27"}
+    assert model.origin["trained_on"] == known | {"seeing": 0.6}
+    shared = save_weights(model, tmp_path / "shared.safetensors", card={})
+    assert load_model(shared, device="cpu").origin["trained_on"] == known | {"seeing": 0.6}
+    embed(model, ours)
+    assert caplog.text == ""
+    other = write_cutouts(tmp_path / "b.h5", flux[..., 2:14, 2:14], bands="uri", pixel_scale=0.396, **place)
+    vectors = embed(model, other).vectors
+    embed(model, other)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{other.path}: pixels of 0.396 arcsec, but the model was trained with 0.168; skylib.at_scale(cutouts, 0.168) "
+        "resamples them; bands g of the model are missing and count as no data; bands u are left out, the model has g r i; "
+        "cutouts of 12 pixels are padded with no data to 16"
+    ]
+    padded = np.full((40, 3, 16, 16), np.nan)
+    padded[:, 1:, 2:14, 2:14] = flux[:, 1:, 2:14, 2:14]
+    whole = write_cutouts(tmp_path / "c.h5", padded, bands="gri", **place)
+    np.testing.assert_array_equal(embed(model, whole).vectors, vectors)
+
+
+def test_the_same_sky_in_other_pixels_gives_the_same_embedding(tmp_path):
+    y, x = np.mgrid[:64, :64] - 32
+
+    def image(scale, wide=1.0):  # an ellipse at the centre, flux per pixel
+        return scale**2 * np.exp(-((x * scale) ** 2 + (y * scale / wide) ** 2) / (2 * 0.8**2))
+
+    place = {"ra": np.zeros(2), "dec": np.zeros(2), "bands": "i"}
+    fine = write_cutouts(tmp_path / "f.h5", np.stack([[image(0.1)], [image(0.1, 2)]]), pixel_scale=0.1, **place)
+    coarse = write_cutouts(tmp_path / "c.h5", np.stack([[image(0.2)], [image(0.2, 2)]]), pixel_scale=0.2, **place)
+    scaled = at_scale(fine, 0.2)
+    assert (scaled.size, scaled.pixel_scale, scaled.bands) == (32, 0.2, ("i",))
+    np.testing.assert_allclose(scaled.flux(), coarse.flux(size=32), atol=1e-3)
+    np.testing.assert_allclose(at_scale(coarse, 0.1).flux(size=32), fine.flux(size=32), atol=1e-3)
+    np.testing.assert_allclose(scaled.flux().sum(axis=(1, 2, 3)), fine.flux().sum(axis=(1, 2, 3)), rtol=1e-3)
+    assert np.isnan(at_scale(coarse, 0.4).flux(size=48, pad=True)[:, :, 0]).all()
+    with pytest.raises(ValueError, match="pixel_scale=0: must be a positive number"):
+        at_scale(fine, 0)
+
+
+def test_embed_from_the_command_line(tmp_path, capsys):
+    flux = np.random.default_rng(0).normal(size=(6, 5, 20, 20))
+    cutouts = write_cutouts(
+        tmp_path / "a.h5", flux, bands="grizy", ra=np.arange(6.0), dec=np.zeros(6), z=np.arange(6.0)
+    )
+    out = tmp_path / "e.h5"
+    assert main(["embed", str(cutouts.path), "--model", "sky-nano", "-o", str(out), "--pool", "central"]) == 0
+    assert "Embeddings(6 x 128; columns: z)" in capsys.readouterr().out
+    found = Embeddings.load(out)
+    assert found.meta["weights"] == "sky-nano"
+    np.testing.assert_array_equal(found.ra, np.arange(6.0))
+    assert main(["embed", str(tmp_path / "no.h5"), "--model", "sky-nano"]) == 2
+    assert "no.h5: no such file of cutouts" in capsys.readouterr().err

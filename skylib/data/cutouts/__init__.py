@@ -3,6 +3,16 @@
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, Layout
 from skylib.data.cutouts.make import make_cutouts, slice_cutout
+from skylib.data.cutouts.scaled import at_scale
 from skylib.data.cutouts.write import write_cutouts
 
-__all__ = ["CLASS_NAMES", "LAYOUTS", "CutoutFile", "Layout", "make_cutouts", "slice_cutout", "write_cutouts"]
+__all__ = [
+    "CLASS_NAMES",
+    "LAYOUTS",
+    "CutoutFile",
+    "Layout",
+    "at_scale",
+    "make_cutouts",
+    "slice_cutout",
+    "write_cutouts",
+]

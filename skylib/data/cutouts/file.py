@@ -22,7 +22,8 @@ from skylib.data.cutouts.layouts import (
     text,
 )
 from skylib.data.cutouts.pixels import StoredImages
-from skylib.data.description import PIXEL_SCALE
+from skylib.data.description import Survey
+from skylib.data.surveys import HSC, get_survey
 
 Index = int | slice | Sequence[int] | np.ndarray
 
@@ -43,6 +44,8 @@ class CutoutFile:
     zero_point, pixel_scale : float, optional
         AB magnitude of one unit of flux in the file, and arcsec per pixel, for a file that does not state them; by default
         those of HSC coadds, 27 and 0.168.
+    survey : str, path or Survey, optional
+        States these two instead, such as ``"sdss"``: see `get_survey`.
 
     Attributes
     ----------
@@ -80,6 +83,7 @@ class CutoutFile:
         bands: str | Sequence[str] | None = None,
         zero_point: float | None = None,
         pixel_scale: float | None = None,
+        survey: str | Path | Survey | None = None,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
@@ -107,12 +111,13 @@ class CutoutFile:
             self.bands = sort_bands(order)
             planes = [canonical_band(band) for band in order]
             order_of_planes = [planes.index(band) for band in self.bands]
-            self.pixel_scale = _number(file, "pixel_scale", pixel_scale, PIXEL_SCALE)
+            own = HSC if survey is None else get_survey(survey)
+            self.pixel_scale = _number(file, "pixel_scale", pixel_scale, own.pixel_scale)
             self.simulated = bool(file.attrs.get("simulated", False))
-            self.file_zero_point = _number(file, "zero_point", zero_point, ZERO_POINT)
+            self.file_zero_point = _number(file, "zero_point", zero_point, own.zero_point)
             same = abs(self.file_zero_point - ZERO_POINT) < 1e-4
             self._scale = np.float32(1 if same else 10 ** (0.4 * (ZERO_POINT - self.file_zero_point)))
-            self.survey = text(file.attrs.get("survey", ""))
+            self.survey = text(file.attrs.get("survey", "" if survey is None else own.name))
             self._columns = find_columns(file, self._layout, len(self), self.path)
             stored = {
                 k: file[k] for k in self._layout.images if isinstance(file.get(k), h5py.Dataset) and file[k].ndim == 4
@@ -289,8 +294,8 @@ class CutoutFile:
                 raise OSError(f"{self.path}: damaged, or not as expected: {type(error).__name__}: {error}") from error
 
 
-def _number(file: h5py.File, name: str, given: float | None, default: float) -> float:
-    """Return what the file states, which goes first, what the user states, or what HSC has."""
+def _number(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
+    """Return what the file states, which goes first, what the user states, or what the survey has."""
     value = file.attrs.get(name, default if given is None else given)
     if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise ValueError(f"{name}={value!r}: must be a number")
