@@ -23,7 +23,7 @@ from skylib.data.cutouts.layouts import (
 )
 from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.description import Survey
-from skylib.data.surveys import HSC, get_survey
+from skylib.data.surveys import get_survey
 
 Index = int | slice | Sequence[int] | np.ndarray
 
@@ -31,8 +31,7 @@ Index = int | slice | Sequence[int] | np.ndarray
 class CutoutFile:
     """Cutouts and their labels in an HDF5 file, read on demand.
 
-    It can be used in several threads, after a fork, and be pickled. Whether HDF5 locks the file follows
-    the variable ``HDF5_USE_FILE_LOCKING``.
+    It can be used in several threads, after a fork, and be pickled. ``HDF5_USE_FILE_LOCKING`` says whether it is locked.
 
     Parameters
     ----------
@@ -42,10 +41,9 @@ class CutoutFile:
     bands : str or sequence of str, optional
         The order of the planes, for a file that does not state it.
     zero_point, pixel_scale : float, optional
-        AB magnitude of one unit of flux in the file, and arcsec per pixel, for a file that does not state them; by default
-        those of HSC coadds, 27 and 0.168.
+        AB magnitude of one unit of flux in the file, and arcsec per pixel, for a file that does not state them.
     survey : str, path or Survey, optional
-        States these two instead, such as ``"sdss"``: see `get_survey`.
+        Where they come from otherwise, such as ``"sdss"`` (`get_survey`); by default HSC coadds, 27 and 0.168.
 
     Attributes
     ----------
@@ -111,12 +109,12 @@ class CutoutFile:
             self.bands = sort_bands(order)
             planes = [canonical_band(band) for band in order]
             order_of_planes = [planes.index(band) for band in self.bands]
-            own = HSC if survey is None else get_survey(survey)
+            own = get_survey(survey or "hsc")
             self.pixel_scale = _number(file, "pixel_scale", pixel_scale, own.pixel_scale)
             self.simulated = bool(file.attrs.get("simulated", False))
             self.file_zero_point = _number(file, "zero_point", zero_point, own.zero_point)
-            same = abs(self.file_zero_point - ZERO_POINT) < 1e-4
-            self._scale = np.float32(1 if same else 10 ** (0.4 * (ZERO_POINT - self.file_zero_point)))
+            apart = ZERO_POINT - self.file_zero_point
+            self._scale = np.float32(1 if abs(apart) < 1e-4 else 10 ** (0.4 * apart))
             self.survey = text(file.attrs.get("survey", "" if survey is None else own.name))
             self._columns = find_columns(file, self._layout, len(self), self.path)
             stored = {
