@@ -62,10 +62,8 @@ class CutoutFile:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
     OSError
-        If the file is truncated or no HDF5.
+        If there is no such file, or it is truncated or no HDF5.
     ValueError
         If its layout or its bands are not known, the lengths of its columns differ, the images are not square, or it refers
         to other files; the message names it.
@@ -93,8 +91,8 @@ class CutoutFile:
             self._layout = LAYOUTS[detect(file, self.path) if layout == "auto" else layout]
             images = file.get(self._layout.flux)
             if not isinstance(images, h5py.Dataset) or images.ndim != 4 or images.dtype.kind not in "fiub":
-                held = ", ".join(list(file)[:20])
-                raise ValueError(f"no dataset {self._layout.flux!r} of numbers of shape (n, C, S, S); it holds {held}")
+                names = ", ".join(list(file)[:20])
+                raise ValueError(f"no dataset {self._layout.flux!r} of numbers of shape (n, C, S, S); it holds {names}")
             self.shape: tuple[int, int, int, int] = images.shape
             if self.shape[2] != self.shape[3]:
                 raise ValueError(f"cutouts of {self.shape[2]} x {self.shape[3]} pixels: must be square")
@@ -117,9 +115,8 @@ class CutoutFile:
             self._scale = np.float32(1 if abs(apart) < 1e-4 else 10 ** (0.4 * apart))
             self.survey = text(file.attrs.get("survey", "" if survey is None else own.name))
             self._columns = find_columns(file, self._layout, len(self), self.path)
-            stored = {
-                k: file[k] for k in self._layout.images if isinstance(file.get(k), h5py.Dataset) and file[k].ndim == 4
-            }
+            held = {key: file[key] for key in self._layout.images if isinstance(file.get(key), h5py.Dataset)}
+            stored = {key: data for key, data in held.items() if data.ndim == 4}
             for key, data in stored.items():
                 if data.shape != self.shape:
                     raise ValueError(f"{key!r} has shape {data.shape}, the images {self.shape}")
