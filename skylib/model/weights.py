@@ -181,7 +181,7 @@ def load_weights(path: str | Path) -> MaskedImageModel:
         raise OSError(f"{path}: the weights are not those of its model: {error}") from error
     if (found := fingerprint(model)) != card.get("fingerprint"):
         raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card.get('fingerprint')}")
-    stated = {name: card[name] for name in ("step", "pretrain", "trained_on") if name in card}
+    stated: dict[str, Any] = {name: card[name] for name in ("step", "pretrain", "trained_on") if name in card}
     model.origin = {"weights": Path(path).stem, **stated}
     return model
 
