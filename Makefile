@@ -6,7 +6,7 @@ RUN_DIR ?= papermill_runs/demo
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint strip lab benchmark gpu clean distclean environment
+.PHONY: help demo test lint strip lab docs benchmark gpu clean distclean environment
 
 help:
 	@echo "make demo       simulate a sky, run every notebook on it, write a page of results ($(RUN_DIR)/index.html)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint       formatting, lint, types, and notebooks without outputs"
 	@echo "make strip      take the outputs out of the notebooks"
 	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make docs       the documentation as a site (build/site/index.html)"
 	@echo "make benchmark  run the benchmarks"
 	@echo "make gpu        tests and benchmarks of a GPU, in 8 minutes (test-artifacts/gpu/gpu.md)"
 	@echo "make clean      remove caches; results stay. make distclean also removes $(VENV)"
@@ -69,6 +70,9 @@ strip: environment
 
 lab: environment
 	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+docs: environment
+	$(PY) docs/build.py --run-dir "$(RUN_DIR)"
 
 benchmark: environment
 	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[benchmark]'

@@ -1,11 +1,17 @@
 """What README and docs say is true: code runs, commands parse, links lead somewhere, messages exist."""
 
+import importlib.util
 import re
 import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import skylib
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/*.md"))]
@@ -35,6 +41,52 @@ def test_code_of_the_readme_runs(cutouts, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^[01]\.\d{3} \[[\d.]+, [\d.]+\]$", printed, re.MULTILINE)
     assert "score" in printed
+
+
+def test_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+    """The pages that teach, one after the other, in one folder; on a smaller sky."""
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for page in ("start.md", "howto.md"):
+        for code in blocks(ROOT / "docs" / page, "python"):
+            exec(compile(code.replace("tile_size=512", "tile_size=256"), page, "exec"), names)
+    assert re.search(r"balanced accuracy [01]\.\d{3} \[[\d.]+, [\d.]+\]$", capsys.readouterr().out, re.MULTILINE)
+    assert (tmp_path / "candidates.reg").is_file()
+    assert (tmp_path / "figures" / "similar.png").is_file()
+
+
+class Loaded(HTMLParser):
+    """What a page loads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("script", "img", "iframe", "source") or (tag == "link" and ("rel", "stylesheet") in attrs):
+            self.addresses += [value for name, value in attrs if name in ("src", "href") and value]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("mkdocs"), reason="needs mkdocs: pip install '.[docs]'")
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    """Strictly: a missing page, link or anchor, or a name that is not in the library, is an error."""
+    command = [sys.executable, "docs/build.py", "--run-dir", tmp_path, "--build-dir", tmp_path / "build"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    site = tmp_path / "build" / "site"
+    for page in ("index.html", "docs/reference.html", "notebooks/02_evaluate.html"):
+        (loaded := Loaded()).feed((site / page).read_text(encoding="utf-8"))
+        assert loaded.addresses
+        assert not [address for address in loaded.addresses if address.startswith(("http", "//"))], page
+    assert 'id="skylib.search.index.search"' in (site / "docs" / "reference.html").read_text(encoding="utf-8")
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    stub = (ROOT / "skylib" / "__init__.pyi").read_text(encoding="utf-8")
+    assert sorted(name.rpartition(".")[2] for name in listed) == skylib.__all__
+    assert all(f"from {name.rpartition('.')[0]} import" in stub for name in listed)
 
 
 def commands() -> list[str]:
@@ -99,8 +151,6 @@ def test_citation_and_version_agree():
     import tomllib
 
     import yaml
-
-    import skylib
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
