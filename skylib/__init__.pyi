@@ -13,6 +13,7 @@ from skylib.data.augment import Augmentation as Augmentation, random_orientation
 from skylib.data.cutouts import (
     CutoutFile as CutoutFile,
     at_scale as at_scale,
+    copy_cutouts as copy_cutouts,
     make_cutouts as make_cutouts,
     write_cutouts as write_cutouts,
 )

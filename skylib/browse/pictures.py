@@ -80,9 +80,11 @@ class Pictures:
         grey = np.nan_to_num(unit[shown]).mean(axis=0)
         signal = uniform_filter(grey, 5) * 5 * np.sqrt(len(shown))  # S/N of the mean over bands and 5 x 5 pixels
         colour = np.clip((signal - 2) / 6, 0, 1)
-        counts = (grey + colour * (unit - grey)) * self._sigma[:, None, None]
-        stretch = float(SIGMAS * np.median(self._sigma[shown]) * brightness)
-        return rgb_image(counts, self._cutouts.bands, rgb=rgb, stretch=stretch)[::-1]  # row 0 is at the bottom
+        picture = grey + colour * (unit - grey)
+        one, stretch = np.ones(len(flux)), SIGMAS * brightness / 18
+        return rgb_image(picture, self._cutouts.bands, rgb=rgb, stretch=stretch, sky_sigma=one)[
+            ::-1
+        ]  # row 0 at the bottom
 
 
 def png(image: np.ndarray) -> bytes:

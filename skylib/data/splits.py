@@ -111,12 +111,18 @@ def split_cutouts(
     fractions, seed
         As in `sky_split`.
     cell : int or str
-        An ``nside``, or the name of a column, such as ``"tile"``.
+        An ``nside``; the name of a column, such as ``"tile"``; or ``"tile=1-1,1"``, whose objects are the test part while
+        the others are split by sky cells.
 
     Returns
     -------
     ndarray of int64, shape (n,)
         0 train, 1 validation, 2 test, -1 unused.
+
+    Raises
+    ------
+    ValueError
+        If no object has that value, or `sky_split` cannot make the parts.
     """
     use = np.ones(len(cutouts), bool) if use is None else np.asarray(use, bool)
     guard = (size or cutouts.size) * cutouts.pixel_scale * np.sqrt(2)
@@ -129,18 +135,24 @@ def split_cutouts(
             message = "%s: %d objects may share pixels with a later part of the file's own split"
             log.warning(message, cutouts.path, sharing)
         return split
-    cells = cutouts.column(cell)[use] if isinstance(cell, str) else cell
-    split = np.full(len(cutouts), UNUSED)
-    if not has_place[use].any():  # images without a place on the sky
+    split, rest = np.full(len(cutouts), UNUSED), use
+    if isinstance(cell, str) and "=" in cell:
+        name, test = cell.split("=", 1)
+        values = cutouts.column(name).astype(str)
+        if test not in values[use]:
+            raise ValueError(
+                f"{cutouts.path}: no object with {name}={test!r}; values: {', '.join(np.unique(values)[:20])}"
+            )
+        split[use & (values == test)], rest, cell = TEST, use & (values != test), 8192
+        fractions = (fractions[0] / sum(fractions[:2]), fractions[1] / sum(fractions[:2]), 0)
+    cells = cutouts.column(cell)[rest] if isinstance(cell, str) else cell
+    has_place = has_place[rest].any()
+    if not has_place:  # images without a place on the sky
         by = f"column {cell!r}" if isinstance(cell, str) else "objects, at random"
         log.warning("%s: no positions; split by %s: parts may share pixels of the sky", cutouts.path, by)
-        names = cells if isinstance(cells, np.ndarray) else np.arange(int(use.sum()))
-        split[use] = sky_split(cutouts.ra[use], cutouts.dec[use], fractions=fractions, seed=seed, cell=names)
-        return split
-    split[use] = sky_split(
-        cutouts.ra[use], cutouts.dec[use], fractions=fractions, seed=seed, cell=cells, guard=float(guard)
-    )
-    return split
+        cells = cells if isinstance(cells, np.ndarray) else np.arange(int(rest.sum()))
+    split[rest] = sky_split(cutouts.ra[rest], cutouts.dec[rest], fractions=fractions, seed=seed, cell=cells)
+    return apply_guard(split, cutouts.ra, cutouts.dec, guard=float(guard)) if has_place else split
 
 
 def apply_guard(split: np.ndarray, ra: np.ndarray, dec: np.ndarray, *, guard: float) -> np.ndarray:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from skylib.plotting.style import plain
 
+_NOISE = 0.055  # to which the noise of each band is brought: that of HSC's Wide layer, in counts
+
 
 def rgb_image(
     flux: np.ndarray,
@@ -21,6 +23,7 @@ def rgb_image(
     rgb: Sequence[str] = ("i", "r", "g"),
     stretch: float = 1.0,
     q: float = 8.0,
+    sky_sigma: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return a colour picture after Lupton et al. 2004 (astro-ph/0312483).
 
@@ -33,7 +36,10 @@ def rgb_image(
     rgb : sequence of str
         Bands shown as red, green and blue; a band without data is replaced by the nearest one that has some.
     stretch, q : float
-        Brightness (small is bright) and softening.
+        Brightness (small is bright) and softening. With 1, flux above about 18 times the noise is compressed.
+    sky_sigma : ndarray, shape (C,), optional
+        Noise of a pixel, to which each band is scaled, so that no survey and no band looks noisier than others; by
+        default as the image shows it.
 
     Returns
     -------
@@ -42,14 +48,22 @@ def rgb_image(
     """
     bands = list(bands)
     filled = [c for c in range(len(bands)) if np.isfinite(flux[c]).any()] or [0]
+    sigma = noise(flux) if sky_sigma is None else np.asarray(sky_sigma)
     planes = []
     for position, band in enumerate(rgb):
         wanted = bands.index(band) if band in bands else round((2 - position) / 2 * (len(bands) - 1))
-        planes.append(flux[min(filled, key=lambda c: abs(c - wanted))])
-    gain = (0.8, 1.0, 1.6)  # brings the noise of i, r and g to about one level
-    r, g, b = (np.nan_to_num(plane.astype(np.float64)) * k for plane, k in zip(planes, gain, strict=True))
+        shown = min(filled, key=lambda c: abs(c - wanted))
+        planes.append(np.nan_to_num(flux[shown].astype(np.float64) / (sigma[shown] / _NOISE)))
+    r, g, b = planes
     with np.errstate(invalid="ignore", divide="ignore"):  # where all three are zero
         return make_lupton_rgb(r, g, b, stretch=stretch, Q=q)
+
+
+def noise(flux: np.ndarray) -> np.ndarray:
+    """Return the noise of a pixel (C,) in images (..., C, H, W), by neighbouring pixels; 1 where there is none."""
+    step = np.moveaxis(np.abs(np.diff(flux, axis=-1)), -3, 0).reshape(flux.shape[-3], -1)
+    sigma = np.array([1.4826 * np.median(x[np.isfinite(x)]) / np.sqrt(2) if np.isfinite(x).any() else 1 for x in step])
+    return np.where(sigma > 0, sigma, 1.0)
 
 
 def show_tile(
@@ -89,8 +103,9 @@ def show_cutouts(
     figure, axes = plt.subplots(n_rows, n_cols, figsize=(zoom * n_cols, height * n_rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
+    sigma = noise(flux)
     for i, (ax, image) in enumerate(zip(axes.flat, flux, strict=False)):
-        ax.imshow(rgb_image(image, bands, stretch=stretch))
+        ax.imshow(rgb_image(image, bands, stretch=stretch, sky_sigma=sigma))
         if not np.isfinite(image).any():
             _say_no_data(ax, colour="white")
         if i < len(titles):
@@ -150,12 +165,13 @@ def plot_reconstruction(
     """
     n, c = len(flux), list(bands).index(band) if band else len(bands) // 2
     figure, axes = plt.subplots(n, 4, figsize=(6.4, 1.62 * n + 0.4), squeeze=False)
+    level = noise(flux) if sky_sigma is None else sky_sigma
     for row, original, filled, hidden in zip(axes, flux, reconstruction, mask, strict=True):
-        seen = rgb_image(np.where(hidden, np.nan, original), bands)
+        seen = rgb_image(np.where(hidden, np.nan, original), bands, sky_sigma=level)
         seen[hidden.all(axis=0)] = 128  # grey: hidden in all bands
-        row[0].imshow(rgb_image(original, bands))
+        row[0].imshow(rgb_image(original, bands, sky_sigma=level))
         row[1].imshow(seen)
-        row[2].imshow(rgb_image(filled, bands))
+        row[2].imshow(rgb_image(filled, bands, sky_sigma=level))
         sigma = 1.0 if sky_sigma is None else sky_sigma[c]
         picture = row[3].imshow((filled[c] - original[c]) / sigma, cmap="RdBu_r", vmin=-10, vmax=10)
         for ax in row:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from skylib.plotting.images import rgb_image
+from skylib.plotting.images import noise, rgb_image
 from skylib.plotting.style import COLOURS, column_label, plain
 
 UNLABELLED = "0.85"
@@ -127,10 +127,11 @@ def plot_thumbnails(
     middle = low + (cells + 0.5) / n_side * span
     off_centre = np.where(inside, np.linalg.norm((xy - middle) / span, axis=1), np.inf)
     ax.scatter(xy[:, 0], xy[:, 1], s=1, c="0.8", lw=0)
+    sigma = noise(flux)
     for cell in np.unique(cells[inside], axis=0):
         members = np.flatnonzero((cells == cell).all(axis=1))
         i = members[off_centre[members].argmin()]
-        picture = OffsetImage(rgb_image(flux[i], bands, stretch=stretch), zoom=30 / flux.shape[-1])
+        picture = OffsetImage(rgb_image(flux[i], bands, stretch=stretch, sky_sigma=sigma), zoom=30 / flux.shape[-1])
         ax.add_artist(AnnotationBbox(picture, middle[i], frameon=False, pad=0))
     _frame(ax, xy)
     return ax

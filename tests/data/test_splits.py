@@ -120,3 +120,14 @@ def test_a_probe_cannot_read_a_label_that_only_depends_on_the_place():
     for probe in (knn_probe, linear_probe):
         on_the_sky = probe(position, label, task="classification", split=split)
         assert on_the_sky.metrics["balanced_accuracy"] == pytest.approx(0.5, abs=0.07)
+
+
+def test_a_tile_can_be_the_test_part(field, tmp_path):
+    ra, dec = field[0][:2000], field[1][:2000]
+    tile = np.where(dec > np.median(dec), "1-1,1", "1-0,0")
+    cutouts = blank(tmp_path / "tiles.h5", ra, dec, tile=tile)
+    split = split_cutouts(cutouts, cell="tile=1-1,1")
+    np.testing.assert_array_equal(split == 2, tile == "1-1,1")
+    assert {0, 1} <= set(split[tile == "1-0,0"]) <= {-1, 0, 1}
+    with pytest.raises(ValueError, match=r"tiles\.h5: no object with tile='9'; values: 1-0,0, 1-1,1"):
+        split_cutouts(cutouts, cell="tile=9")

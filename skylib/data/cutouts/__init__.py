@@ -4,7 +4,7 @@ from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, LAYOUTS, Layout
 from skylib.data.cutouts.make import make_cutouts, slice_cutout
 from skylib.data.cutouts.scaled import at_scale
-from skylib.data.cutouts.write import write_cutouts
+from skylib.data.cutouts.write import copy_cutouts, write_cutouts
 
 __all__ = [
     "CLASS_NAMES",
@@ -12,6 +12,7 @@ __all__ = [
     "CutoutFile",
     "Layout",
     "at_scale",
+    "copy_cutouts",
     "make_cutouts",
     "slice_cutout",
     "write_cutouts",

@@ -87,6 +87,29 @@ def write_cutouts(
     return CutoutFile(path)
 
 
+def copy_cutouts(cutouts: CutoutFile, path: str | Path) -> CutoutFile:
+    """Write cutouts of any layout, unit or scale as a file of our own, with all their labels; block by block."""
+    columns = {name: cutouts.column(name) for name in cutouts.columns}
+    labels = prepare_columns({"ra": cutouts.ra, "dec": cutouts.dec, **columns}, len(cutouts))
+    attributes = {"pixel_scale": cutouts.pixel_scale, "zero_point": ZERO_POINT, "survey": cutouts.survey}
+    attributes |= {"provenance": f"copied from {cutouts.path.name}", "simulated": cutouts.simulated}
+    form: dict[str, Any] = {
+        "n": len(cutouts),
+        "bands": cutouts.bands,
+        "size": cutouts.size,
+        "weight": cutouts.has_weight,
+    }
+    with replaced(path) as partial:
+        create(partial, columns=labels, attributes=attributes, **form)
+        with h5py.File(partial, "r+") as file:
+            for start in range(0, len(cutouts), 1024):
+                rows = slice(start, min(start + 1024, len(cutouts)))
+                put(file, "cutouts", rows, cutouts.flux(rows))
+                if cutouts.has_weight:
+                    put(file, "weight", rows, cutouts.weight(rows))
+    return CutoutFile(path)
+
+
 def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
     """Return labels as HDF5 can hold them, each with the attributes that say what the values mean.
 
