@@ -56,8 +56,9 @@ export MISSING
 demo: environment
 	@$(PY) -m skylib demo --run-dir "$(RUN_DIR)"
 
+# Two processes of one thread each: with more threads than cores, OpenMP waits for itself.
 test: environment
-	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: environment
 	$(PY) -m ruff check .
