@@ -66,6 +66,7 @@ from skylib.evaluation.summary import count_labels as count_labels, of_class as 
 from skylib.model.embed import embed as embed
 from skylib.model.embeddings import Embeddings as Embeddings
 from skylib.model.mim import MaskedImageModel as MaskedImageModel, MIMOutput as MIMOutput, build_model as build_model
+from skylib.model.parts import embed_parts as embed_parts, open_parts as open_parts
 from skylib.model.weights import load_model as load_model, read_card as read_card, save_weights as save_weights
 from skylib.runner.runs import run_notebook as run_notebook
 from skylib.search.export import hit_cutouts as hit_cutouts, write_objects as write_objects

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from skylib.stopping import EXIT_CODE
+from skylib.stopping import EXIT_CODE, Interrupted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 75 (EX_TEMPFAIL) if a notebook was
+        0 if all went well, 1 if a notebook failed, 2 if what was asked is at fault, 75 (EX_TEMPFAIL) if it was
         asked to stop and resumes when it is run again, 130 if interrupted at the terminal.
     """
     parser = _parser()
@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         arguments.command(arguments)
-    except (NotebookError, ValueError, TypeError, OSError) as error:
+    except (NotebookError, Interrupted, ValueError, TypeError, OSError) as error:
         if arguments.debug:
             raise
         print(f"skylib: error: {error}", file=sys.stderr)
-        if isinstance(error, NotebookInterrupted):
+        if isinstance(error, (NotebookInterrupted, Interrupted)):
             return EXIT_CODE
         return 1 if isinstance(error, NotebookError) else 2
     except KeyboardInterrupt as error:
@@ -141,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         "embed",
         _embed,
         "embed the cutouts of a file with a trained model",
-        "  skylib embed cutouts.h5 --model sky-nano -o embeddings.h5\n  skylib embed cutouts.h5 --model papermill_runs/first",
+        "  skylib embed cutouts.h5 --model sky-nano -o embeddings.h5\n"
+        "  skylib embed cutouts.h5 --model papermill_runs/first -o embeddings --order 5 --shard 3 --n-shards 100",
     )
     embed.add_argument("cutouts", type=Path, help="HDF5 file of cutouts")
     embed.add_argument(
@@ -153,6 +154,11 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--bands", help="order of the planes, for a file that does not state it")
     embed.add_argument("--survey", help="states unit and pixel scale where the file does not (default: hsc)")
     embed.add_argument("--rescale", action="store_true", help="bring the images to the pixel scale of the model first")
+    embed.add_argument(
+        "--order", type=int, help="make a folder of parts, one a HEALPix cell of this order; parts that exist are kept"
+    )
+    embed.add_argument("--shard", type=int, default=0, help="of the parts, make each n-th only, from this one on")
+    embed.add_argument("--n-shards", type=int, default=1, help="the n of it (default: %(default)s)")
 
     simulate = add(
         "simulate",
@@ -255,13 +261,19 @@ def _notebooks(arguments: argparse.Namespace) -> None:
 def _embed(arguments: argparse.Namespace) -> None:
     from skylib.data.cutouts import CutoutFile, at_scale
     from skylib.model.embed import embed
+    from skylib.model.parts import embed_parts
     from skylib.model.weights import load_model
 
     model = load_model(arguments.model)
     cutouts = CutoutFile(arguments.cutouts, bands=arguments.bands, survey=arguments.survey)
     if arguments.rescale and (trained := model.origin.get("trained_on")):
         cutouts = at_scale(cutouts, trained["pixel_scale"])
-    embeddings = embed(model, cutouts, pool=arguments.pool, layer=arguments.layer)
+    how = {"pool": arguments.pool, "layer": arguments.layer}
+    if arguments.order is not None:
+        how |= {"order": arguments.order, "shard": arguments.shard, "n_shards": arguments.n_shards}
+        print(*embed_parts(model, cutouts, arguments.out, **how), sep="\n")
+        return
+    embeddings = embed(model, cutouts, **how)
     embeddings.save(arguments.out)
     print(f"{arguments.out}: {embeddings}")
 

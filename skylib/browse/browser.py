@@ -254,7 +254,7 @@ class SimilarityBrowser(BrowserView):
         if name in FIRST_PAGE:
             self._page = 0
         self._refresh()
-        if name in ("stretch", "red", "green", "blue"):
+        if name in ("stretch", "own", "red", "green", "blue"):
             self._look_at(self._focus)
 
     def _on_find(self, change: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def make_controls(bands: Sequence[str], columns: Sequence[str], saved: dict[str,
             options=["query", "add to query", "yes", "no"],
             tooltips=["make it the query", "add it to the queries", "mark it yes", "mark it no"],
             style={"button_width": "112px"},
-        ),
+        ).add_class("sky-click"),
         "metric": widgets.Dropdown(
             options=["cosine", "mse", "mae"], description="metric", tooltip="distance between embeddings", layout=narrow
         ),
@@ -55,6 +55,9 @@ def make_controls(bands: Sequence[str], columns: Sequence[str], saved: dict[str,
             description="stretch",
             tooltip="small is bright",
             layout=wide,
+        ),
+        "own": widgets.Checkbox(
+            description="contrast of each", tooltip="not one for all images", indent=False, layout={"width": "150px"}
         ),
         "red": widgets.Dropdown(options=bands, value=red, description="red", layout=narrow),
         "green": widgets.Dropdown(options=bands, value=green, description="green", layout=narrow),
@@ -102,7 +105,9 @@ def make_buttons() -> dict[str, widgets.Button]:
 
 def make_orders() -> widgets.ToggleButtons:
     """Return the choice of the order; the one of the map is chosen by a lasso."""
-    return widgets.ToggleButtons(options=list(ORDERS.items())[:4], value=None, style={"button_width": "118px"})
+    return widgets.ToggleButtons(
+        options=list(ORDERS.items())[:4], value=None, style={"button_width": "118px"}
+    ).add_class("sky-order")
 
 
 def arrange(
@@ -122,7 +127,7 @@ def arrange(
         [widgets.Label("click means"), c["click"], *(b[name] for name in ("back", "previous", "next"))],
         [c["tag"], *(b[name] for name in ("undo", "redo", "keys", "export"))],
     ]
-    look = [c[name] for name in ("k", "size", "stretch", "red", "green", "blue", "metric", "combine")]
+    look = [c[name] for name in ("k", "size", "stretch", "own", "red", "green", "blue", "metric", "combine")]
     more = widgets.Accordion([widgets.HBox(look, layout=ROW)], titles=("pictures and distance",), selected_index=None)
     pane = {"height": "700px", "overflow": "auto"}
     left = widgets.VBox([grid], layout={"flex": "1 1 420px", "min_width": "300px", **pane})

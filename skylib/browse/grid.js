@@ -88,7 +88,34 @@ function render({ model, el }) {
     asked = question;
     resize();
     look();
+    describe();
     send("drawn", -1, { serial: model.get("serial") });
+  }
+
+  // Jupyter and Voila say which theme they have; what no widget labels is labelled here, for screen readers.
+  const dark = () => document.body.dataset.jpThemeLight === "false";
+  function tellTheme() {
+    if (model.get("dark") !== dark()) { model.set("dark", dark()); model.save_changes(); }
+  }
+  const theme = new MutationObserver(tellTheme);
+  theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+  function describe() {
+    const root = el.closest(".sky-browser");
+    if (!root) return;
+    const label = (selector, text) => root.querySelectorAll(selector).forEach((e) => e.setAttribute("aria-label", text));
+    root.setAttribute("role", "region");
+    label(":scope", "browser of look-alikes");
+    label("canvas", "map of the embeddings; its tools choose objects by a lasso");
+    label(".sky-order", "order of the objects");
+    label(".sky-click", "what a click on a picture means");
+    root.querySelectorAll(".sky-order, .sky-click").forEach((e) => e.setAttribute("role", "group"));
+    root.querySelectorAll(".sky-order button, .sky-click button").forEach((e) =>
+      e.setAttribute("aria-pressed", e.classList.contains("mod-active")));
+    root.querySelectorAll("img.sky-picture").forEach((e) => { e.alt = `object ${model.get("focused")}: in colour, and in each band`; });
+    root.querySelectorAll(".noUi-handle").forEach((e) => {
+      const name = e.closest(".jupyter-widgets")?.querySelector(".widget-label");
+      if (name) e.setAttribute("aria-label", name.textContent);
+    });
   }
 
   const resize = () => grid.style.setProperty("--side", `${model.get("side")}px`);
@@ -117,7 +144,9 @@ function render({ model, el }) {
   const watched = { serial: draw, marks: look, tags: look, targets: look, key_help: look, side: resize };
   for (const [name, act] of Object.entries(watched)) model.on(`change:${name}`, act);
   draw();
-  return () => { for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act); };
+  tellTheme();
+  setTimeout(describe, 1500); // when the widgets around it stand, too
+  return () => { theme.disconnect(); for (const [name, act] of Object.entries(watched)) model.off(`change:${name}`, act); };
 }
 
 export default { render };

@@ -38,6 +38,7 @@ class ThumbnailGrid(anywidget.AnyWidget):
     focused = traitlets.Int(-1).tag(sync=True)  # row
     side = traitlets.Int(112).tag(sync=True)  # pixels
     serial = traitlets.Int(0).tag(sync=True)  # counts redraws
+    dark = traitlets.Bool(False).tag(sync=True)  # whether the page has a dark theme
     key_list = traitlets.Dict(KEYS).tag(sync=True)
     key_help = traitlets.Bool(False).tag(sync=True)  # whether the list of keys is shown
 

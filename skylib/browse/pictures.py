@@ -15,7 +15,7 @@ from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import measure_sky_noise
 from skylib.plotting import rgb_image
 
-Look = tuple[float, tuple[str, ...]]  # brightness, and the bands shown as red, green, blue
+Look = tuple[float, tuple[str, ...], bool]  # brightness; bands as red, green, blue; contrast of each image alone
 SIGMAS = 10.0  # of sky noise: flux beyond is compressed
 
 
@@ -73,11 +73,13 @@ class Pictures:
 
     def _colour(self, flux: np.ndarray, look: Look) -> np.ndarray:
         """Return a colour picture; what is not above the noise is grey, since its colours are those of the noise."""
-        brightness, rgb = look
+        brightness, rgb, own = look
         unit = flux / self._sigma[:, None, None]
         shown = [i for i, band in enumerate(self._cutouts.bands) if band in rgb and np.isfinite(unit[i]).any()]
         shown = shown or list(range(len(flux)))
         grey = np.nan_to_num(unit[shown]).mean(axis=0)
+        if own:  # its brightest pixels, not those of the file, fill the range
+            brightness *= max(1.0, float(np.percentile(grey, 99.5))) / SIGMAS
         signal = uniform_filter(grey, 5) * 5 * np.sqrt(len(shown))  # S/N of the mean over bands and 5 x 5 pixels
         colour = np.clip((signal - 2) / 6, 0, 1)
         picture = grey + colour * (unit - grey)

@@ -66,7 +66,7 @@ class MapPanel(widgets.VBox):
             layout={"width": "260px"},
         )
         self.scatter = jscatter.Scatter(data=pd.DataFrame(frame), x="x", y="y", height=300, axes=False)
-        self._paint()
+        self.dark(False)
         self.colour.observe(lambda _: self._paint(), "value")
         self.scatter.widget.observe(self._on_selection, "selection")
         self.scatter.widget.observe(lambda change: on_hover(self._row(change["new"])), "hovering")
@@ -84,12 +84,18 @@ class MapPanel(widgets.VBox):
             cross = [jscatter.VLine(x, line_color=CROSS), jscatter.HLine(y, line_color=CROSS)]
         self.scatter.annotations(cross)
 
+    def dark(self, dark: bool) -> None:
+        """Take the colours of a dark or a light page."""
+        self._dark = dark
+        self.scatter.background("#111111" if dark else "#ffffff")
+        self._paint()
+
     def _paint(self) -> None:
         if self.colour.value:
             self.scatter.color(by=f"by {self.colour.value}", map="auto")
             self.scatter.legend(True)
         else:
-            self.scatter.color(default="#0072B2", by=None)
+            self.scatter.color(default="#56B4E9" if self._dark else "#0072B2", by=None)
             self.scatter.legend(False)
 
     def _row(self, place: int | None) -> int | None:

@@ -16,7 +16,21 @@ from skylib.browse.skymap import MapPanel
 from skylib.browse.state import ORDERS, BrowserState
 from skylib.search.filters import Names
 
-REDRAW = ("metric", "combine", "k", "stretch", "red", "green", "blue", "filter", "sort", "descending", "hide", "fold")
+REDRAW = (
+    "metric",
+    "combine",
+    "k",
+    "stretch",
+    "own",
+    "red",
+    "green",
+    "blue",
+    "filter",
+    "sort",
+    "descending",
+    "hide",
+    "fold",
+)
 
 
 class BrowserView(widgets.VBox):
@@ -80,16 +94,19 @@ class BrowserView(widgets.VBox):
                 on_lasso=self._on_lasso,
                 on_hover=self._on_hover,
             )
+            self._grid.observe(lambda change: self._map.dark(change["new"]), "dark")
+        self._picture.add_class("sky-picture")
         beside = [self._picture, *([self._map, self._hovered] if self._map else []), self._facts]
         status = [self._status, self._error, self._files]
         super().__init__(arrange(self._order, self._find, self._controls, self._buttons, status, self._grid, beside))
+        self.add_class("sky-browser")
 
     def _settings(self) -> dict[str, Any]:
         return {name: control.value for name, control in self._controls.items()}
 
     def _look(self) -> Look:
         rgb = tuple(self._controls[name].value for name in ("red", "green", "blue"))
-        return round(self._controls["stretch"].value, 4), rgb
+        return round(self._controls["stretch"].value, 4), rgb, self._controls["own"].value
 
     def _show_marks(self) -> None:
         self._grid.marks, self._grid.tags = dict(self.state.marks), dict(self.state.tags)

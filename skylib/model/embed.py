@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -131,19 +131,51 @@ def encode(
     -------
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
-    check_choice("precision", precision, get_args(Precision))
-    for pool in pools:
-        check_choice("pool", pool, tuple(POOLS))
     for band in drop_bands:
         check_choice("drop_bands", band, model.config.bands)
     if len(rows) == 0:
         raise ValueError(f"{cutouts.path}: no cutouts to embed")
     device = model.sky_sigma.device
     dropped = torch.tensor([model.config.bands.index(band) for band in drop_bands], dtype=torch.int64, device=device)
-    starts = range(0, len(rows), batch_size)
     if compile is None:
         compile = device.type == "cuda" and len(rows) >= COMPILE_FROM
-    out: Features = {}
+    batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
+    total = -(-len(rows) // batch_size)
+    bar = tqdm(batches, total=total, desc="embed", unit="batch", leave=False, disable=total < 20)
+    shown = ((flux.index_fill(1, dropped, torch.nan) if drop_bands else flux, ra, dec) for flux, ra, dec in bar)
+    return encode_batches(model, shown, n=len(rows), pools=pools, layers=layers, precision=precision, compile=compile)
+
+
+def encode_batches(
+    model: MaskedImageModel,
+    batches: Iterable[tuple[Tensor, Tensor | None, Tensor | None]],
+    *,
+    n: int,
+    pools: Sequence[str] = ("mean",),
+    layers: Sequence[int] = (-1,),
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Features:
+    """Embed images from anywhere at several layers and poolings: the loop behind all that embeds.
+
+    Parameters
+    ----------
+    model : MaskedImageModel
+    batches : iterable of (flux, ra, dec)
+        Flux (B, C, S, S), and positions in degrees (B,) or None, all on the device.
+    n : int
+        Number of images in all; what the last batch holds beyond is left out.
+    pools, layers, precision, compile
+        As in `encode`.
+
+    Returns
+    -------
+    dict of (layer, pool) to ndarray of float32, shape (n, D)
+    """
+    check_choice("precision", precision, get_args(Precision))
+    for pool in pools:
+        check_choice("pool", pool, tuple(POOLS))
+    device, out, start = model.sky_sigma.device, Features(), 0
     was_training = model.training
     model.eval()
     try:
@@ -151,15 +183,13 @@ def encode(
             network: Callable[..., dict[Key, Tensor]] = packed(model, precision=precision).encode
             if compile:
                 network = torch.compile(model.encode, dynamic=False)
-            batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
-            bar = tqdm(batches, total=len(starts), desc="embed", unit="batch", leave=False, disable=len(starts) < 20)
             waiting: _Found | None = None  # stored when the next batch is under way
-            for start, flux, ra, dec in bar:
-                flux = flux.index_fill(1, dropped, torch.nan) if drop_bands else flux
+            for flux, ra, dec in batches:
                 found = network(flux, pools=pools, layers=layers, ra=ra, dec=dec)
-                _store(out, waiting, len(rows))
+                _store(out, waiting, n)
                 waiting = _fetch(start, found)
-            _store(out, waiting, len(rows))
+                start += len(flux)
+            _store(out, waiting, n)
     finally:
         model.train(was_training)
     return out
@@ -167,8 +197,8 @@ def encode(
 
 def _batches(
     model: MaskedImageModel, cutouts: CutoutFile, rows: np.ndarray, batch_size: int, device: torch.device, *, fill: bool
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Give number of the first, flux, ra and dec, on the device; the last batch is filled up if all must be alike."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Give flux, ra and dec, on the device; the last batch is filled up if all must be alike."""
     c = model.config
     how: dict[str, Any] = {"shuffle": False, "device": "cpu", "pad": True}
     loader = CutoutLoader(cutouts, batch_size=batch_size, size=c.image_size, bands=c.bands, **how)
@@ -191,7 +221,7 @@ def _batches(
             stream.synchronize()
             for x in (flux, *place):
                 x.record_stream(torch.cuda.default_stream(device))
-        yield start, flux, place[0], place[1]
+        yield flux, place[0], place[1]
 
 
 class _Found(NamedTuple):

@@ -15,13 +15,62 @@ from skylib.data.cutouts.layouts import FORMAT, check_links, fixed, name_of, rea
 from skylib.files import replaced, row_sums
 
 
+class PartVectors:
+    """Vectors that stay in their files until some are asked for; rows are numbered through all files.
+
+    Parameters
+    ----------
+    parts : list of ndarray, shape (n_i, D)
+        Mapped from files (`mapped_vectors`), in the precision stored there.
+    """
+
+    dtype, ndim = np.dtype(np.float32), 2
+
+    def __init__(self, parts: list[np.ndarray]) -> None:
+        self.parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), parts[0].shape[1])
+        if widths := {part.shape[1] for part in parts} - {self.shape[1]}:
+            raise ValueError(f"parts hold vectors of {self.shape[1]} and of {min(widths)} numbers: not of one model")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        """Read some rows, by a slice, row numbers, a boolean mask or one number, as float32."""
+        wanted = np.arange(len(self))[rows]
+        out = np.empty((wanted.size, self.shape[1]), dtype=np.float32)
+        which = np.searchsorted(self._ends, wanted.ravel(), side="right")
+        for number in np.unique(which):
+            chosen = which == number
+            out[chosen] = self.parts[number][wanted.ravel()[chosen] - self._ends[number]]  # counted from its end
+        return out.reshape(*wanted.shape, self.shape[1])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.concatenate(self.parts, dtype=dtype or self.dtype)
+
+
+def mapped_vectors(path: str | Path) -> np.ndarray:
+    """Return the vectors of a file that `Embeddings.save` wrote, mapped into memory, in the precision stored there."""
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["vectors"]
+            offset = data.id.get_offset()
+            if offset is None:  # empty, or not stored in one piece
+                return data[:]
+            return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file of embeddings") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise OSError(f"{path}: cannot be read as embeddings: {error}") from error
+
+
 class Embeddings:
     """Vectors of objects, their positions and labels.
 
     Parameters
     ----------
-    vectors : ndarray, shape (n, D)
-        Kept as float32.
+    vectors : ndarray or PartVectors, shape (n, D)
+        Kept as float32; `PartVectors` stay on disk.
     ra, dec : ndarray, shape (n,)
         Degrees ICRS.
     columns : mapping of str to ndarray, shape (n,), optional
@@ -43,14 +92,14 @@ class Embeddings:
 
     def __init__(
         self,
-        vectors: np.ndarray,
+        vectors: np.ndarray | PartVectors,
         *,
         ra: np.ndarray,
         dec: np.ndarray,
         columns: Mapping[str, np.ndarray] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        self.vectors = np.asarray(vectors, dtype=np.float32)
+        self.vectors: Any = vectors if isinstance(vectors, PartVectors) else np.asarray(vectors, dtype=np.float32)
         if self.vectors.ndim != 2:
             raise ValueError(f"vectors have shape {self.vectors.shape}: must be (n, D)")
         self.ra, self.dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
@@ -104,8 +153,8 @@ class Embeddings:
             raise OSError(f"{path}: cannot be written: {error}") from error
 
     @classmethod
-    def load(cls, path: str | Path, *, rows: slice = slice(None)) -> Embeddings:
-        """Read what `save` wrote, all or some of the rows.
+    def load(cls, path: str | Path, *, rows: slice = slice(None), mapped: bool = False) -> Embeddings:
+        """Read what `save` wrote, all or some of the rows; if `mapped`, vectors stay on disk until they are asked for.
 
         Raises
         ------
@@ -118,8 +167,12 @@ class Embeddings:
             with h5py.File(path, "r") as file:
                 check_links(file, Path(path))
                 columns = {name_of(key, data): read_column(data, rows) for key, data in file.get("columns", {}).items()}
-                vectors = file["vectors"][rows]
-                if "checksum/vectors" in file and (file["checksum/vectors"][rows] != row_sums(vectors)).any():
+                vectors = PartVectors([mapped_vectors(path)[rows]]) if mapped else file["vectors"][rows]
+                if (
+                    not mapped
+                    and "checksum/vectors" in file
+                    and (file["checksum/vectors"][rows] != row_sums(vectors)).any()
+                ):
                     raise OSError("the checksum of a vector is wrong: it was changed or damaged")
                 ra, dec = read_column(file["ra"], rows), read_column(file["dec"], rows)
                 return cls(vectors, ra=ra, dec=dec, columns=columns, meta=json.loads(file.attrs["meta"]))

@@ -16,9 +16,9 @@ from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Where, matching_rows
 from skylib.search.nearest import BLOCK, Combine, Metric, distances, nearest
+from skylib.search.standard import CACHED, Standardiser
 
 Targets = int | Sequence[int] | np.ndarray
-CACHED = 4096  # vectors standardised at a time
 
 
 class SearchIndex:
@@ -60,24 +60,18 @@ class SearchIndex:
         device: str | torch.device | None = None,
         block: int = BLOCK,
     ) -> None:
-        check_choice("standardize", standardize, (True, False, "whiten"))
         given = np.ascontiguousarray(embeddings.vectors if tokens is None else tokens, dtype=np.float32)
         if given.ndim != (2 if tokens is None else 3) or len(given) != len(embeddings):
             raise ValueError(f"tokens of shape {given.shape}: must be ({len(embeddings)}, N, D), one row per object")
         self.embeddings, self.device = embeddings, pick_device(device)
         vectors = torch.from_numpy(given).to(self.device)
-        parts = vectors.split(CACHED)
-        finite = [part.flatten(1).isfinite().all(dim=1) for part in parts]
-        self.finite = torch.cat(finite)
+        self.finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in vectors.split(CACHED)])
         if not bool(self.finite.any()):
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
         self._all_finite = bool(self.finite.all())
-        if not self._all_finite:
-            parts = tuple(part[good] for part, good in zip(parts, finite, strict=True))
-        self._mean, self._matrix, self._variance = _fit(parts, standardize)
-        self.vectors = torch.empty_like(vectors)
-        for part, out in zip(vectors.split(CACHED), self.vectors.split(CACHED), strict=True):
-            out.copy_(self._standardise(part).nan_to_num_(0.0, 0.0, 0.0))
+        good = vectors if self._all_finite else vectors[self.finite]
+        self._standardise = Standardiser([good.flatten(0, -2)], standardize)
+        self.vectors = self._standardise(vectors).nan_to_num_(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
         ids, ties = embeddings.columns.get("object_id"), None
         if ids is not None and len(np.unique(ids)) == len(ids):
@@ -144,7 +138,7 @@ class SearchIndex:
 
     def scores(
         self,
-        vectors: Tensor,
+        vectors: Tensor | np.ndarray,
         targets: Targets,
         *,
         metric: Metric = "cosine",
@@ -153,14 +147,14 @@ class SearchIndex:
     ) -> np.ndarray:
         """Return the distance of other vectors (n, D), not standardised, to the targets together, float32 (n,)."""
         wanted = self._targets(targets)[1]
-        weight, x = self._weight(wanted, weights), self._standardise(vectors.to(self.device))
+        weight, x = self._weight(wanted, weights), self._standardise(torch.as_tensor(vectors, device=self.device))
         return distances(x, wanted, metric=metric, weight=weight, combine=combine).cpu().numpy()
 
     def _weight(self, wanted: Tensor, weights: str | None) -> Tensor | None:
         check_choice("weights", weights, ("inverse_variance", None))
         if weights is None:
             return None
-        variance = wanted.double().var(dim=0, correction=0) + self._variance / len(wanted)
+        variance = wanted.double().var(dim=0, correction=0) + self._standardise.variance / len(wanted)
         weight = torch.where(variance > 0, 1 / variance, 0.0)
         return weight / weight.mean()
 
@@ -182,33 +176,6 @@ class SearchIndex:
         if not np.isfinite(wanted).all():
             raise ValueError("targets: a vector is not finite")
         return np.empty(0, dtype=np.int64), self._standardise(torch.from_numpy(wanted).to(self.device))
-
-    def _standardise(self, x: Tensor) -> Tensor:
-        """Return standardised vectors: computed in float64, float32."""
-        if self._matrix is None:
-            return x.float()
-        x = x.double() - self._mean
-        return (x @ self._matrix if self._matrix.ndim == 2 else x / self._matrix).float()
-
-
-def _fit(parts: Sequence[Tensor], standardize: bool | str) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return mean, scale (D,) or whitening matrix (D, D), and the variance (D,) after, in float64."""
-    rows = [part.flatten(0, -2) for part in parts]
-    n = sum(map(len, rows))
-    mean = torch.stack([x.double().sum(dim=0) for x in rows]).sum(dim=0) / n
-    if standardize == "whiten":
-        covariance = torch.zeros(len(mean), len(mean)).to(mean)
-        for x in rows:
-            x = x - mean
-            covariance += x.T @ x / n
-        values, directions = torch.linalg.eigh(covariance)
-        floor = values.clamp(min=float(values.max()) * 1e-6 or 1.0)  # directions without variance are noise
-        return mean, directions / floor.sqrt(), values.clamp(min=0) / floor
-    variance = torch.stack([(x - mean).square_().sum(dim=0) for x in rows]).sum(dim=0) / n
-    if standardize is False:
-        return mean, None, variance
-    varies = variance > 0  # a constant feature says nothing; any scale will do
-    return mean, torch.where(varies, variance, 1.0).sqrt(), varies.double()
 
 
 def search(

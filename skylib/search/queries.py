@@ -12,6 +12,7 @@ from astropy.coordinates import SkyCoord
 from skylib.data.augment import flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
+from skylib.model.embed import encode_batches
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 
@@ -53,15 +54,8 @@ def target_vectors(
         flips = flips.repeat(1, len(images))
         images, *place = (x.repeat_interleave(8, dim=0) for x in (images, *place))
         images = flip(images, flips)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            parts = zip(*(x.split(256) for x in (images, *place)), strict=True)
-            vectors = [model.embed(x, pool=pool, ra=a, dec=d, layer=layer).float().cpu() for x, a, d in parts]
-            return torch.cat(vectors).numpy()
-    finally:
-        model.train(was_training)
+    batches = zip(*(x.split(256) for x in (images, *place)), strict=True)
+    return encode_batches(model, batches, n=len(images), pools=(pool,), layers=(layer,))[layer, pool]
 
 
 def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -242,14 +242,14 @@ def scan_tile(
     options: dict[str, Any],
 ) -> np.ndarray:
     """Return all windows of a tile that may be hits, scored."""
-    corners, parts = scan.corners(tile), [np.empty(0, HIT)]
-    for numbers, snr, vectors in scan.batches(tile, corners, snr_range):
-        found = np.empty(len(numbers), HIT)
+    corners = scan.corners(tile)
+    numbers, snr, vectors = scan.embed(tile, corners, snr_range)
+    found = np.empty(len(numbers), HIT)
+    if len(numbers):
         found["score"], found["snr"], found["tile"] = index.scores(vectors, wanted, **options), snr, number
         found["row"], found["col"] = (corners[numbers] + scan.model.config.image_size // 2).T
         found["ra"], found["dec"] = tile.sky_at(found["row"], found["col"])
-        parts.append(found)
-    return np.concatenate(parts)
+    return found
 
 
 def _check_complete(parts: Sequence[SearchState], tiles: Sequence[TilePaths]) -> None:

@@ -10,9 +10,11 @@ import torch
 from astropy.table import Table, vstack
 
 from skylib.device import ahead, pick_device
-from skylib.model.embeddings import Embeddings
+from skylib.model.embeddings import Embeddings, mapped_vectors
+from skylib.model.parts import part_files
 from skylib.search.filters import Where, matching_rows
 from skylib.search.nearest import Combine, Metric, nearest
+from skylib.search.standard import Standardiser
 
 ROWS = 65_536  # read at a time
 
@@ -23,7 +25,7 @@ def search_files(
     *,
     k: int = 100,
     metric: Metric = "cosine",
-    standardize: bool = True,
+    standardize: bool | str = True,
     combine: Combine = "min",
     where: Where | None = None,
     device: str | torch.device | None = None,
@@ -37,7 +39,7 @@ def search_files(
     Parameters
     ----------
     paths : sequence of path
-        Written by `Embeddings.save`, of the same model.
+        Files written by `Embeddings.save`, or folders of parts (`embed_parts`), of the same model.
     targets : ndarray of float, shape (t, D)
         Vectors of the same model.
     k, metric, standardize, combine, where, device
@@ -48,7 +50,7 @@ def search_files(
     Returns
     -------
     Table
-        Columns rank, file (number in `paths`), row (in that file), score, ra, dec, and the labels.
+        Columns rank, file (number among all files), row (in that file), score, ra, dec, and the labels.
 
     Raises
     ------
@@ -57,27 +59,36 @@ def search_files(
     OSError
         If a file cannot be read.
     """
+    files = [file for path in paths for file in (part_files(path) if Path(path).is_dir() else [Path(path)])]
     wanted = np.atleast_2d(np.asarray(targets, dtype=np.float64))
-    if k < 1 or not len(paths) or not wanted.size or not np.isfinite(wanted).all():
+    if k < 1 or not files or not wanted.size or not np.isfinite(wanted).all():
         raise ValueError(
-            f"k={k}, {len(paths)} files, targets of shape {wanted.shape}: needs k >= 1, files, finite targets"
+            f"k={k}, {len(files)} files, targets of shape {wanted.shape}: needs k >= 1, files, finite targets"
         )
-    mean, scale = _moments(paths, rows, wanted.shape[1]) if standardize else (np.zeros(1), np.ones(1))
     place = pick_device(device)
-    queries = torch.from_numpy(((wanted - mean) / scale).astype(np.float32)).to(place)
+    finite = (x[x.isfinite().all(dim=1)] for _, _, x in _blocks(files, rows, wanted.shape[1], place))
+    try:
+        standardised = Standardiser(finite, standardize)
+    except ValueError as error:
+        raise ValueError(f"{files[0]} and {len(files) - 1} more: {error}") from error
+    queries = standardised(torch.from_numpy(wanted).to(place))
     best = np.empty(0, [("score", "f4"), ("file", "i4"), ("row", "i8")])
-    for number, start, part in ahead(_blocks(paths, rows), depth=1):
-        keep = np.isfinite(part.vectors).all(axis=1) & matching_rows(part, where or {})
-        x = torch.from_numpy(np.nan_to_num((part.vectors - mean) / scale, posinf=0, neginf=0).astype(np.float32))
-        free = torch.from_numpy(keep).to(place)
-        distance, found = nearest(x.to(place), queries, k=k, metric=metric, combine=combine, keep=free)
+    allowed, at = torch.empty(0), -1
+    for number, start, x in _blocks(files, rows, wanted.shape[1], place):
+        if number != at and where:
+            at, allowed = number, torch.from_numpy(matching_rows(Embeddings.load(files[number], mapped=True), where))
+        keep = x.isfinite().all(dim=1)
+        if where:
+            keep &= allowed[start : start + len(x)].to(place)
+        x = standardised(x).nan_to_num_(0.0, 0.0, 0.0)
+        distance, found = nearest(x, queries, k=k, metric=metric, combine=combine, keep=keep)
         hits = np.empty(distance.shape[1], best.dtype)
         hits["score"], hits["file"], hits["row"] = distance[0].cpu(), number, found[0].cpu() + start
         best = np.concatenate([best, hits[np.isfinite(hits["score"])]])
         best = best[np.lexsort((best["row"], best["file"], best["score"]))[:k]]
     if not len(best):
-        raise ValueError(f"none of the objects of {len(paths)} files can be an answer")
-    tables = [Embeddings.load(paths[hit["file"]], rows=slice(hit["row"], hit["row"] + 1)).to_table() for hit in best]
+        raise ValueError(f"none of the objects of {len(files)} files can be an answer")
+    tables = [Embeddings.load(files[hit["file"]], rows=slice(hit["row"], hit["row"] + 1)).to_table() for hit in best]
     for table in tables:
         table.remove_column("vector")
         table.meta.clear()
@@ -88,28 +99,17 @@ def search_files(
     return found
 
 
-def _blocks(paths: Sequence[str | Path], rows: int) -> Iterator[tuple[int, int, Embeddings]]:
-    """Yield the number of the file, the first row, and the objects from there on."""
-    for number, path in enumerate(paths):
-        start = 0
-        while len(part := Embeddings.load(path, rows=slice(start, start + rows))):
-            yield number, start, part
-            start += len(part)
+def _blocks(
+    files: Sequence[Path], rows: int, width: int, device: torch.device
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield the number of the file, the first row, and the vectors from there on, read ahead."""
 
+    def read() -> Iterator[tuple[int, int, torch.Tensor]]:
+        for number, path in enumerate(files):
+            vectors = mapped_vectors(path)
+            if vectors.shape[1] != width:
+                raise ValueError(f"{path}: vectors of {vectors.shape[1]} numbers, the targets have {width}")
+            for start in range(0, len(vectors), rows):
+                yield number, start, torch.from_numpy(np.array(vectors[start : start + rows])).to(device).float()
 
-def _moments(paths: Sequence[str | Path], rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each feature over all finite vectors; 1 for a constant feature."""
-    n, first, second, origin = 0, np.zeros(width), np.zeros(width), None
-    for number, _, part in ahead(_blocks(paths, rows), depth=1):
-        if part.vectors.shape[1] != width:
-            raise ValueError(f"{paths[number]}: vectors of {part.vectors.shape[1]} numbers, the targets have {width}")
-        x = part.vectors[np.isfinite(part.vectors).all(axis=1)].astype(np.float64)
-        if origin is None and len(x):
-            origin = x.mean(axis=0)  # sums about a value near the mean lose no digits
-        if len(x):
-            x -= origin
-            n, first, second = n + len(x), first + x.sum(axis=0), second + np.square(x, out=x).sum(axis=0)
-    if origin is None:
-        raise ValueError(f"none of the objects of {len(paths)} files has a finite vector")
-    variance = np.maximum(second / n - (first / n) ** 2, 0)
-    return origin + first / n, np.sqrt(np.where(variance > 0, variance, 1.0))
+    return ahead(read(), depth=1)

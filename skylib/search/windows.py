@@ -16,7 +16,8 @@ from torch import Tensor
 
 from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.tiles import Tile, TilePaths, read_tile
-from skylib.device import ahead, autocast, packed
+from skylib.device import ahead
+from skylib.model.embed import encode_batches
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 from skylib.search.filters import open_range
@@ -69,10 +70,10 @@ class WindowScan:
         rows, cols = (window_corners(length, size, self.stride) for length in tile.flux.shape[1:])
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def batches(
+    def embed(
         self, tile: Tile, corners: np.ndarray, snr_range: tuple[float | None, float | None] | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
-        """Yield, of the windows with enough data and signal: their numbers, S/N, and vectors (n, D).
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return, of the windows with enough data and signal: their numbers, S/N, and vectors (n, D).
 
         Only those are embedded: the rest of the sky, most of it, costs little.
         """
@@ -80,26 +81,28 @@ class WindowScan:
         image, sigma = (torch.from_numpy(values).to(device) for values in self._model_bands(tile))
         low, high = open_range(snr_range or (None, None))
         within = torch.arange(size, device=device)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            network = packed(self.model, precision=self.precision)
-            for start in range(0, len(corners), self.batch_size):
-                first = torch.from_numpy(corners[start : start + self.batch_size]).to(device)
-                rows, cols = (first[:, 0, None] + within)[:, :, None], (first[:, 1, None] + within)[:, None, :]
-                flux = image[:, rows, cols].transpose(0, 1)
-                chosen = flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self.min_data
-                snr = signal_to_noise(flux, sigma, reach=self.stride // 2 + 1)  # each place is near one window's centre
-                if snr_range is not None:
-                    chosen &= (snr >= low) & (snr <= high)
-                numbers = start + np.flatnonzero(chosen.cpu().numpy())
-                if len(numbers):
-                    place = self._places(tile, corners[numbers])
-                    with torch.inference_mode(), autocast(device, self.precision):
-                        vectors = network.embed(flux[chosen], pool=self.pool, layer=self.layer, **place).float()
-                    yield numbers, snr[chosen].cpu().numpy(), vectors
-        finally:
-            self.model.train(was_training)
+
+        def cut(some: np.ndarray) -> Tensor:
+            first = torch.from_numpy(some).to(device)
+            rows, cols = (first[:, 0, None] + within)[:, :, None], (first[:, 1, None] + within)[:, None, :]
+            return image[:, rows, cols].transpose(0, 1)
+
+        numbers, snr = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+        for start in range(0, len(corners), self.batch_size):
+            flux = cut(corners[start : start + self.batch_size])
+            chosen = flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self.min_data
+            found = signal_to_noise(flux, sigma, reach=self.stride // 2 + 1)  # each place is near one window's centre
+            if snr_range is not None:
+                chosen &= (found >= low) & (found <= high)
+            numbers.append(start + np.flatnonzero(chosen.cpu().numpy()))
+            snr.append(found[chosen].cpu().numpy())
+        kept = np.concatenate(numbers)
+        parts = (corners[kept[start : start + self.batch_size]] for start in range(0, len(kept), self.batch_size))
+        batches = ((cut(part), *self._places(tile, part)) for part in parts)
+        how: dict[str, Any] = {"pools": (self.pool,), "layers": (self.layer,), "precision": self.precision}
+        vectors = encode_batches(self.model, batches, n=len(kept), **how)
+        none = np.empty((0, self.model.config.width), dtype=np.float32)
+        return kept, np.concatenate(snr), vectors.get((self.layer, self.pool), none)
 
     def _model_bands(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
         """Return the image (C, H, W) and the sky noise (C,) in the model's bands; NaN and 1 where a band is missing."""
@@ -114,13 +117,12 @@ class WindowScan:
                 image[at], sigma[at] = tile.flux[i], noise if np.isfinite(noise) else 1.0
         return image, sigma
 
-    def _places(self, tile: Tile, corners: np.ndarray) -> dict[str, Tensor]:
+    def _places(self, tile: Tile, corners: np.ndarray) -> Sequence[Tensor | None]:
         """Return ra and dec of the windows' centre pixels, for a model that takes them."""
         if not self.model.config.ra_dec:
-            return {}
+            return None, None
         place = tile.sky_at(*(corners + self.model.config.image_size // 2).T)
-        device = self.model.sky_sigma.device
-        return {name: torch.from_numpy(values).to(device) for name, values in zip(("ra", "dec"), place, strict=True)}
+        return [torch.from_numpy(values).to(self.model.sky_sigma.device) for values in place]
 
 
 def read_tiles(
@@ -147,8 +149,8 @@ def shared_reference(scan: WindowScan, tiles: Sequence[TilePaths], folder: Path,
         if isinstance(tile, Tile):
             corners = scan.corners(tile)
             some = np.linspace(0, len(corners) - 1, min(len(corners), REFERENCE_WINDOWS // len(chosen))).astype(int)
-            parts += [vectors.cpu().numpy() for _, _, vectors in scan.batches(tile, corners[np.unique(some)])]
-    if not parts:
+            parts.append(scan.embed(tile, corners[np.unique(some)])[2])
+    if not sum(map(len, parts)):
         raise ValueError(f"none of {len(chosen)} tiles has a window with data: there is nothing to search")
     vectors = np.concatenate(parts)
     own = folder / f"reference.{uuid.uuid4().hex}.h5"

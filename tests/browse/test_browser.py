@@ -364,9 +364,11 @@ def test_objects_of_another_catalogue_are_known(cutouts, embeddings):
 
 def test_pictures_show_what_the_network_saw(cutouts):
     whole, part = (Pictures(cutouts, size=size) for size in (None, 16))
-    look = (1.0, ("i", "r", "g"))
+    look = (1.0, ("i", "r", "g"), False)
     sides = [Image.open(io.BytesIO(base64.b64decode(p.thumbnails([3], look)[0][22:]))).size for p in (whole, part)]
     assert sides == [(32, 32), (16, 16)]
+    own, same = (whole.thumbnails([0, 3], (1.0, ("i", "r", "g"), own)) for own in (True, False))
+    assert all(a != b for a, b in zip(own, same, strict=True))
 
 
 def test_a_worker_serves_the_latest_and_tells_errors():

@@ -164,7 +164,7 @@ def test_windows_have_their_own_positions(sky, cutouts, tiles, tmp_path):
     config = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, decoder_depth=1, ra_dec=True)
     model = build_model(config).eval()
     tile = read_tile(tiles[0])
-    ((_, _, vectors),) = WindowScan(model=model, stride=38).batches(tile, np.array([[38, 57]]))
+    vectors = torch.from_numpy(WindowScan(model=model, stride=38).embed(tile, np.array([[38, 57]]))[2])
     ra, dec = (torch.tensor([float(value)]) for value in tile.sky_at(54.0, 73.0))
     flux = torch.from_numpy(tile.flux[None, :, 38:70, 57:89])
     with torch.inference_mode():

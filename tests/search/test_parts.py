@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from skylib import Embeddings, Interrupted, ModelConfig, build_model, embed, embed_parts, open_parts, search_files
+from skylib.search.index import SearchIndex
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(ModelConfig(size="nano", image_size=32, patch_size=16, decoder_width=32, decoder_depth=1))
+
+
+@pytest.fixture(scope="module")
+def folder(model, cutouts, tmp_path_factory):
+    """All objects, by two tasks; a cell of order 12 is 52 arcsec wide."""
+    folder = tmp_path_factory.mktemp("parts")
+    for shard in (1, 0):
+        embed_parts(model, cutouts, folder, order=12, shard=shard, n_shards=2, half=False, precision="fp32")
+    return folder
+
+
+def test_parts_made_by_tasks_open_as_one(model, cutouts, folder):
+    whole, parts = embed(model, cutouts, precision="fp32"), open_parts(folder)
+    rows = parts.column("cutout")
+    assert len(list(folder.glob("Norder=12/Npix=*.h5"))) > 2
+    assert sorted(rows) == list(range(len(cutouts)))
+    np.testing.assert_allclose(np.asarray(parts.vectors), whole.vectors[rows], atol=1e-5)
+    np.testing.assert_array_equal(parts.ra, cutouts.ra[rows])
+    np.testing.assert_array_equal(parts.column("class"), cutouts.column("class")[rows])
+    for some in (slice(3, 90, 2), np.array([200, 0, -1]), rows > 100, 7):
+        np.testing.assert_array_equal(parts.vectors[some], np.asarray(parts.vectors)[some])
+    assert parts[rows > 100].vectors.shape == ((rows > 100).sum(), model.config.width)
+    found = SearchIndex(parts).search(whole.vectors[[5]], k=20)
+    streamed = search_files([folder], whole.vectors[[5]], k=20, where={"mag_i": (0, 40)})
+    assert rows[found["index"]].tolist() == streamed["cutout"].tolist()
+
+
+def test_parts_resume_and_belong_together(model, cutouts, folder, tmp_path):
+    path = next(folder.glob("Norder=12/*.h5"))
+    times = {file: file.stat().st_mtime_ns for file in folder.glob("Norder=12/*.h5") if file != path}
+    path.unlink()
+    with pytest.raises(ValueError, match=r"of 240 objects are embedded: run the missing tasks"):
+        open_parts(folder)
+    (folder / "STOP").touch()
+    with pytest.raises(Interrupted, match="start again to resume"):
+        embed_parts(model, cutouts, folder, order=12, half=False)
+    embed_parts(model, cutouts, folder, order=12, half=False)
+    assert path.is_file()
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    with pytest.raises(ValueError, match=r"made otherwise: pool 'mean' \(now 'max'\)"):
+        embed_parts(model, cutouts, folder, order=12, half=False, pool="max")
+    with pytest.raises(ValueError, match="shard=2: must be 0 to 1"):
+        embed_parts(model, cutouts, folder, shard=2, n_shards=2)
+    with pytest.raises(FileNotFoundError, match="no parts of embeddings"):
+        open_parts(tmp_path)
+    (tmp_path / "bad.h5").write_bytes(b"nothing")
+    with pytest.raises(OSError, match=r"bad\.h5: cannot be read as embeddings"):
+        search_files([tmp_path / "bad.h5"], np.zeros((1, 3)))
+    with pytest.raises(OSError, match=r"bad\.h5: cannot be read as embeddings"):
+        Embeddings.load(tmp_path / "bad.h5", mapped=True)
