@@ -75,15 +75,20 @@ stage() {
 
 # run_notebook NOTEBOOK [name=value ...]: the end of a job script.
 run_notebook() {
-  local notebook=$1 child code
+  local notebook=$1
   shift
+  run_skylib run "$project/notebooks/$notebook.ipynb" --run-dir "$run_dir" --skip-done "${options[@]}" "${overrides[@]}" "$@"
+}
+
+# run_skylib COMMAND [argument ...]: the same, for any command of `python -m skylib`.
+run_skylib() {
+  local child code
   [ -n "$run_dir" ] || die "run_dir=DIR is missing: the folder of the run, such as papermill_runs/first"
   [ -n "$python" ] || find_python
-  say "job ${SLURM_JOB_ID:-none} on $(hostname): $notebook in $run_dir, started ${SLURM_RESTART_COUNT:-0} times before"
+  say "job ${SLURM_JOB_ID:-none} on $(hostname): skylib $1 $2 in $run_dir, started ${SLURM_RESTART_COUNT:-0} times before"
   (
     trap '' TERM # until Python listens: scancel sends it to every process
-    exec "$python" -m skylib run "$project/notebooks/$notebook.ipynb" --run-dir "$run_dir" --skip-done \
-      "${options[@]}" "${overrides[@]}" "$@"
+    exec "$python" -m skylib "$@"
   ) &
   child=$!
   while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done # a trap ends one `wait`
