@@ -167,7 +167,7 @@ class Embeddings:
             with h5py.File(path, "r") as file:
                 check_links(file, Path(path))
                 columns = {name_of(key, data): read_column(data, rows) for key, data in file.get("columns", {}).items()}
-                vectors = PartVectors([mapped_vectors(path)[rows]]) if mapped else file["vectors"][rows]
+                vectors: Any = PartVectors([mapped_vectors(path)[rows]]) if mapped else file["vectors"][rows]
                 if (
                     not mapped
                     and "checksum/vectors" in file

@@ -106,10 +106,14 @@ def _blocks(
 
     def read() -> Iterator[tuple[int, int, torch.Tensor]]:
         for number, path in enumerate(files):
-            vectors = mapped_vectors(path)
-            if vectors.shape[1] != width:
-                raise ValueError(f"{path}: vectors of {vectors.shape[1]} numbers, the targets have {width}")
-            for start in range(0, len(vectors), rows):
-                yield number, start, torch.from_numpy(np.array(vectors[start : start + rows])).to(device).float()
+            n, found = mapped_vectors(path).shape
+            if found != width:
+                raise ValueError(f"{path}: vectors of {found} numbers, the targets have {width}")
+            for start in range(0, n, rows):  # mapped anew, so that pages that were read do not stay
+                yield (
+                    number,
+                    start,
+                    torch.from_numpy(mapped_vectors(path)[start : start + rows].copy()).to(device).float(),
+                )
 
     return ahead(read(), depth=1)

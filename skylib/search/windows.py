@@ -98,7 +98,8 @@ class WindowScan:
             snr.append(found[chosen].cpu().numpy())
         kept = np.concatenate(numbers)
         parts = (corners[kept[start : start + self.batch_size]] for start in range(0, len(kept), self.batch_size))
-        batches = ((cut(part), *self._places(tile, part)) for part in parts)
+        places = ((part, self._places(tile, part)) for part in parts)
+        batches = ((cut(part), place[0], place[1]) for part, place in places)
         how: dict[str, Any] = {"pools": (self.pool,), "layers": (self.layer,), "precision": self.precision}
         vectors = encode_batches(self.model, batches, n=len(kept), **how)
         none = np.empty((0, self.model.config.width), dtype=np.float32)
