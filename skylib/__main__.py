@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         new.set_defaults(command=command)
         return new
 
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR"}
     run = add(
         "run",
         _run,
@@ -82,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("notebook", help="a path, or the name of one of the project's notebooks, such as 01_pretrain")
     run.add_argument("overrides", nargs="*", metavar="name=value", help="parameters of the notebook: Python literals")
-    run.add_argument("--run-dir", type=Path, metavar="DIR", help="gets the executed notebook and all results")
+    run.add_argument("--run-dir", **folder, help="gets the executed notebook and all results")
     run.add_argument("--help-parameters", "--list", action="store_true", help="list the notebook's parameters and end")
     run.add_argument("--skip-done", action="store_true", help="do nothing if it is done with these parameters already")
     run.add_argument(
@@ -103,14 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("overrides", nargs="*", metavar="name=value", help="parameters, as Python literals")
 
     status = add("status", _status, "list the progress of all runs", "  skylib status papermill_runs --watch")
-    status.add_argument(
-        "runs_dir",
-        type=Path,
-        nargs="?",
-        default=Path("papermill_runs"),
-        metavar="DIR",
-        help="a folder of runs, or one run folder (default: %(default)s)",
-    )
+    runs = {**folder, "nargs": "?", "default": Path("papermill_runs")}
+    status.add_argument("runs_dir", **runs, help="a folder of runs, or one run folder (default: %(default)s)")
     status.add_argument(
         "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS", help="show it repeatedly, until Ctrl-C"
     )
@@ -122,14 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "  skylib demo\n  skylib demo --run-dir runs/mine --tiles tiles/ --catalogue objects.fits",
     )
     demo.add_argument("overrides", nargs="*", metavar="name=value", help="given to every notebook that has it")
-    demo.add_argument(
-        "--run-dir",
-        type=Path,
-        default=Path("papermill_runs/demo"),
-        metavar="DIR",
-        help="gets all results (default: %(default)s)",
-    )
-    demo.add_argument("--tiles", type=Path, metavar="DIR", help="your FITS tiles")
+    run_dir = {**folder, "default": Path("papermill_runs/demo")}
+    demo.add_argument("--run-dir", **run_dir, help="gets all results (default: %(default)s)")
+    demo.add_argument("--tiles", **folder, help="your FITS tiles")
     demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
 
     notebooks = add(
@@ -145,9 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "  skylib embed cutouts.h5 --model papermill_runs/first -o embeddings --order 5 --shard 3 --n-shards 100",
     )
     embed.add_argument("cutouts", type=Path, help="HDF5 file of cutouts")
-    embed.add_argument(
-        "--model", required=True, metavar="MODEL", help="run folder, checkpoint, or name of shipped weights"
-    )
+    embed.add_argument("--model", required=True, help="run folder, checkpoint, or name of shipped weights")
     embed.add_argument("-o", "--out", type=Path, default=Path("embeddings.h5"), help="default: %(default)s")
     embed.add_argument("--pool", default="mean", help="how patch tokens become one vector (default: %(default)s)")
     embed.add_argument("--layer", type=int, default=-1, help="after which block (default: the last)")
