@@ -93,34 +93,29 @@ def read_band(
     """
     mask_path, noise_path = (_beside(path, pair) for pair in (survey.mask_file, survey.variance_file))
     with opened(path) as hdus:
-        hdu = _find(hdus, survey.image_hdu, band, path) if survey.image_hdu is not None else _first_image(hdus)
+        hdu = _find(hdus, survey.image_hdu, band, path)
         image = undo_asinh(_two_dimensional(hdu, survey, band), hdu.header)
         wcs = read_grid(hdu.header)
         scale = _scale(hdu, hdus, survey, band, wcs)
         bad = noise = None
         if bad_planes and mask_path is None:
-            bad = _flagged(_optional(hdus, survey.mask_hdu, band), path, survey, bad_planes, image.shape)
+            bad = _flagged(_optional(hdus, survey.mask_hdu, band), survey, bad_planes, image.shape)
         if variance and noise_path is None:
             noise = _noise(_optional(hdus, survey.variance_hdu, band), image.shape)
     if bad_planes and mask_path is not None:
         with opened(mask_path) as hdus:
-            hdu = _first_image(hdus) if survey.mask_hdu is None else _find(hdus, survey.mask_hdu, band, mask_path)
-            bad = _flagged(hdu, mask_path, survey, bad_planes, image.shape)
+            hdu = _find(hdus, survey.mask_hdu, band, mask_path)
+            bad = _flagged(hdu, survey, bad_planes, image.shape)
     if variance and noise_path is not None:
         with opened(noise_path) as hdus:
-            hdu = (
-                _first_image(hdus)
-                if survey.variance_hdu is None
-                else _find(hdus, survey.variance_hdu, band, noise_path)
-            )
-            noise = _noise(hdu, image.shape)
+            noise = _noise(_find(hdus, survey.variance_hdu, band, noise_path), image.shape)
     return BandImage(path, image, wcs, scale, survey, noise, bad)
 
 
 def read_header(path: Path, survey: Survey, band: str) -> tuple[WCS | None, tuple[int, int]]:
     """Return the WCS and the shape (H, W) of one band, without its pixels."""
     with opened(path) as hdus:
-        hdu = _find(hdus, survey.image_hdu, band, path) if survey.image_hdu is not None else _first_image(hdus)
+        hdu = _find(hdus, survey.image_hdu, band, path)
         if hdu.header.get("NAXIS", 0) < 2:
             raise ValueError("no two-dimensional image")
         return read_grid(hdu.header), tuple(hdu.shape[-2:])
@@ -143,10 +138,13 @@ def _beside(path: Path, pair: tuple[str, str] | None) -> Path | None:
     return other
 
 
-def _find(hdus: fits.HDUList, wanted: Hdu, band: str, path: Path) -> Any:
-    hdu = _optional(hdus, wanted, band)
+def _find(hdus: fits.HDUList, wanted: Hdu | None, band: str, path: Path) -> Any:
+    """Return the HDU that is wanted, or the first with an image."""
+    kinds = fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU
+    images = (hdu for hdu in hdus if isinstance(hdu, kinds) and hdu.header.get("NAXIS", 0) >= 2)
+    hdu = next(images, None) if wanted is None else _optional(hdus, wanted, band)
     if hdu is None:
-        raise KeyError(f"{path} has no {wanted!r} among its HDUs {[hdu.name for hdu in hdus]}")
+        raise KeyError(f"{path} has no {wanted or 'image'!r} among its HDUs {[hdu.name for hdu in hdus]}")
     return hdu
 
 
@@ -158,28 +156,18 @@ def _optional(hdus: fits.HDUList, wanted: Hdu | None, band: str) -> Any:
         if isinstance(choice, int):
             if (
                 choice == 0
-                and len(hdus) > 1
                 and not hdus[0].header.get("NAXIS")
-                and isinstance(hdus[1], fits.CompImageHDU)
+                and any(isinstance(h, fits.CompImageHDU) for h in hdus[1:2])
             ):
                 choice = 1  # where a compressed image is, which cannot be in the first HDU
             if choice < len(hdus) and not (named and hdus[choice].name not in ("", "PRIMARY", "COMPRESSED_IMAGE")):
                 return hdus[choice]
             continue
         for hdu in hdus:
-            if choice.replace("{band}", band).upper() in (
-                hdu.name.upper(),
-                str(hdu.header.get("EXTTYPE", "")).strip().upper(),
-            ):
+            kind = str(hdu.header.get("EXTTYPE", "")).strip().upper()
+            if choice.replace("{band}", band).upper() in (hdu.name.upper(), kind):
                 return hdu
     return None
-
-
-def _first_image(hdus: fits.HDUList) -> Any:
-    for hdu in hdus:
-        if isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU) and hdu.header.get("NAXIS", 0) >= 2:
-            return hdu
-    raise KeyError(f"no image among the HDUs {[hdu.name for hdu in hdus]}")
 
 
 def _two_dimensional(hdu: Any, survey: Survey, band: str) -> np.ndarray:
@@ -211,7 +199,7 @@ def _scale(hdu: Any, hdus: fits.HDUList, survey: Survey, band: str, wcs: WCS | N
         raise refuse(str(error)) from error
 
 
-def _flagged(hdu: Any, path: Path, survey: Survey, names: Sequence[str | int], shape: tuple[int, ...]) -> np.ndarray:
+def _flagged(hdu: Any, survey: Survey, names: Sequence[str | int], shape: tuple[int, ...]) -> np.ndarray:
     """Return where any of the planes of a mask is set, bool (H, W)."""
     # A survey's long plane names are HIERARCH cards, which astropy gives under the same keys.
     header = {} if hdu is None else hdu.header
@@ -227,9 +215,8 @@ def _flagged(hdu: Any, path: Path, survey: Survey, names: Sequence[str | int], s
         n_bits = 8 * mask.dtype.itemsize
         if isinstance(bit, bool) or not isinstance(bit, int) or not 0 <= bit < n_bits:
             raise refuse(f"mask plane {name!r} is bit {bit!r}, but the mask has bits 0 to {n_bits - 1}")
-        bad |= (
-            (mask.view(mask.dtype.str.replace("i", "u")) >> np.uint64(bit).astype(mask.dtype.str.replace("i", "u"))) & 1
-        ) != 0
+        unsigned = np.dtype(mask.dtype.str.replace("i", "u"))
+        bad |= (mask.view(unsigned) & unsigned.type(1 << bit)) != 0
     return bad
 
 

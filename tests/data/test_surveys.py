@@ -12,7 +12,7 @@ from astropy.table import Column, MaskedColumn, Table
 from astropy.wcs import WCS
 
 import skylib
-from skylib import Survey, find_tiles, get_survey, make_cutouts, read_tile, register_survey
+from skylib import Survey, copy_cutouts, find_tiles, get_survey, make_cutouts, read_tile, register_survey, write_cutouts
 from skylib.bands import flux_to_mag, register_band, sort_bands, split_bands
 
 N = 80
@@ -412,6 +412,21 @@ def test_labels_keep_their_values(one_tile, tmp_path):
     assert not {"pair", "place"} & set(made.columns)
     with pytest.raises(ValueError, match="column 'pair' is not one number or text per object"):
         make_cutouts(one_tile, table, tmp_path / "d.h5", size=8, columns=["pair"])
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "numbers"),
+    [
+        (["GALAXY", "Star ", "", "qso"], ("galaxy", "qso", "star"), [0, 2, -1, 1]),
+        (["spiral", "merger", "", "spiral"], ("merger", "spiral"), [1, 0, -1, 1]),
+    ],
+)
+def test_classes_by_name_also_of_the_users_own(tmp_path, words, names, numbers):
+    place = {"ra": np.zeros(4), "dec": np.zeros(4)}
+    made = write_cutouts(tmp_path / "c.h5", np.zeros((4, 1, 8, 8)), bands="i", **place, **{"class": np.array(words)})
+    for cutouts in (made, copy_cutouts(made, tmp_path / "d.h5")):
+        assert cutouts.class_names() == names
+        assert cutouts.column("class").tolist() == numbers
 
 
 def test_the_page_on_adding_a_survey_works_as_it_stands(tmp_path, monkeypatch, capsys):

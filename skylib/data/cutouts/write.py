@@ -90,6 +90,8 @@ def write_cutouts(
 def copy_cutouts(cutouts: CutoutFile, path: str | Path) -> CutoutFile:
     """Write cutouts of any layout, unit or scale as a file of our own, with all their labels; block by block."""
     columns = {name: cutouts.column(name) for name in cutouts.columns}
+    if "class" in columns and columns["class"].dtype.kind == "i":  # its names go along
+        columns["class"] = np.array([*cutouts.class_names(), ""])[columns["class"].clip(-1)]
     labels = prepare_columns({"ra": cutouts.ra, "dec": cutouts.dec, **columns}, len(cutouts))
     attributes = {"pixel_scale": cutouts.pixel_scale, "zero_point": ZERO_POINT, "survey": cutouts.survey}
     attributes |= {"provenance": f"copied from {cutouts.path.name}", "simulated": cutouts.simulated}
@@ -116,7 +118,7 @@ def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.nd
     Raises
     ------
     ValueError
-        If a column has another length than n, a name that is taken, values that cannot be kept, or an unknown class.
+        If a column has another length than n, a name that is taken, or values that cannot be kept.
     """
     if reserved := {"cutouts", "weight", "progress", "checksum"} & set(columns):
         raise ValueError(
@@ -202,9 +204,10 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
         texts = ["" if gone or value is None else text(value) for value, gone in zip(array, missing, strict=True)]
         if name != "class":
             return fixed(texts), about
-        if unknown := set(texts) - {*CLASS_NAMES, ""}:
-            raise ValueError(f"column 'class' holds {sorted(unknown)}: names are {', '.join(CLASS_NAMES)}")
-        return np.array([CLASS_NAMES.index(word) if word else -1 for word in texts]), about
+        words, names = [word.strip().lower() for word in texts], list(CLASS_NAMES)
+        if not set(words) <= {*names, ""}:  # classes of the user's own
+            words, names = [word.strip() for word in texts], sorted({word.strip() for word in texts} - {""})
+        return np.array([names.index(word) if word else -1 for word in words]), about | {"names": fixed(names)}
     if array.dtype.kind == "M":
         return fixed(np.where(missing, "", array.astype(str)).tolist()), about
     if array.dtype.kind not in "fiub":
