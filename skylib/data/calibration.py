@@ -84,11 +84,11 @@ def _stated(
     for key in [survey.zero_point_keyword, *_KEYWORDS]:
         if key is not None and _get(key, header, primary) is not None and not {key, "FLUXMAG0"} & set(stated):
             stated[key] = _number(key, header, primary)
-    if "FLUXMAG0" not in stated and "PHOTFLAM" in header and "PHOTPLAM" in header and float(header["PHOTFLAM"]) > 0:
-        stated["PHOTFLAM"] = (
-            -2.5 * math.log10(float(header["PHOTFLAM"])) - 5 * math.log10(float(header["PHOTPLAM"])) - 2.408
-        )
     unit = str(_get("BUNIT", header, primary) or "").strip()
+    if "FLUXMAG0" not in stated and "PHOTFLAM" in header and "PHOTPLAM" in header and header["PHOTFLAM"] > 0:
+        rate = -2.5 * math.log10(header["PHOTFLAM"]) - 5 * math.log10(header["PHOTPLAM"]) - 2.408
+        summed = unit and (counts := _COUNTS.fullmatch(unit)) and not counts[2]  # over the exposure
+        stated["PHOTFLAM"] = rate + (2.5 * math.log10(_number("EXPTIME", header, primary)) if summed else 0)
     zero_point = _zero_point_of(unit, header, band, area, certain=not stated)
     if zero_point is not None:
         stated[f"BUNIT={unit!r}"] = zero_point

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from skylib.data.tiles import FLUX_UNIT, tile_pixel_scale
 from skylib.model.mim import MaskedImageModel
 
 log = logging.getLogger(__name__)
+_said: set[tuple[Any, str]] = set()
 
 
 def describe_data(loader: Any) -> dict[str, Any]:
@@ -43,10 +43,7 @@ def warn_of_differences(model: MaskedImageModel, cutouts: CutoutFile) -> None:
         found.append(f"bands {' '.join(unknown)} are left out, the model has {' '.join(bands)}")
     if cutouts.size < size:
         found.append(f"cutouts of {cutouts.size} pixels are padded with no data to {size}")
-    if found:
-        _warn_once(f"{cutouts.path}: {'; '.join(found)}")
-
-
-@cache
-def _warn_once(message: str) -> None:
-    log.warning("%s", message)
+    new = {(cutouts.path, text) for text in found} - _said
+    if new:
+        log.warning("%s: %s", cutouts.path, "; ".join(found))
+        _said.update(new)

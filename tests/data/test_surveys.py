@@ -117,6 +117,7 @@ def test_bad_descriptions_are_named(tmp_path):
         ({"BUNIT": "nJy"}, 31.4), ({"BUNIT": "uJy"}, 23.9), ({"BUNIT": "nanomaggy"}, 22.5), ({"BUNIT": "nanomaggies"}, 22.5),
         ({"BUNIT": "Jy"}, 8.9), ({"MAGZERO": 30.0}, 30.0), ({"PHOTZP": 25.5, "BUNIT": "counts"}, 25.5),
         ({"FLUXMAG0": 10**10}, 25.0), ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.948),
+        ({"BUNIT": "ELECTRONS", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0, "EXPTIME": 100.0}, 30.948),
         ({"BUNIT": "MJy/sr", "PIXAR_SR": 9.4e-13}, 8.9 - 2.5 * np.log10(0.94e-6)),
         ({"BUNIT": "MJy/sr"}, 8.9 - 2.5 * np.log10(1e6 * (0.2 * u.arcsec).to_value(u.rad) ** 2)),
     ],
