@@ -83,7 +83,7 @@ class Pictures:
         signal = uniform_filter(grey, 5) * 5 * np.sqrt(len(shown))  # S/N of the mean over bands and 5 x 5 pixels
         colour = np.clip((signal - 2) / 6, 0, 1)
         picture = grey + colour * (unit - grey)
-        one, stretch = np.ones(len(flux)), SIGMAS * brightness / 18
+        one, stretch = np.ones(len(flux)), SIGMAS * brightness / 10
         return rgb_image(picture, self._cutouts.bands, rgb=rgb, stretch=stretch, sky_sigma=one)[
             ::-1
         ]  # row 0 at the bottom

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from skylib.plotting.style import plain
 
-_NOISE = 0.055  # to which the noise of each band is brought: that of HSC's Wide layer, in counts
+_NOISE = 0.1  # to which the noise of each band is brought
 
 
 def rgb_image(
@@ -36,7 +36,7 @@ def rgb_image(
     rgb : sequence of str
         Bands shown as red, green and blue; a band without data is replaced by the nearest one that has some.
     stretch, q : float
-        Brightness (small is bright) and softening. With 1, flux above about 18 times the noise is compressed.
+        Brightness (small is bright) and softening. With 1, flux above about 10 times the noise is compressed.
     sky_sigma : ndarray, shape (C,), optional
         Noise of a pixel, to which each band is scaled, so that no survey and no band looks noisier than others; by
         default as the image shows it.
