@@ -9,7 +9,7 @@ from skylib.bands import sort_bands
 from skylib.checks import check_choice, check_literals, check_ranges
 
 Objective = Literal["mae", "simmim"]
-NormPix = Literal["band", "patch", "noise"]
+NormPix = Literal["band", "patch"]
 Loss = Literal["l1", "mse"]
 StretchKind = Literal["asinh", "linear"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -45,9 +45,8 @@ class ModelConfig:
         ``mae``: share of tokens dropped.
     max_mask_ratio : float
         ``simmim``: the share of patches hidden is drawn from U(0, max_mask_ratio), per sample and band.
-    norm_pix : {"band", "patch", "noise", None}
-        Standardise the target per patch and band, per patch over all bands, or not at all. ``noise`` is per patch and band
-        with the variance of the sky noise added, so that patches of empty sky count little.
+    norm_pix : {"band", "patch", None}
+        Standardise the target per patch and band, per patch over all bands, or not at all.
     loss : {"l1", "mse"}
     stretch : {"asinh", "linear"}
     ra_dec : bool
@@ -58,10 +57,6 @@ class ModelConfig:
         ``mae``: share of samples in which 1 to C - 1 whole bands are hidden too. 0.25 by default, 0 with a single band.
     flux_weight : float, optional
         ``mae``: also predict the fluxes of the whole image in all bands from the visible tokens. 0.3 by default.
-    latent_weight, latent_layers : float, int
-        ``mae``: also predict so many evenly spaced blocks of a teacher, the moving average of the encoder; weight about 1.
-    consistency_weight : float
-        ``mae``: also compare two views of each image, with different patches hidden, one rotated by 90 degrees; about 0.1.
     """
 
     bands: tuple[str, ...] = ("g", "r", "i", "z", "y")
@@ -79,9 +74,6 @@ class ModelConfig:
     decoder_depth: int = 4
     hide_bands: float = None  # type: ignore[assignment]  # by default chosen by the objective
     flux_weight: float = None  # type: ignore[assignment]
-    latent_weight: float = 0.0
-    latent_layers: int = 4
-    consistency_weight: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
@@ -92,9 +84,8 @@ class ModelConfig:
         check_choice("size", self.size, tuple(VIT_SIZES))
         check_ranges(self, "patch_size decoder_depth", 1)
         check_ranges(self, "hide_bands", 0, 1)
-        check_ranges(self, "latent_layers", 1, VIT_SIZES[self.size][1])
-        check_ranges(self, "flux_weight latent_weight consistency_weight", 0)
-        for name in ("hide_bands", "flux_weight", "latent_weight", "consistency_weight"):
+        check_ranges(self, "flux_weight", 0)
+        for name in ("hide_bands", "flux_weight"):
             if getattr(self, name) and self.objective != "mae":
                 raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")
         if self.hide_bands and len(self.bands) < 2:
@@ -292,9 +283,10 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """Return the `ModelConfig` that `to_dict` wrote; ValueError if a field is unknown to this version."""
-    # Version 0.1 had two fields more, which matter only where they were set, and two terms of the loss less.
-    values = {name: value for name, value in values.items() if name not in ("registers", "attention_pool") or value}
-    values = {"hide_bands": 0.0, "flux_weight": 0.0, **values}
+    # Earlier versions had more fields, which matter only where they were set, and two terms of the loss less.
+    gone = ("registers", "attention_pool", "latent_weight", "consistency_weight")
+    kept = {name: x for name, x in values.items() if name != "latent_layers" and (x or name not in gone)}
+    values = {"hide_bands": 0.0, "flux_weight": 0.0, **kept}
     if unknown := set(values) - {field.name for field in fields(ModelConfig)}:
         raise ValueError(f"unknown fields of ModelConfig: {', '.join(sorted(unknown))}")
     return ModelConfig(**{**values, "bands": tuple(values["bands"])})

@@ -209,7 +209,7 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, self._then, [], "none")
 
 
-_NOT_PACKED = {"decoder", "flux_head", "latent", "consistency"}  # what no embedding needs
+_NOT_PACKED = {"decoder", "flux_head"}  # what no embedding needs
 
 
 def packed(model: M, *, precision: str) -> M:

@@ -42,9 +42,17 @@ def test_configuration_survives_a_checkpoint_and_shows_differences():
     )
     with pytest.raises(ValueError, match="unknown fields.*depth"):
         model_config_from_dict(to_dict(config) | {"depth": 3})
-    assert model_config_from_dict(to_dict(config) | {"registers": 0, "attention_pool": False}) == config  # earlier
-    with pytest.raises(ValueError, match="unknown fields.*registers"):
-        model_config_from_dict(to_dict(config) | {"registers": 4})
+    earlier = {
+        "registers": 0,
+        "attention_pool": False,
+        "latent_weight": 0.0,
+        "latent_layers": 4,
+        "consistency_weight": 0.0,
+    }
+    assert model_config_from_dict(to_dict(config) | earlier) == config
+    for name in ("registers", "latent_weight"):
+        with pytest.raises(ValueError, match=f"unknown fields.*{name}"):
+            model_config_from_dict(to_dict(config) | {name: 4})
 
 
 def test_the_published_recipe():

@@ -30,18 +30,18 @@ from skylib.model.patches import (
     unpatchify,
 )
 from skylib.model.stretch import unstretch
-from skylib.model.terms import SIGREG_SHARE, Consistency, FluxHead, LatentTargets
+from skylib.model.terms import FluxHead
 from skylib.model.vit import Decoder, initialise
 
 
 class MIMOutput(NamedTuple):
     """What a masked image model returns in training."""
 
-    loss: Tensor  # scalar, over hidden pixels that have data, and the weighted other terms
+    loss: Tensor  # scalar, over hidden pixels that have data, and the weighted error of the fluxes
     prediction: Tensor  # (B, N, C, P), stretched, and standardised with norm_pix; 0 where `mae` has nothing to predict
     mask: Tensor  # bool (B, C, N), True where hidden
     n_pixels: Tensor  # scalar: how many pixels, or how much weight, the loss is the mean over
-    parts: dict[str, Tensor]  # terms of the loss without their weights, scalar: pixels, flux, latent, consistency
+    parts: dict[str, Tensor]  # terms of the loss without their weights, scalar: pixels, flux
 
 
 class MaskedImageModel(ImageEncoder):
@@ -69,8 +69,6 @@ class MaskedImageModel(ImageEncoder):
             initialise(self.decoder)
         # Last, so that all else begins with the same weights whether they are there or not.
         self.flux_head = FluxHead(config) if config.flux_weight else None
-        self.latent = LatentTargets(self.encoder, config) if config.latent_weight else None
-        self.consistency = Consistency(config.width) if config.consistency_weight else None
 
     def forward(
         self,
@@ -133,38 +131,22 @@ class MaskedImageModel(ImageEncoder):
         """Same as `forward`, but a mask from `draw_mask` is not checked, so that nothing waits for the device."""
         c = self.config
         n_visible = c.n_visible if n_visible is None else n_visible
-        patches, sky = self._patches(flux), self._sky(ra, dec)
-        encoded, order = self._encode(patches, mask, n_visible, sky)
-        prediction, decoded = self._decode(encoded, order, n_visible)
-        pixels, _, _ = standardise(patches, c.norm_pix, noise=self._noise())
+        patches = self._patches(flux)
+        encoded, order = self._encode(patches, mask, n_visible, self._sky(ra, dec))
+        prediction = self._decode(encoded, order, n_visible)
+        pixels, _, _ = standardise(patches, c.norm_pix)
         use = (mask.transpose(1, 2)[..., None] & patches.valid).to(torch.float32)
         if weight is not None:
-            weight = weight.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0.0)
-            use = use * patchify(weight, c.patch_size)
+            use = use * patchify(weight.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp(min=0.0), c.patch_size)
         loss, n_pixels = mean_error(prediction, pixels, use, kind=c.loss)
-        parts, share = {"pixels": loss}, use.sum(dim=(1, 2, 3)) / torch.where(n_pixels > 0, n_pixels, 1.0)  # (B,)
-        summary = encoded[:, self.encoder.n_prefix :].mean(dim=1)
+        parts = {"pixels": loss}
         if self.flux_head is not None:
+            # Each image counts by the weight of its hidden pixels, so that the parts of a batch sum to the whole.
+            share = use.sum(dim=(1, 2, 3)) / torch.where(n_pixels > 0, n_pixels, 1.0)  # (B,)
+            summary = encoded[:, self.encoder.n_prefix :].mean(dim=1)
             parts["flux"] = share @ self.flux_head(summary, flux, self.sky_sigma)
             loss = loss + c.flux_weight * parts["flux"]
-        if self.latent is not None:
-            places = order[:, n_visible:]
-            decoded = decoded[:, decoded.shape[1] - places.shape[1] :]
-            parts["latent"] = share @ self.latent(decoded, places, self._fill(patches).detach(), sky)
-            loss = loss + c.latent_weight * parts["latent"]
-        if self.consistency is not None:
-            # Another image orientation and, half an image further, other patches; the bands are the same.
-            turned = self._patches(flux.rot90(1, (2, 3)))
-            other, _ = self._encode(turned, mask.roll(c.n_patches // 2, 2), n_visible, sky)
-            distance, spread = self.consistency(summary, other[:, self.encoder.n_prefix :].mean(dim=1))
-            parts["consistency"] = share @ distance + SIGREG_SHARE * spread
-            loss = loss + c.consistency_weight * parts["consistency"]
         return MIMOutput(loss, prediction, mask, n_pixels, parts)
-
-    def after_step(self, step: int, steps: int) -> None:
-        """Let the teacher, if there is one, follow the encoder; to be called after each of the `steps` of a training."""
-        if self.latent is not None:
-            self.latent.follow(self.encoder, step, steps)
 
     @torch.no_grad()
     def reconstruct(
@@ -196,15 +178,11 @@ class MaskedImageModel(ImageEncoder):
         else:
             mask, n_visible = self._checked(mask, len(flux))
         encoded, order = self._encode(patches, mask, n_visible, self._sky(ra, dec))
-        prediction = self._decode(encoded, order, n_visible)[0].float()
-        _, mean, scale = standardise(patches, c.norm_pix, noise=self._noise())
+        prediction = self._decode(encoded, order, n_visible).float()
+        _, mean, scale = standardise(patches, c.norm_pix)
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
-
-    def _noise(self) -> Tensor | float:
-        """Return the variance of the sky noise in stretched pixels, (C, 1) or a number."""
-        return 1.0 if self.config.stretch == "asinh" else self.sky_sigma[:, None].square()
 
     def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
         """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
@@ -222,20 +200,18 @@ class MaskedImageModel(ImageEncoder):
         hides = mask.transpose(1, 2)[..., None].expand_as(patches.pixels).flatten(2)
         return self.encoder(torch.where(hides, hidden, self._fill(patches)), sky=sky), order
 
-    def _decode(self, encoded: Tensor, order: Tensor, n_visible: int) -> tuple[Tensor, Tensor]:
-        """Return the prediction, (B, N, C, P), and of `mae` the tokens it is made of, of the last patches in `order`."""
+    def _decode(self, encoded: Tensor, order: Tensor, n_visible: int) -> Tensor:
+        """Return the prediction, (B, N, C, P)."""
         c, n_prefix = self.config, self.encoder.n_prefix
         shape = (*order.shape, len(c.bands), c.patch_size**2)
         prefix, tokens = encoded[:, :n_prefix], encoded[:, n_prefix:]
         if c.objective != "mae":
-            return self.decoder(tokens).view(shape), tokens
+            return self.decoder(tokens).view(shape)
         # Where bands are hidden, visible patches have something to predict as well.
         n_last = c.n_patches if c.hide_bands else c.n_patches - n_visible
-        decoded = self.decoder(prefix, tokens, order, n_last=n_last)
-        pixels = self.decoder.head(decoded)
+        pixels = self.decoder(prefix, tokens, order, n_last=n_last)
         places = order[:, c.n_patches - n_last :, None].expand_as(pixels)
-        prediction = pixels.new_zeros(*order.shape, pixels.shape[2]).scatter(1, places, pixels)
-        return prediction.view(shape), decoded
+        return pixels.new_zeros(*order.shape, pixels.shape[2]).scatter(1, places, pixels).view(shape)
 
 
 def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:

@@ -163,19 +163,14 @@ def cut(images: Tensor, patch_size: int) -> Patches:
     return Patches(torch.where(valid, pixels, 0.0), valid)
 
 
-def standardise(
-    patches: Patches, over: str | None, *, noise: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor | float, Tensor | float]:
+def standardise(patches: Patches, over: str | None) -> tuple[Tensor, Tensor | float, Tensor | float]:
     """Give each patch mean 0 and variance 1 over its valid pixels.
 
     Parameters
     ----------
     patches : Patches
-    over : {"band", "patch", "noise", None}
-        Each band of a patch on its own, all bands of a patch together, or not at all. ``noise`` is each band on its own,
-        with the variance of the noise added to that of the pixels: empty sky then stays small compared with a galaxy.
-    noise : Tensor, shape (C, 1), or float
-        Variance of the noise of the stretched pixels.
+    over : {"band", "patch", None}
+        Each band of a patch on its own, all bands of a patch together, or not at all.
 
     Returns
     -------
@@ -190,7 +185,7 @@ def standardise(
     mean = patches.pixels.sum(dim=dims, keepdim=True) / n.clamp(min=1)
     deviation = torch.where(patches.valid, patches.pixels - mean, 0.0)
     variance = deviation.square().sum(dim=dims, keepdim=True) / (n - 1).clamp(min=1)
-    scale = (variance + (noise if over == "noise" else 1e-6)).sqrt()
+    scale = (variance + 1e-6).sqrt()
     unknown = torch.where(n > 1, 0.0, torch.nan)
     return deviation / scale, mean + unknown, scale
 

@@ -179,8 +179,8 @@ class Decoder(nn.Module):
 
         Returns
         -------
-        Tensor, shape (B, n_last, width)
-            Tokens of the patches ``order[:, N - n_last:]``, from which `head` makes pixels.
+        Tensor, shape (B, n_last, patch_dim)
+            Of the patches ``order[:, N - n_last:]``.
         """
         n_hidden = order.shape[1] - visible.shape[1]
         prefix, visible = self.embed(prefix), self.embed(visible)
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
         *blocks, final = self.blocks
         for block in blocks:
             x = block(x)
-        return self.norm(final(x, n_last=n_last))
+        return self.head(self.norm(final(x, n_last=n_last)))
 
 
 def sincos_positions(n_patches: int, width: int) -> Tensor:

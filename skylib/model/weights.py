@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +96,6 @@ def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | N
             pixels[:, new.bands.index(at)] = source[:, old.bands.index(at)]
     fitting = {name: x for name, x in given.items() if name in state and x.shape == state[name].shape}
     model.load_state_dict({**state, **fitting})
-    if model.latent is not None:
-        model.latent.teacher.load_state_dict(model.encoder.state_dict())
 
 
 _BAND_LAYERS = ("decoder.head", "flux_head.layers.1", "sky_sigma")
@@ -106,8 +103,6 @@ _BAND_LAYERS = ("decoder.head", "flux_head.layers.1", "sky_sigma")
 
 def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str, Any], half: bool = True) -> Path:
     """Write the weights of a model with their card, for others to use.
-
-    What only a training needs, the teacher of the latents and the projector of the views, is left out.
 
     Parameters
     ----------
@@ -128,15 +123,14 @@ def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path}: must end with .safetensors")
-    lean = build_model(replace(model.config, latent_weight=0.0, consistency_weight=0.0))
-    state = model.state_dict()
-    tensors = {name: state[name].detach().cpu().float().contiguous() for name in lean.state_dict()}
+    tensors = {name: x.detach().cpu().float().contiguous() for name, x in model.state_dict().items()}
     if half:
         tensors = {name: x.half() if x.ndim > 1 and "sky_sigma" not in name else x for name, x in tensors.items()}
-    lean.load_state_dict(tensors)
+    stored = build_model(model.config)
+    stored.load_state_dict(tensors)
     # The place of the run on this machine is nobody's business.
     origin = {name: value for name, value in model.origin.items() if name != "checkpoint"}
-    content = {**origin, **card, "model": to_dict(lean.config), "fingerprint": fingerprint(lean)}
+    content = {**origin, **card, "model": to_dict(model.config), "fingerprint": fingerprint(stored)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced(path) as partial:
         save_file(tensors, partial, metadata={"card": json.dumps(content)})

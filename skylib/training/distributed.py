@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import hashlib
 import importlib
 import json
 import os
@@ -30,7 +29,8 @@ from torch import Tensor
 from skylib.device import pick_device
 from skylib.stopping import EXIT_CODE, Interrupted, StopRequest
 
-_MEET, _DIGEST = "SKYLIB_MEET", "SKYLIB_TASK_SHA256"  # variables for the workers: where they meet, what they are to do
+_MEET = "SKYLIB_MEET"  # variable for the workers of one node: where they meet
+_PROGRAM = [sys.executable, "-m", "skylib.training.distributed"]
 _PATIENCE = 10.0  # seconds that the other workers have to end after one has failed
 
 
@@ -67,14 +67,14 @@ class World:
         return box[0]
 
 
-def world_size() -> int:
-    """Return how many processes of this program were started together; 1 for a program on its own."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", 1)))
+def rank_and_size() -> tuple[int, int]:
+    """Return which process this is, from 0, of how many that were started together; (0, 1) for one on its own."""
+    size = _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", 1)
+    return _number("RANK", "SLURM_PROCID", 0) if size > 1 else 0, size
 
 
-def process_number() -> int:
-    """Return which of them this one is, from 0."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) if world_size() > 1 else 0
+def _number(of_torch: str, of_slurm: str, default: int) -> int:
+    return int(os.environ.get(of_torch, os.environ.get(of_slurm, default)))
 
 
 @contextmanager
@@ -86,14 +86,13 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
     device : optional
         As in `pick_device`; with several processes on CUDA each takes a GPU of its own.
     """
-    size, device = world_size(), pick_device(device)
+    (rank, size), device = rank_and_size(), pick_device(device)
     if size == 1:
         yield World(0, 1, device)
         return
-    rank, local = process_number(), int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
     if device.type == "cuda":
         # Slurm may show each task one GPU alone, or all of them.
-        device = torch.device("cuda", local % torch.cuda.device_count())
+        device = torch.device("cuda", _number("LOCAL_RANK", "SLURM_LOCALID", 0) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     owned = not dist.is_initialized()
     if owned:
@@ -148,14 +147,11 @@ def launch(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    task, log, failure = (run_dir / f"workers.{kind}" for kind in ("task", "log", "error"))
+    log, failure = run_dir / "workers.log", run_dir / "workers.error"
     failure.unlink(missing_ok=True)
-    content = pickle.dumps((function, dict(arguments)))
-    task.write_bytes(content)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ}
-    environ[_DIGEST] = hashlib.sha256(content).hexdigest()  # nobody else can make them do something else
-    command = [sys.executable, "-m", "skylib.training.distributed", str(task), str(processes)]
+    command = [*_PROGRAM, str(failure), str(processes)]
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if nodes > 1:
         environ |= _meeting_point(os.environ["SLURM_JOB_NODELIST"])
@@ -165,15 +161,8 @@ def launch(
         command = [*srun, *command]
     with open(log, "ab") as file, StopRequest(run_dir) as stop:
         start = file.tell()
-        node = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environ,
-            start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
+        task = pickle.dumps((function, dict(arguments)))
+        node = _start(command, task, env=environ, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while node.poll() is None:
                 time.sleep(0.3)
@@ -184,8 +173,6 @@ def launch(
             node.terminate()
             node.wait()
             raise
-        finally:
-            task.unlink(missing_ok=True)
     if stop.why():
         stop.done()
     if node.returncode == 0:
@@ -213,6 +200,15 @@ def _scontrol(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
 
 
+def _start(command: list[str], task: bytes, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that reads its task from its standard input: what only this process can have written."""
+    with tempfile.TemporaryFile() as file:  # has no name that another process could open
+        file.write(task)
+        file.seek(0)
+        end = _end_with_parent if sys.platform == "linux" else None
+        return subprocess.Popen(command, stdin=file, preexec_fn=end, **options)
+
+
 def _end_with_parent() -> None:
     """Have the system send SIGTERM to this process when its parent dies, such as a kernel that was killed.
 
@@ -221,9 +217,10 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _run_node(task: str, processes: int) -> int:
+def _run_node(failure: str, processes: int) -> int:
     """Run the workers of this node; return the exit code of the first that did not end well."""
     node, nodes = int(os.environ.get("SLURM_NODEID", 0)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
+    task = sys.stdin.buffer.read()
     environ = {**os.environ, "WORLD_SIZE": str(nodes * processes)}
     with tempfile.TemporaryDirectory(prefix="skylib-") as folder:
         if nodes == 1:  # nobody outside this machine, and no other user, can reach them
@@ -231,41 +228,32 @@ def _run_node(task: str, processes: int) -> int:
             if sys.platform == "linux":
                 environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         workers = [
-            subprocess.Popen(
-                [sys.executable, "-m", "skylib.training.distributed", task],
+            _start(
+                [*_PROGRAM, failure],
+                task,
                 env=environ | {"RANK": str(node * processes + local), "LOCAL_RANK": str(local)},
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
             for local in range(processes)
         ]
-
-        def terminate(*_: object) -> None:
-            for worker in workers:
-                worker.terminate()
-
-        signal.signal(signal.SIGTERM, terminate)
-        deadline = float("inf")
+        signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
+        patience = _PATIENCE
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.1)
-            if deadline == float("inf") and any(worker.returncode for worker in workers):
-                deadline = time.monotonic() + _PATIENCE
-            if time.monotonic() > deadline:
+            patience -= 0.1 * any(worker.returncode for worker in workers)
+            if patience < 0:
                 for worker in workers:
                     worker.kill()
     return next((abs(worker.returncode) for worker in workers if worker.returncode), 0)
 
 
-def _work(task: Path) -> int:
+def _work(failure: str) -> int:
     """Do in this process what `launch` was asked for; keep the first error of all processes."""
-    content = task.read_bytes()
-    if hashlib.sha256(content).hexdigest() != os.environ.get(_DIGEST):
-        raise ValueError(f"{task}: was changed after the training was started, and is ignored")
-    name, arguments = pickle.loads(content)
+    name, arguments = pickle.loads(sys.stdin.buffer.read())
     module, attribute = name.split(":")
     try:
         getattr(importlib.import_module(module), attribute)(**arguments)
     except Exception as error:
-        with suppress(FileExistsError), open(task.with_suffix(".error"), "x") as file:
+        with suppress(FileExistsError), open(failure, "x") as file:
             json.dump([type(error).__name__, str(error)], file)
         if isinstance(error, Interrupted):
             return EXIT_CODE
@@ -287,4 +275,4 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _leave(_work(Path(sys.argv[1])) if "RANK" in os.environ else _run_node(sys.argv[1], int(sys.argv[2])))
+    _leave(_run_node(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 2 else _work(sys.argv[1]))

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,7 +99,7 @@ class Recorder:
     def __init__(self, run_dir: str | Path, *, step: int = 0, tensorboard: bool = False) -> None:
         run_dir = Path(run_dir)
         self._path = run_dir / "metrics.jsonl"
-        lines, damaged = _lines(self._path)
+        lines, damaged = _parsed(_read(self._path))
         run_dir.mkdir(parents=True, exist_ok=True)
         if damaged > 1:  # a kill cuts off one line at most
             aside = run_dir / "metrics.damaged.jsonl"
@@ -127,23 +128,29 @@ class Recorder:
                     self._board.add_scalar(name, value, line["step"])
             self._board.flush()
 
-    def draw(self) -> None:
-        """Draw ``figures/progress.png``."""
-        draw_progress(self._path.parent)
-
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     """Return ``metrics.jsonl`` of a run as a table, one row per step; it may be read while the run trains."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in _lines(Path(run_dir) / "metrics.jsonl")[0]:
+    for line in _parsed(_read(Path(run_dir) / "metrics.jsonl"))[0]:
         merged.setdefault(line["step"], {}).update(line)
     return pd.DataFrame(merged.values()) if merged else pd.DataFrame({"step": []})
 
 
-def _lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read(path: Path, last: int | None = None) -> str:
+    """Return the text of a log, or its last bytes; empty if there is no log."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        if last is not None:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+        return file.read().decode(errors="replace")
+
+
+def _parsed(log: str) -> tuple[list[dict[str, Any]], int]:
     """Return the lines of a log, and how many others cannot be read."""
     lines, damaged = [], 0
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for text in log.splitlines():
         try:
             line = json.loads(text)
             lines.append(line | {"step": int(line["step"])})
@@ -181,12 +188,12 @@ class Display:
     """
 
     def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0, quiet: bool = False) -> None:
-        self._run_dir, self._shown, self._quiet, self._read = Path(run_dir), step, quiet, 0
-        self._workers = self._run_dir / "workers.step"  # see `StepFile`
+        self._shown, self._quiet, run_dir = step, quiet, Path(run_dir)
+        self._log, self._workers = run_dir / "metrics.jsonl", run_dir / "workers.step"  # see `StepFile`
         self._bar = tqdm(total=steps, initial=min(step, steps), desc="pretrain", unit="step", disable=quiet)
-        self._figures = {name: self._run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")}
-        self._times = {name: _changed(path) for name, path in self._figures.items()}
-        self._handles: dict[str, Any] = {}
+        figures = [run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")]
+        self._times = {path: _changed(path) for path in figures}
+        self._handles: dict[Path, Any] = {}
 
     def tick(self, step: int) -> None:
         """Show how many steps are made."""
@@ -198,16 +205,18 @@ class Display:
         """Show what was logged and drawn since the last call."""
         if self._quiet:
             return
-        self.tick(self._read_step())
-        logged = [line for line in self._news() if "loss" in line]
-        if logged:
-            last = logged[-1]
-            self._bar.set_postfix(loss=f"{last['loss']:.4f}", images_per_s=f"{last['images_per_s']:.0f}", refresh=False)
-            self.tick(last["step"])
-        for name, path in self._figures.items():
-            if (changed := _changed(path)) != self._times[name]:
-                self._times[name] = changed
-                self._show(name, path)
+        with suppress(OSError, ValueError):
+            self.tick(int(self._workers.read_text()))
+        for line in _parsed(_read(self._log, last=4096))[0][-2:]:  # the last may be of a validation
+            if "loss" in line:
+                self._bar.set_postfix(
+                    loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.0f}", refresh=False
+                )
+                self.tick(line["step"])
+        for path, before in self._times.items():
+            if (changed := _changed(path)) != before:
+                self._times[path] = changed
+                self._show(path)
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -215,32 +224,7 @@ class Display:
         if not self._quiet:
             self._workers.unlink(missing_ok=True)
 
-    def _read_step(self) -> int:
-        """Return how far workers are that train in this folder; 0 if it is not known."""
-        try:
-            return int(self._workers.read_text())
-        except (OSError, ValueError):
-            return 0
-
-    def _news(self) -> list[dict[str, Any]]:
-        """Return the whole lines that the log has gained since the last call."""
-        path = self._run_dir / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        if path.stat().st_size < self._read:  # a resumed run has dropped lines
-            self._read = 0
-        with open(path, "rb") as file:
-            file.seek(self._read)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read += len(whole)
-        try:
-            return [json.loads(line) for line in whole.splitlines()]
-        except json.JSONDecodeError:  # the log was rewritten in between: read it again next time
-            self._read = 0
-            return []
-
-    def _show(self, name: str, path: Path) -> None:
+    def _show(self, path: Path) -> None:
         try:
             from IPython import get_ipython
             from IPython.display import Image, display
@@ -248,10 +232,10 @@ class Display:
             return
         if getattr(get_ipython(), "kernel", None) is None:  # no notebook
             return
-        if name in self._handles:
-            self._handles[name].update(Image(path))
+        if path in self._handles:
+            self._handles[path].update(Image(path))
         else:
-            self._handles[name] = display(Image(path), display_id=True)
+            self._handles[path] = display(Image(path), display_id=True)
 
 
 def _changed(path: Path) -> int:
@@ -273,10 +257,9 @@ def draw_reconstruction(run_dir: str | Path, model: MaskedImageModel, flux: Tens
     nowhere = torch.full((len(flux),), torch.nan, device=device)  # a model with positions is shown none
     generator = keyed_generator(seed, device=device)
     images, hidden = model.reconstruct(flux.to(device), ra=nowhere, dec=nowhere, generator=generator)
-    figure = plotting.plot_reconstruction(
-        flux.cpu().numpy(), images.cpu().numpy(), hidden.cpu().numpy(), model.config.bands,
-        norm_pix=model.config.norm_pix, sky_sigma=model.sky_sigma.cpu().numpy(),
-    )  # fmt: skip
+    arrays = [x.cpu().numpy() for x in (flux, images, hidden)]
+    bands, norm_pix, sky_sigma = model.config.bands, model.config.norm_pix, model.sky_sigma.cpu().numpy()
+    figure = plotting.plot_reconstruction(*arrays, bands, norm_pix=norm_pix, sky_sigma=sky_sigma)
     _draw(figure, Path(run_dir) / "figures" / "reconstruction.png")
 
 

@@ -84,9 +84,7 @@ class Optimiser:
         self.adamw = torch.optim.AdamW(
             _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
         )
-        # A teacher in the model is shared: it is an average already.
-        shared = {} if model.latent is None else {id(x): x for x in (model.latent.teacher, model.latent.ramp)}
-        self.average = deepcopy(model, shared).eval().requires_grad_(False) if config.ema else None
+        self.average = deepcopy(model).eval().requires_grad_(False) if config.ema else None
         # Steps that were skipped: in a row now, longest row since the last look, in all.
         self._bad = torch.zeros(3, device=self.parameters[0].device)
 

@@ -27,7 +27,7 @@ from skylib.model.mim import MaskedImageModel, build_model
 from skylib.model.origin import describe_data
 from skylib.model.weights import load_model, start_from
 from skylib.stopping import Interrupted, StopRequest
-from skylib.training.distributed import World, join, launch, process_number, world_size
+from skylib.training.distributed import World, join, launch, rank_and_size
 from skylib.training.monitor import Display, Measurement, Recorder, StepFile, measure, read_metrics, sky_noise
 from skylib.training.optimise import Optimiser, Step, learning_rate_at
 
@@ -102,11 +102,12 @@ def pretrain(
     arguments: dict[str, Any] = {"model_config": model_config, "config": config, "run_dir": run_dir, "device": device}
     arguments |= {"train": train, "validation": validation, "probes": tuple(probes)}
     step = found[1]["step"] if (found := load_last(run_dir)) else 0
-    first = process_number() == 0
+    rank, size = rank_and_size()
+    first = rank == 0
     held = locked(run_dir / "training.lock", "a training") if first else nullcontext()
     with held, closing(Display(run_dir, steps=config.steps, step=step, quiet=not first)) as display:
         several = processes * int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1
-        if several and world_size() == 1 and step < config.steps:
+        if several and size == 1 and step < config.steps:
             work = f"{__name__}:{train_as_worker.__name__}"
             launch(work, arguments, run_dir=run_dir, processes=processes, watch=display.refresh)
         else:
@@ -216,7 +217,6 @@ class Trainer:
         loss = torch.where(good, error / n_pixels.clamp(min=1e-12), 0.0)
         self.running += torch.stack([loss, good.float()])
         self.step += 1
-        self.model.after_step(self.step, self.config.steps)
         return norm
 
     def _log(self, norm: Tensor, *, images_per_s: float) -> None:

@@ -21,14 +21,12 @@ def checkpoint_of(model, **values):
 
 @pytest.mark.parametrize("half", [True, False])
 def test_shared_weights_are_those_of_the_model(tmp_path, half):
-    config = ModelConfig(**{**CONFIG.__dict__, "latent_weight": 1.0, "flux_weight": 0.3, "consistency_weight": 0.1})
-    model = build_model(config, seed=3).eval()
+    model = build_model(CONFIG, seed=3).eval()
     model.set_sky_noise(torch.tensor([0.011, 0.012, 0.013, 0.014, 0.015]))
     model.origin = {"checkpoint": "/home/someone/run/last.pt", "step": 7, "pretrain": {"seed": 0}}
     path = save_weights(model, tmp_path / "sky.safetensors", card={"licence": "MIT"}, half=half)
     found = load_model(path, device="cpu")
     assert not found.training
-    assert (found.latent, found.consistency) == (None, None)
     assert torch.equal(found.sky_sigma, model.sky_sigma)
     assert all(p.dtype == torch.float32 for p in found.parameters())
     flux = torch.randn(4, 5, 32, 32, generator=keyed_generator(0)) * 0.05
@@ -120,7 +118,7 @@ def test_a_checkpoint_of_another_structure_is_named(tmp_path, content, message):
 
 def test_a_start_with_other_bands_keeps_those_that_both_have():
     old = build_model(ModelConfig(**{**CONFIG.__dict__, "bands": ("r", "g", "y")}), seed=1)
-    new = build_model(ModelConfig(**{**CONFIG.__dict__, "latent_weight": 1.0}), seed=2)
+    new = build_model(CONFIG, seed=2)
     before = {name: x.clone() for name, x in new.state_dict().items()}
     start_from(new, old)
     of_old, of_new, fresh = (x.unflatten(1, (-1, 64)) for x in (old.encoder.embed.weight, new.encoder.embed.weight, before["encoder.embed.weight"]))  # fmt: skip
@@ -128,9 +126,7 @@ def test_a_start_with_other_bands_keeps_those_that_both_have():
     assert torch.equal(of_new[:, [2, 3]], fresh[:, [2, 3]])
     for name in ("encoder.blocks.3.qkv.weight", "encoder.cls", "encoder.embed.bias", "decoder.blocks.0.fc1.weight"):
         assert torch.equal(new.state_dict()[name], old.state_dict()[name]), name
-    for name in ("decoder.head.weight", "flux_head.layers.1.bias", "sky_sigma", "latent.head.weight"):
+    for name in ("decoder.head.weight", "flux_head.layers.1.bias", "sky_sigma"):
         assert torch.equal(new.state_dict()[name], before[name]), name
-    for name, x in new.latent.teacher.named_parameters():
-        assert torch.equal(x, new.encoder.get_parameter(name))
     with pytest.raises(ValueError, match="start: that model has patch_size=8, this one 4"):
         start_from(build_model(ModelConfig(**{**CONFIG.__dict__, "patch_size": 4})), old)

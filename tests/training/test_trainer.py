@@ -258,7 +258,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
-                if str(tmp_path / "run" / "workers.task") in path.read_text():
+                if str(tmp_path / "run" / "workers.error") in path.read_text():
                     found.append(path)
         return found
 

@@ -9,7 +9,7 @@ from skylib import Interrupted, load_model, pretrain
 from skylib.model.checkpoint import load_checkpoint
 from tests.training.test_pretrain import MODEL, config, same, weights
 
-SUMMED = replace(MODEL, hide_bands=0.5, flux_weight=0.3, latent_weight=1.0, norm_pix="noise")
+SUMMED = replace(MODEL, hide_bands=0.5, flux_weight=0.3)
 RUN = config(steps=6, log_every=1, checkpoint_every=4, validate_every=6)
 
 
@@ -18,8 +18,8 @@ def whole_run(cutouts, tmp_path_factory):
     return pretrain(SUMMED, RUN, train=cutouts, validation=cutouts, run_dir=tmp_path_factory.mktemp("whole"))
 
 
-def test_resumed_with_a_teacher_and_averaged_weights_equals_uninterrupted(cutouts, tmp_path):
-    model, run = replace(SUMMED, consistency_weight=0.1), replace(RUN, ema=0.9)
+def test_resumed_with_averaged_weights_equals_uninterrupted(cutouts, tmp_path):
+    model, run = SUMMED, replace(RUN, ema=0.9)
     pretrain(model, run, train=cutouts, validation=cutouts, run_dir=tmp_path / "whole")
     (tmp_path / "halves").mkdir()
     (tmp_path / "halves" / "STOP").touch()
@@ -28,11 +28,8 @@ def test_resumed_with_a_teacher_and_averaged_weights_equals_uninterrupted(cutout
     pretrain(model, run, train=cutouts, validation=cutouts, run_dir=tmp_path / "halves")
     one, two = (load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "halves"))
     assert same(one["model"], two["model"])
-    assert one["model"]["latent.ramp"] == 1
     average = one["optimiser"]["average"]
     assert same(average, two["optimiser"]["average"])
-    shared = [name for name in average if name.startswith("latent.teacher") or name == "latent.ramp"]
-    assert all((average[name] == one["model"][name]).all() for name in shared)  # averages already
     assert not same(average, one["model"])
     assert same(load_model(tmp_path / "halves").state_dict(), average)
 
@@ -47,7 +44,7 @@ def test_parts_and_processes_give_the_same_as_the_whole(whole_run, cutouts, tmp_
 def test_a_training_starts_from_another_model(whole_run, cutouts, tmp_path):
     still = replace(RUN, steps=1, learning_rate=0.0, warmup_steps=0, start=str(whole_run.run_dir))
     first = pretrain(SUMMED, still, train=cutouts, run_dir=tmp_path / "same").model.state_dict()
-    assert same({k: v for k, v in first.items() if not k.startswith("latent")}, weights(whole_run.run_dir))
+    assert same(first, weights(whole_run.run_dir))
     pretrain(SUMMED, replace(RUN, steps=3, start=str(whole_run.run_dir)), train=cutouts, run_dir=tmp_path / "on")
     assert not same(first, weights(tmp_path / "on"))
     with pytest.raises(ValueError, match="start: that model has size='nano', this one 'tiny'"):
