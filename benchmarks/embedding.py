@@ -39,9 +39,15 @@ def hugging_face(config: ModelConfig, path: Path, rows: np.ndarray, *, batch: in
 
     width, depth, heads = VIT_SIZES[config.size]
     shape = transformers.ViTConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads, intermediate_size=4 * width,
-        image_size=config.image_size, patch_size=config.patch_size, num_channels=len(config.bands), attn_implementation="sdpa",
-    )  # fmt: skip
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        num_channels=len(config.bands),
+        attn_implementation="sdpa",
+    )
     model = transformers.ViTModel(shape, add_pooling_layer=False).to(DEVICE).eval()
 
     def case() -> np.ndarray:
@@ -104,8 +110,12 @@ def compare(
     rows: dict[str, dict[str, Any]] = {}
     for name, times in seconds.items():
         rate = n / float(np.median(times))
-        rows[name] = {"images/s": rate, "x plain loop": harness.ratio(seconds, f"{size}, plain loop", name),
-                      "share of peak": 1e9 * rate * gflop(config) / peak, "memory MB": memory[name]}  # fmt: skip
+        rows[name] = {
+            "images/s": rate,
+            "x plain loop": harness.ratio(seconds, f"{size}, plain loop", name),
+            "share of peak": 1e9 * rate * gflop(config) / peak,
+            "memory MB": memory[name],
+        }
     rows[f"{size}, embed"]["precision"] = fast_precision(DEVICE)
     return rows
 

@@ -32,10 +32,22 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
-    "tests", "training base simmim", "training base mae", "embedding base", "search", "profile", "training nano mae 256",
-    "training base simmim 1024 narrow", "training base mae 2048", "training small mae", "training small simmim",
-    "training nano simmim", "training tiny mae", "training tiny simmim", "training nano mae",
-)  # fmt: skip
+    "tests",
+    "training base simmim",
+    "training base mae",
+    "embedding base",
+    "search",
+    "profile",
+    "training nano mae 256",
+    "training base simmim 1024 narrow",
+    "training base mae 2048",
+    "training small mae",
+    "training small simmim",
+    "training nano simmim",
+    "training tiny mae",
+    "training tiny simmim",
+    "training nano mae",
+)
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
 BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
 Row = dict[str, Any]
@@ -91,9 +103,14 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
                     print(f"{given.minutes * 60 - end + time.monotonic():6.1f} s  {name}", flush=True)
                     command = [sys.executable, str(Path(__file__)), "--job", name, *options]
                     process = subprocess.Popen(
-                        command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT, env=environ,
+                        command,
+                        stdout=log,
+                        stderr=log,
+                        stdin=subprocess.DEVNULL,
+                        cwd=ROOT,
+                        env=environ,
                         start_new_session=True,
-                    )  # fmt: skip
+                    )
                     running[name] = process, time.monotonic()
                 for name, (process, start) in list(running.items()):
                     if process.poll() is not None:
@@ -399,16 +416,26 @@ class Job:
             shape = batch, heads * (width // heads) // d, n, d
             qkv = [draw(*shape).requires_grad_() for _ in range(3)]
             for backend in backends:
-                tell(f"attention of {n} tokens, heads {d} wide, forward and backward, {backend.name.lower()}", partial(attend, backend, *qkv))  # fmt: skip
+                tell(
+                    f"attention of {n} tokens, heads {d} wide, forward and backward, {backend.name.lower()}",
+                    partial(attend, backend, *qkv),
+                )
         # Several images of few tokens as one sequence, each of which sees only itself.
         together = 3  # 51 of the 64 rows that kernels compute at a time
-        qkv = [draw(batch // together, heads, 17 * together, width // heads).requires_grad_() for _ in range(3)] if batch >= together else []  # fmt: skip
+        qkv = (
+            [draw(batch // together, heads, 17 * together, width // heads).requires_grad_() for _ in range(3)]
+            if batch >= together
+            else []
+        )
         own = torch.arange(17 * together, device=DEVICE) // 17
         mask = torch.zeros(len(own), len(own), device=DEVICE, dtype=torch.bfloat16).masked_fill(
             own[:, None] != own, -torch.inf
         )
         for backend in backends[1:] if qkv else ():
-            tell(f"attention of {together} x 17 tokens, forward and backward, {backend.name.lower()}", partial(attend, backend, *qkv, mask=mask))  # fmt: skip
+            tell(
+                f"attention of {together} x 17 tokens, forward and backward, {backend.name.lower()}",
+                partial(attend, backend, *qkv, mask=mask),
+            )
 
     def tiles(self) -> Path:
         """Return a folder of two tiles; the first job that needs them makes them."""

@@ -60,9 +60,12 @@ def measure(cases: Mapping[str, Case], *, repeats: int = 5, warm_up: int = 1) ->
 
 
 def measure_apart(
-    builders: Mapping[str, Callable[[], AbstractContextManager[Case]]], *, first: Callable[[Case], T], repeats: int,
+    builders: Mapping[str, Callable[[], AbstractContextManager[Case]]],
+    *,
+    first: Callable[[Case], T],
+    repeats: int,
     runs: int = 1,
-) -> tuple[dict[str, T], dict[str, list[float]]]:  # fmt: skip
+) -> tuple[dict[str, T], dict[str, list[float]]]:
     """Measure cases of which each has a process of its own, so that none profits from what another set up.
 
     On CUDA, whose memory processes would fight for, they share this one, and a case is run once a turn; `peak_memory` then
@@ -166,14 +169,22 @@ def where() -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=10"]
     described = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []  # fmt: skip
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
     return {
-        "cpu": names[0] if names else platform.processor(), "threads": torch.get_num_threads(),
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "skylib": skylib.__version__, "revision": described or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "skylib": skylib.__version__,
+        "revision": described or None,
         "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
+    }
 
 
 def report(title: str, rows: Mapping[str, Mapping[str, Any]], *, json_file: Path | None = None) -> None:

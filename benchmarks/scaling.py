@@ -29,7 +29,11 @@ def main() -> None:
     quick, repeats = options.quick, min(options.repeats, 3)
     batch = 2 if quick else 16 if DEVICE.type == "cpu" else 256
     sizes = ["nano", "tiny"] if quick else ["nano", "tiny", "small", "base"]
-    bands = ["grizy"[:1], "grizy"] if quick else ["g", "gri", "grizy", ["g", "r", "i", "z", "y", "NB0387", "NB0816", "NB0921", "NB1010"]]  # fmt: skip
+    bands = (
+        ["grizy"[:1], "grizy"]
+        if quick
+        else ["g", "gri", "grizy", ["g", "r", "i", "z", "y", "NB0387", "NB0816", "NB0921", "NB1010"]]
+    )
     patches = [16, 8] if quick else [16, 8, 4]
     common = {"size": "nano" if quick else "tiny", "decoder_width": 192, "decoder_depth": 1}
     rows = steps({f"size {size}": ModelConfig(**{**common, "size": size}) for size in sizes}, batch, repeats)
@@ -55,8 +59,11 @@ def table(cases: dict[str, Callable[[], Any]], n: dict[str, int], repeats: int) 
     rows: Rows = {}
     for name, times in seconds.items():
         relative = np.median(np.array(times) / np.array(seconds[first])) * n[first] / n[name]
-        rows[name] = {"ms/image": 1e3 * float(np.median(times)) / n[name], "relative": float(relative),
-                      "memory MB": memory[name]}  # fmt: skip
+        rows[name] = {
+            "ms/image": 1e3 * float(np.median(times)) / n[name],
+            "relative": float(relative),
+            "memory MB": memory[name],
+        }
     return rows
 
 

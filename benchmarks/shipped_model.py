@@ -29,8 +29,20 @@ from skylib.data.augment import Augmentation
 from skylib.device import fast_precision, pick_device
 from skylib.files import write_json
 
-SHOWN = ("class", "class kNN", "z R2", "z kNN R2", "z sigma_mad", "z kNN sigma_mad", "class without one, mean",
-         "class without one, worst", "other field class", "recall@100 dwarf", "recall@100 arc", "RankMe")  # fmt: skip
+SHOWN = (
+    "class",
+    "class kNN",
+    "z R2",
+    "z kNN R2",
+    "z sigma_mad",
+    "z kNN sigma_mad",
+    "class without one, mean",
+    "class without one, worst",
+    "other field class",
+    "recall@100 dwarf",
+    "recall@100 arc",
+    "RankMe",
+)
 
 
 def train(options: argparse.Namespace, *, steps: int, run_dir: Path) -> dict[str, Any]:
@@ -38,25 +50,42 @@ def train(options: argparse.Namespace, *, steps: int, run_dir: Path) -> dict[str
     data, device = CutoutFile(options.survey / "pretrain.h5"), pick_device()
     config, training = recipe(options.recipe, bands=data.bands)
     settings = PretrainConfig(
-        steps=steps, batch_size=options.batch, learning_rate=options.learning_rate, warmup_steps=max(1, steps // 20),
-        precision=fast_precision(device), seed=options.seed, log_every=100, checkpoint_minutes=0.7, **training,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=options.batch,
+        learning_rate=options.learning_rate,
+        warmup_steps=max(1, steps // 20),
+        precision=fast_precision(device),
+        seed=options.seed,
+        log_every=100,
+        checkpoint_minutes=0.7,
+        **training,
+    )
     loader = CutoutLoader(
-        data, batch_size=options.batch, size=config.image_size, augment=Augmentation(), seed=options.seed,
-        device=device, memory=2**40,
-    )  # fmt: skip
+        data,
+        batch_size=options.batch,
+        size=config.image_size,
+        augment=Augmentation(),
+        seed=options.seed,
+        device=device,
+        memory=2**40,
+    )
     start = time.perf_counter()
     result = pretrain(config, settings, train=loader, run_dir=run_dir)
     seconds = time.perf_counter() - start
     speed = result.metrics["images_per_s"].dropna()
     return {
-        "recipe": options.recipe, "seed": options.seed, "steps": steps, "batch": options.batch,
-        "learning rate": options.learning_rate, "cutouts": len(data), "seconds": round(seconds, 1),
+        "recipe": options.recipe,
+        "seed": options.seed,
+        "steps": steps,
+        "batch": options.batch,
+        "learning rate": options.learning_rate,
+        "cutouts": len(data),
+        "seconds": round(seconds, 1),
         "training TFLOP": round(flops(config) * steps * options.batch / 1e12, 1),
         "images/s": float(speed.tail(max(1, len(speed) // 2)).median()),
         "loss": float(result.metrics["loss"].dropna().tail(3).mean()),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

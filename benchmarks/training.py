@@ -80,16 +80,26 @@ def hugging_face(config: ModelConfig, run: PretrainConfig) -> Iterator[Case]:
     batches = same_batch(config, run.batch_size)
     width, depth, heads = VIT_SIZES[config.size]
     shape = {
-        "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "intermediate_size": 4 * width,
-        "image_size": config.image_size, "patch_size": config.patch_size, "num_channels": len(config.bands),
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "sdpa",
-    }  # fmt: skip
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": len(config.bands),
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": "sdpa",
+    }
     if config.objective == "mae":
         decoder = {
-            "decoder_hidden_size": config.decoder_width, "decoder_num_hidden_layers": config.decoder_depth,
-            "decoder_num_attention_heads": config.decoder_width // 32, "mask_ratio": config.mask_ratio,
-            "decoder_intermediate_size": 4 * config.decoder_width, "norm_pix_loss": True,
-        }  # fmt: skip
+            "decoder_hidden_size": config.decoder_width,
+            "decoder_num_hidden_layers": config.decoder_depth,
+            "decoder_num_attention_heads": config.decoder_width // 32,
+            "mask_ratio": config.mask_ratio,
+            "decoder_intermediate_size": 4 * config.decoder_width,
+            "norm_pix_loss": True,
+        }
         model = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**shape, **decoder))
     else:
         stride = {"encoder_stride": config.patch_size}
@@ -209,15 +219,19 @@ def compare(
     mae, simmim = (ModelConfig(size=size, objective=objective) for objective in ("mae", "simmim"))
     recipe = ModelConfig(**{**ModelConfig.original().__dict__, "size": size})
     groups = [
-        {f"{size} {config.objective}": partial(ours, config, run),
-         f"{size} {config.objective}, Hugging Face": partial(hugging_face, config, run)}
+        {
+            f"{size} {config.objective}": partial(ours, config, run),
+            f"{size} {config.objective}, Hugging Face": partial(hugging_face, config, run),
+        }
         for config in (mae, simmim)
-    ]  # fmt: skip
-    groups.append({
-        f"{size} mae, from file": partial(ours, mae, default, file),
-        f"{size} original model, from file": partial(ours, recipe, run, file),
-        f"{size} original as it ran, from file": partial(original, recipe, run, file),
-    })  # fmt: skip
+    ]
+    groups.append(
+        {
+            f"{size} mae, from file": partial(ours, mae, default, file),
+            f"{size} original model, from file": partial(ours, recipe, run, file),
+            f"{size} original as it ran, from file": partial(original, recipe, run, file),
+        }
+    )
     rows: dict[str, dict[str, Any]] = {}
     for group in groups:
         needed, seconds = harness.measure_apart(group, first=needs, repeats=repeats, runs=2)
@@ -225,8 +239,13 @@ def compare(
             n = group[name].args[1].batch_size
             seconds[name] = [t / n for t in times]
             rate, work = 1 / float(np.median(seconds[name])), needed[name]["GFLOP"] / n
-            rows[name] = {"images/s": rate, "batch": n, "GFLOP/image": work, "share of peak": 1e9 * work * rate / peak,
-                          "memory MB": needed[name]["memory MB"]}  # fmt: skip
+            rows[name] = {
+                "images/s": rate,
+                "batch": n,
+                "GFLOP/image": work,
+                "share of peak": 1e9 * work * rate / peak,
+                "memory MB": needed[name]["memory MB"],
+            }
         *mine, other = seconds  # the peer is the last of its group
         column = "x Hugging Face" if "Hugging" in other else "x original"
         for name in mine:

@@ -49,7 +49,12 @@ def test_the_busy_share_counts_each_moment_once():
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
     kernel = {"cat": "kernel", "name": "a"}
-    events = [{**kernel, "ts": 0, "dur": 4}, {**kernel, "ts": 2, "dur": 4, "name": "b"}, {**kernel, "ts": 8, "dur": 2},
-              {"cat": "gpu_user_annotation", "name": "step", "ts": 0, "dur": 100}, {"ph": "M", "name": "meta"}]  # fmt: skip
+    events = [
+        {**kernel, "ts": 0, "dur": 4},
+        {**kernel, "ts": 2, "dur": 4, "name": "b"},
+        {**kernel, "ts": 8, "dur": 2},
+        {"cat": "gpu_user_annotation", "name": "step", "ts": 0, "dur": 100},
+        {"ph": "M", "name": "meta"},
+    ]
     assert gpu.read_trace(events) == (0.8, [("a", 2, 0.006, 0.6), ("b", 1, 0.004, 0.4)])
     assert gpu.read_trace([]) == (0.0, [])

@@ -41,8 +41,19 @@ def gpu(test):
 
 
 def config(steps=12, **values):
-    return PretrainConfig(**({"steps": steps, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 2, "precision": "fp32",
-                              "log_every": 2} | values))  # fmt: skip
+    return PretrainConfig(
+        **(
+            {
+                "steps": steps,
+                "batch_size": 32,
+                "learning_rate": 1e-3,
+                "warmup_steps": 2,
+                "precision": "fp32",
+                "log_every": 2,
+            }
+            | values
+        )
+    )
 
 
 def sky_images(n, side, seed=0):
@@ -59,7 +70,9 @@ def sky_images(n, side, seed=0):
 def cutouts(tmp_path_factory):
     path = tmp_path_factory.mktemp("cutouts") / "cutouts.h5"
     rng = np.random.default_rng(0)
-    return write_cutouts(path, sky_images(240, 32), ra=rng.uniform(0, 360, 240), dec=rng.uniform(-9, 9, 240), bands="grizy")  # fmt: skip
+    return write_cutouts(
+        path, sky_images(240, 32), ra=rng.uniform(0, 360, 240), dec=rng.uniform(-9, 9, 240), bands="grizy"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +83,12 @@ def tiles(tmp_path_factory):
     for number in range(2):
         images = sky_images(16, 64, seed=number).reshape(4, 4, 5, 64, 64).transpose(2, 0, 3, 1, 4).reshape(5, 256, 256)
         for band, image in zip("GRIZY", images, strict=True):
-            planes = [fits.PrimaryHDU(), fits.ImageHDU(image, wcs.to_header()),
-                      fits.ImageHDU(np.zeros(image.shape, np.int32)), fits.ImageHDU(np.full_like(image, 0.01))]  # fmt: skip
+            planes = [
+                fits.PrimaryHDU(),
+                fits.ImageHDU(image, wcs.to_header()),
+                fits.ImageHDU(np.zeros(image.shape, np.int32)),
+                fits.ImageHDU(np.full_like(image, 0.01)),
+            ]
             fits.HDUList(planes).writeto(folder / f"calexp-HSC-{band}-9813-0,{number}.fits")
     return find_tiles(folder, bands="grizy")
 
@@ -95,9 +112,13 @@ def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(c
     model = ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="training is not")
-        run = pretrain(model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda")  # fmt: skip
+        run = pretrain(
+            model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda"
+        )
     assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
-    plain = pretrain(model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda")  # fmt: skip
+    plain = pretrain(
+        model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda"
+    )
     np.testing.assert_allclose(run.metrics["loss"].dropna(), plain.metrics["loss"], rtol=0.05)
     here = embed(load_model(tmp_path / "a", device="cpu"), cutouts, precision="fp32").vectors
     model = load_model(tmp_path / "a", device="cuda")
@@ -111,7 +132,9 @@ def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(c
 def test_a_run_on_tiles_resumes_on_a_gpu(tiles, tmp_path):
     for steps in (4, 8):
         loader = TileLoader(tiles, batch_size=16, size=32, device="cuda", variance=True)
-        run = pretrain(MODEL, config(steps=steps, batch_size=16, compile=False), train=loader, run_dir=tmp_path, device="cuda")  # fmt: skip
+        run = pretrain(
+            MODEL, config(steps=steps, batch_size=16, compile=False), train=loader, run_dir=tmp_path, device="cuda"
+        )
     assert run.metrics["step"].tolist() == [2, 4, 6, 8]
     assert run.metrics["loss"].notna().all()
 
@@ -119,7 +142,9 @@ def test_a_run_on_tiles_resumes_on_a_gpu(tiles, tmp_path):
 @gpu
 def test_a_loss_in_fp32_is_that_of_the_cpu(cutouts, tmp_path):
     settings = config(steps=4, compile=False, tf32=False, ema=0.5)
-    runs = [pretrain(MODEL, settings, train=cutouts, run_dir=tmp_path / device, device=device) for device in ("cpu", "cuda")]  # fmt: skip
+    runs = [
+        pretrain(MODEL, settings, train=cutouts, run_dir=tmp_path / device, device=device) for device in ("cpu", "cuda")
+    ]
     here, there = (run.metrics["loss"].iloc[0] for run in runs)
     assert there == pytest.approx(here, rel=0.3)  # other masks: each device draws its own
 
@@ -127,7 +152,9 @@ def test_a_loss_in_fp32_is_that_of_the_cpu(cutouts, tmp_path):
 @gpu
 @pytest.mark.parametrize("memory", [2**31, 2**20])
 def test_cutouts_come_to_the_gpu_as_to_the_cpu(cutouts, memory):
-    loaders = [CutoutLoader(cutouts, batch_size=64, augment=True, device=device, memory=memory) for device in ("cpu", "cuda")]  # fmt: skip
+    loaders = [
+        CutoutLoader(cutouts, batch_size=64, augment=True, device=device, memory=memory) for device in ("cpu", "cuda")
+    ]
     for here, there in zip(*loaders, strict=True):
         assert there.flux.is_contiguous()
         torch.testing.assert_close(here.flux, there.flux.cpu(), rtol=0, atol=0)
@@ -136,7 +163,9 @@ def test_cutouts_come_to_the_gpu_as_to_the_cpu(cutouts, memory):
 
 @gpu
 def test_crops_of_tiles_come_to_the_gpu_as_to_the_cpu(tiles):
-    loaders = [iter(TileLoader(tiles, batch_size=32, size=32, device=device, variance=True)) for device in ("cpu", "cuda")]  # fmt: skip
+    loaders = [
+        iter(TileLoader(tiles, batch_size=32, size=32, device=device, variance=True)) for device in ("cpu", "cuda")
+    ]
     for _ in range(3):
         here, there = (next(loader) for loader in loaders)
         assert there.flux.is_contiguous()
@@ -177,7 +206,10 @@ def test_a_search_finds_on_a_gpu_what_it_finds_on_a_cpu():
     vectors = np.random.default_rng(0).normal(size=(20_000, 32)).astype(np.float32)
     embeddings = Embeddings(vectors, ra=np.zeros(len(vectors)), dec=np.zeros(len(vectors)))
     for metric in ("cosine", "mse", "mae"):
-        here, there = (SearchIndex(embeddings, device=device).nearest(vectors[:9], k=50, metric=metric) for device in ("cpu", "cuda"))  # fmt: skip
+        here, there = (
+            SearchIndex(embeddings, device=device).nearest(vectors[:9], k=50, metric=metric)
+            for device in ("cpu", "cuda")
+        )
         np.testing.assert_array_equal(here[1], there[1])
         np.testing.assert_allclose(here[0], there[0], rtol=1e-5, atol=1e-7)
 
@@ -201,9 +233,34 @@ print(len(SearchIndex(found).search([0], k=5)))
 
 def test_a_gpu_node_needs_no_notebooks(tmp_path):
     # What a bare machine with PyTorch has not; transformers and TensorBoard are not needed either.
-    absent = {"papermill", "nbconvert", "nbformat", "nbclient", "ipykernel", "ipywidgets", "IPython", "jupyter_client", "jupyterlab",
-              "jscatter", "umap", "pynndescent", "galsim", "pooch", "pyarrow", "requests", "transformers", "tensorboard", "faiss"}  # fmt: skip
+    absent = {
+        "papermill",
+        "nbconvert",
+        "nbformat",
+        "nbclient",
+        "ipykernel",
+        "ipywidgets",
+        "IPython",
+        "jupyter_client",
+        "jupyterlab",
+        "jscatter",
+        "umap",
+        "pynndescent",
+        "galsim",
+        "pooch",
+        "pyarrow",
+        "requests",
+        "transformers",
+        "tensorboard",
+        "faiss",
+    }
     program = ABSENT.format(absent=absent, folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split()[-1] == "5"

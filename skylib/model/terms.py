@@ -31,15 +31,15 @@ class FluxHead(nn.Module):
 
     def forward(self, summary: Tensor, flux: Tensor, sky_sigma: Tensor) -> Tensor:
         """Return the mean squared error of each image, (B,): from vectors (B, D) and counts (B, C, S, S)."""
-        fluxes, known = self.measure(flux, sky_sigma)
-        error = torch.where(known, self.layers(summary).float().view(fluxes.shape) - fluxes, 0.0).square()
-        return error.sum(dim=(1, 2)) / known.sum(dim=(1, 2)).clamp(min=1)
+        fluxes, measured = self.measure(flux, sky_sigma)
+        error = torch.where(measured, self.layers(summary).float().view(fluxes.shape) - fluxes, 0.0).square()
+        return error.sum(dim=(1, 2)) / measured.sum(dim=(1, 2)).clamp(min=1)
 
     def measure(self, flux: Tensor, sky_sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the fluxes in the apertures as they are predicted, and where they are known, both (B, C, 3)."""
+        """Return the fluxes in the apertures, scaled as they are predicted, and where they can be measured, both (B, C, 3)."""
         valid = flux.isfinite()
         flux = torch.where(valid, flux / sky_sigma[:, None, None], 0.0)
         total = torch.stack([(flux * one).sum(dim=(2, 3)) for one in self.inside], dim=2)
         n_pixels = torch.stack([(valid * one).sum(dim=(2, 3)) for one in self.inside], dim=2)
-        known = n_pixels > 0.5 * self.inside.sum(dim=(1, 2))
-        return (torch.asinh(total / n_pixels.clamp(min=1).sqrt()) - 3) / 2, known
+        measured = n_pixels > 0.5 * self.inside.sum(dim=(1, 2))
+        return (torch.asinh(total / n_pixels.clamp(min=1).sqrt()) - 3) / 2, measured

@@ -147,8 +147,8 @@ class Optimiser:
         """
         settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in self.adamw.param_groups]
         self.adamw.load_state_dict(state["adamw"])
-        for group, mine in zip(self.adamw.param_groups, settings, strict=True):
-            group.update(mine)
+        for group, setting in zip(self.adamw.param_groups, settings, strict=True):
+            group.update(setting)
         self._bad = state["bad"].to(self._bad.device)
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])

@@ -231,7 +231,17 @@ def test_missing_bands_and_empty_images_embed(flux):
     assert reconstruction[0, 4][hidden[0, 4]].isnan().all()  # norm_pix: nothing is known of a band without data
 
 
-@pytest.mark.parametrize(("pool", "shape"), [("mean", (6, 128)), ("cls", (6, 128)), ("max", (6, 128)), ("central", (6, 128)), ("central16", (6, 128)), ("tokens", (6, 16, 128))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pool", "shape"),
+    [
+        ("mean", (6, 128)),
+        ("cls", (6, 128)),
+        ("max", (6, 128)),
+        ("central", (6, 128)),
+        ("central16", (6, 128)),
+        ("tokens", (6, 16, 128)),
+    ],
+)
 def test_pools(flux, pool, shape):
     assert model_for().embed(flux, pool=pool).shape == shape
 
@@ -286,10 +296,22 @@ def test_the_position_token_is_used_only_when_asked_for(flux):
 
 
 OTHER = {
-    "bands": ("g", "r"), "size": "tiny", "image_size": 16, "patch_size": 4, "objective": "simmim", "mask_ratio": 0.5,
-    "max_mask_ratio": 0.5, "norm_pix": None, "loss": "l1", "stretch": "linear", "ra_dec": True,
-    "decoder_width": 32, "decoder_depth": 2, "hide_bands": 0.5, "flux_weight": 0.3,
-}  # fmt: skip
+    "bands": ("g", "r"),
+    "size": "tiny",
+    "image_size": 16,
+    "patch_size": 4,
+    "objective": "simmim",
+    "mask_ratio": 0.5,
+    "max_mask_ratio": 0.5,
+    "norm_pix": None,
+    "loss": "l1",
+    "stretch": "linear",
+    "ra_dec": True,
+    "decoder_width": 32,
+    "decoder_depth": 2,
+    "hide_bands": 0.5,
+    "flux_weight": 0.3,
+}
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(ModelConfig)])

@@ -47,7 +47,9 @@ def test_fluxes_of_an_even_image_are_those_of_its_apertures():
     flux[1, 0] = torch.nan  # a band without data
     flux[1, 1, 16:] = torch.nan  # half of one: the noise is that of the pixels left
     found, known = head.measure(flux, torch.tensor([2.0, 3.0]))
-    n_pixels = torch.tensor([sum((x - 15.5) ** 2 + (y - 15.5) ** 2 <= r**2 for x in range(32) for y in range(32)) for r in (2, 4, 8)])  # fmt: skip
+    n_pixels = torch.tensor(
+        [sum((x - 15.5) ** 2 + (y - 15.5) ** 2 <= r**2 for x in range(32) for y in range(32)) for r in (2, 4, 8)]
+    )
     assert n_pixels.tolist() == [12, 52, 208]
     expected = (torch.asinh(torch.tensor([[3.0], [2.0]]) * n_pixels.sqrt()) - 3) / 2
     torch.testing.assert_close(found[0], expected)
@@ -111,7 +113,10 @@ def test_parts_of_a_batch_sum_to_the_whole(flux, weighted):
     weight = torch.rand(flux.shape, generator=keyed_generator(5)) if weighted else None
     mask = model.draw_mask(8, generator=keyed_generator(0))
     whole = model.compare(flux, mask, weight=weight)
-    parts = [model.compare(flux[s], mask[s], weight=None if weight is None else weight[s]) for s in (slice(0, 5), slice(5, 8))]  # fmt: skip
+    parts = [
+        model.compare(flux[s], mask[s], weight=None if weight is None else weight[s])
+        for s in (slice(0, 5), slice(5, 8))
+    ]
     torch.testing.assert_close(sum(p.n_pixels for p in parts), whole.n_pixels)
     for name in ("pixels", "flux"):
         total = sum(p.parts[name] * p.n_pixels for p in parts) / whole.n_pixels

@@ -32,7 +32,12 @@ def test_shared_weights_are_those_of_the_model(tmp_path, half):
     flux = torch.randn(4, 5, 32, 32, generator=keyed_generator(0)) * 0.05
     one, two = (m.embed(flux, pool="mean_central") for m in (model, found))
     torch.testing.assert_close(one, two, **({"rtol": 0.01, "atol": 0.01} if half else {}))
-    torch.testing.assert_close(found(flux, generator=keyed_generator(1)).parts["flux"], model(flux, generator=keyed_generator(1)).parts["flux"], rtol=0.01, atol=0.01)  # fmt: skip
+    torch.testing.assert_close(
+        found(flux, generator=keyed_generator(1)).parts["flux"],
+        model(flux, generator=keyed_generator(1)).parts["flux"],
+        rtol=0.01,
+        atol=0.01,
+    )
     card = read_card(path)
     assert (card["licence"], card["step"], card["pretrain"]) == ("MIT", 7, {"seed": 0})
     assert "someone" not in str(card)
@@ -65,7 +70,11 @@ def test_damaged_weights_are_named(tmp_path):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 0x40
-    for content, message in [(flipped, "damaged: the weights have the fingerprint"), (whole[:1000], "cannot be read as weights"), (b"", "cannot be read as weights")]:  # fmt: skip
+    for content, message in [
+        (flipped, "damaged: the weights have the fingerprint"),
+        (whole[:1000], "cannot be read as weights"),
+        (b"", "cannot be read as weights"),
+    ]:
         path.write_bytes(content)
         with pytest.raises(OSError, match=rf"sky\.safetensors: {message}"):
             load_model(path)
@@ -121,7 +130,10 @@ def test_a_start_with_other_bands_keeps_those_that_both_have():
     new = build_model(CONFIG, seed=2)
     before = {name: x.clone() for name, x in new.state_dict().items()}
     start_from(new, old)
-    of_old, of_new, fresh = (x.unflatten(1, (-1, 64)) for x in (old.encoder.embed.weight, new.encoder.embed.weight, before["encoder.embed.weight"]))  # fmt: skip
+    of_old, of_new, fresh = (
+        x.unflatten(1, (-1, 64))
+        for x in (old.encoder.embed.weight, new.encoder.embed.weight, before["encoder.embed.weight"])
+    )
     assert torch.equal(of_new[:, [0, 1, 4]], of_old)
     assert torch.equal(of_new[:, [2, 3]], fresh[:, [2, 3]])
     for name in ("encoder.blocks.3.qkv.weight", "encoder.cls", "encoder.embed.bias", "decoder.blocks.0.fc1.weight"):

@@ -21,8 +21,21 @@ MODEL = ModelConfig(size="nano", image_size=32, patch_size=8, decoder_width=32, 
 
 
 def config(steps=12, **values):
-    return PretrainConfig(**({"steps": steps, "batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 2, "precision": "fp32",
-                              "log_every": 2, "checkpoint_every": 3, "validate_every": 6} | values))  # fmt: skip
+    return PretrainConfig(
+        **(
+            {
+                "steps": steps,
+                "batch_size": 32,
+                "learning_rate": 1e-3,
+                "warmup_steps": 2,
+                "precision": "fp32",
+                "log_every": 2,
+                "checkpoint_every": 3,
+                "validate_every": 6,
+            }
+            | values
+        )
+    )
 
 
 def weights(run_dir):
@@ -153,7 +166,9 @@ def test_two_processes_give_the_same_as_one(whole_run, cutouts, tmp_path):
     result = pretrain(MODEL, config(), train=cutouts, validation=cutouts, run_dir=tmp_path, processes=2, device="cpu")
     assert result.metrics["step"].tolist() == whole_run.metrics["step"].tolist()
     np.testing.assert_allclose(result.metrics["loss"], whole_run.metrics["loss"], rtol=1e-4)
-    np.testing.assert_allclose(result.metrics["validation_loss"].dropna(), whole_run.metrics["validation_loss"].dropna(), rtol=1e-3)  # fmt: skip
+    np.testing.assert_allclose(
+        result.metrics["validation_loss"].dropna(), whole_run.metrics["validation_loss"].dropna(), rtol=1e-3
+    )
     assert (tmp_path / "workers.log").is_file()
     with pytest.raises(
         RuntimeError, match=r"2 processes: one failed .*: ValueError: batch_size=33: cannot be divided among 2"
@@ -234,7 +249,11 @@ def test_another_model_is_refused_with_the_difference(whole_run, cutouts):
 
 
 def test_a_gradient_that_stays_bad_stops_the_run(cutouts, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(optimise.SummedLoss, "forward", lambda self, flux, *_: (sum(p.sum() for p in self.model.parameters()) * torch.nan, torch.tensor(1.0)))  # fmt: skip
+    monkeypatch.setattr(
+        optimise.SummedLoss,
+        "forward",
+        lambda self, flux, *_: (sum(p.sum() for p in self.model.parameters()) * torch.nan, torch.tensor(1.0)),
+    )
     with pytest.raises(FloatingPointError, match="not finite in 4 steps in a row, up to step 4"):
         pretrain(MODEL, config(max_bad_steps=3), train=cutouts, run_dir=tmp_path)
     assert "2 steps without a finite gradient were skipped" in caplog.text
@@ -259,7 +278,7 @@ def test_damaged_checkpoints_are_named(tmp_path, whole_run):
 def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1, "x": torch.zeros(10)})
-    code = f"import torch\nfrom skylib.model.checkpoint import save_checkpoint\nprint('go', flush=True)\nwhile True: save_checkpoint({str(path)!r}, {{'step': 2, 'x': torch.zeros(3_000_000)}})"  # fmt: skip
+    code = f"import torch\nfrom skylib.model.checkpoint import save_checkpoint\nprint('go', flush=True)\nwhile True: save_checkpoint({str(path)!r}, {{'step': 2, 'x': torch.zeros(3_000_000)}})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"go\n"
     for _ in range(20):

@@ -41,10 +41,29 @@ def base(cutouts, tmp_path_factory):
 
 
 # Another value of each setting that changes the weights, and of each that does not.
-CHANGES = {"learning_rate": 2e-3, "weight_decay": 10.0, "warmup_steps": 0, "clip_grad": 1e-3, "seed": 1, "precision": "bf16",
-           "final_learning_rate": 1e-3, "betas": (0.5, 0.5), "batch_size": 16, "schedule": "wsd", "steps": 4}  # fmt: skip
-CHANGES_NOT = {"log_every": 1, "validate_every": 1, "checkpoint_every": 1, "checkpoint_minutes": 0.0, "tensorboard": True,
-               "ema": 0.5, "tf32": False, "cooldown": 0.1}  # fmt: skip
+CHANGES = {
+    "learning_rate": 2e-3,
+    "weight_decay": 10.0,
+    "warmup_steps": 0,
+    "clip_grad": 1e-3,
+    "seed": 1,
+    "precision": "bf16",
+    "final_learning_rate": 1e-3,
+    "betas": (0.5, 0.5),
+    "batch_size": 16,
+    "schedule": "wsd",
+    "steps": 4,
+}
+CHANGES_NOT = {
+    "log_every": 1,
+    "validate_every": 1,
+    "checkpoint_every": 1,
+    "checkpoint_minutes": 0.0,
+    "tensorboard": True,
+    "ema": 0.5,
+    "tf32": False,
+    "cooldown": 0.1,
+}
 ELSEWHERE = {"accumulate", "max_bad_steps", "compile", "start"}  # test_pretrain.py, test_training_terms.py
 
 
@@ -74,7 +93,9 @@ def test_what_only_watches_leaves_the_weights_alone(base, cutouts, tmp_path, nam
     monkeypatch.setattr(Step, "__call__", seen)
     monkeypatch.setattr("skylib.training.pretrain.save_checkpoint", save)
     quiet = {"steps": 5, "log_every": 2, "validate_every": 9, "checkpoint_every": 9}
-    result = pretrain(MODEL, config(**(quiet | {name: CHANGES_NOT[name]})), train=cutouts, validation=cutouts, run_dir=tmp_path)  # fmt: skip
+    result = pretrain(
+        MODEL, config(**(quiet | {name: CHANGES_NOT[name]})), train=cutouts, validation=cutouts, run_dir=tmp_path
+    )
     assert same(weights(base.run_dir), weights(tmp_path))
     assert result.metrics["step"].tolist() == (
         [1, 2, 3, 4, 5] if name in ("log_every", "validate_every") else [2, 4, 5]
