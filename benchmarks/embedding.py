@@ -76,7 +76,7 @@ def main() -> None:
     chosen = options.parse_args()
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (8 if chosen.quick else 32 if DEVICE.type == "cpu" else 1024)
-    peak = harness.bf16_peak(quick=chosen.quick)
+    peak = harness.peak(quick=chosen.quick)
     rows: dict[str, dict[str, Any]] = {}
     for size in sizes:
         n = chosen.images or (IMAGES[size] if DEVICE.type == "cpu" else 100_000)

@@ -194,9 +194,10 @@ class Job:
 
     def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
+        import harness
         import torch
         import training
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE
 
         from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles, pretrain
 
@@ -239,7 +240,7 @@ class Job:
         for _ in range(3):
             from_tiles(), from_file(), in_blocks()
         with self.alone():
-            peak = bf16_peak(quick=self.quick)
+            peak = harness.peak(quick=self.quick)
             torch.cuda.reset_peak_memory_stats() if cuda else None
             tell("a batch in memory", rates(step, batch, self.seconds), **memory(), **{"s to compile": ready})
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
@@ -279,8 +280,9 @@ class Job:
     def embedding(self, size: str) -> None:
         """From a file to vectors."""
         import embedding
+        import harness
         import numpy as np
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE
 
         from skylib import CutoutFile, ModelConfig, build_model, embed
 
@@ -301,7 +303,7 @@ class Job:
             cases["Hugging Face, eager"] = embedding.hugging_face(model.config, self.file(), rows, batch=batch)
         for name, run in cases.items():
             with self.alone():
-                peak = bf16_peak(quick=self.quick)
+                peak = harness.peak(quick=self.quick)
                 rate = median(rates(run, len(rows), self.seconds, rounds=2))
                 more = (
                     (ready if name == "embed" else {}) | memory() | self.busy(f"embedding {size}, {name}", run, steps=1)
@@ -374,9 +376,10 @@ class Job:
 
     def profile(self) -> None:
         """Single operations at the shapes of ViT-B: what they reach alone, which bounds what a model can."""
+        import harness
         import torch
         import torch.nn.functional as F
-        from harness import DEVICE, bf16_peak
+        from harness import DEVICE
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         batch, tokens, width, heads = (2, 65, 128, 4) if self.quick else (1024, 65, 768, 12)
@@ -391,7 +394,7 @@ class Job:
                 self.out,
                 "profile",
                 f"{name}: {len(x)} x {width} x {out}",
-                {"TFLOP/s": 1e-12 * flops, "share of peak": flops / bf16_peak(quick=self.quick), "ms": 1e3 / rate},
+                {"TFLOP/s": 1e-12 * flops, "share of peak": flops / harness.peak(quick=self.quick), "ms": 1e3 / rate},
             )
 
         def attend(backend: SDPBackend, *qkv: torch.Tensor, mask: torch.Tensor | None = None) -> None:

@@ -159,9 +159,10 @@ def matmul_peak(*, dtype: torch.dtype, device: str | torch.device = "cpu", side:
     return 2 * side**3 / min(seconds)
 
 
-def bf16_peak(*, quick: bool = False) -> float:
-    """Return `matmul_peak` of bf16 on the device of the benchmarks."""
-    return matmul_peak(dtype=torch.bfloat16, device=DEVICE, side=512 if quick else None)
+def peak(precision: str = "bf16", *, quick: bool = False) -> float:
+    """Return `matmul_peak` of a precision, "bf16" or "fp32", on the device of the benchmarks."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return matmul_peak(dtype=dtype, device=DEVICE, side=512 if quick else None)
 
 
 def where() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Every case makes the same kind of step: forward, backward, clipping where the case has it, AdamW. "model" takes images
 that are in memory already; "from file" reads them from HDF5 through the loader. On a CPU each case has a process of its
 own. The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large
-bf16 product, measured in the same run.
+product of the same precision, measured in the same run.
 """
 
 from __future__ import annotations
@@ -193,12 +193,13 @@ def main() -> None:
         "--batch", type=int, default=None, help="images a step; 64, as published, on a CPU, 1024 on CUDA"
     )
     options.add_argument("--compile", action="store_true", help="compile on a CPU too (a minute a case)")
+    options.add_argument("--precision", default=fast_precision(DEVICE), choices=["bf16", "fp32"], help="of our steps")
     chosen = options.parse_args()
     sizes = ["nano"] if chosen.quick else chosen.sizes
     batch = chosen.batch or (4 if chosen.quick else 64 if DEVICE.type == "cpu" else 1024)
     repeats = 2 if chosen.quick else chosen.repeats
-    peak = harness.bf16_peak(quick=chosen.quick)
-    run = settings(batch, compile=chosen.compile or None)
+    peaks = {precision: harness.peak(precision, quick=chosen.quick) for precision in (chosen.precision, "fp32")}
+    run = settings(batch, compile=chosen.compile or None, precision=chosen.precision)
     default = replace(run, batch_size=batch if chosen.quick else max(batch, PretrainConfig.batch_size))
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -207,13 +208,14 @@ def main() -> None:
         flux = np.random.default_rng(0).normal(size=(n, 5, 64, 64)).astype(np.float32)
         write_cutouts(file, flux, ra=np.zeros(n), dec=np.zeros(n), bands="grizy")
         for size in sizes:
-            rows |= compare(size, file, run, default, repeats=repeats, peak=peak)
-    rows["matrix product, 2048 x 2048"] = {"GFLOP/s": max(peak, harness.bf16_peak()) / 1e9}
+            rows |= compare(size, file, run, default, repeats=repeats, peaks=peaks)
+    for precision, peak in peaks.items():
+        rows[f"largest matrix product, {precision}"] = {"GFLOP/s": peak / 1e9}
     harness.report("Training", rows, json_file=chosen.json)
 
 
 def compare(
-    size: str, file: Path, run: PretrainConfig, default: PretrainConfig, *, repeats: int, peak: float
+    size: str, file: Path, run: PretrainConfig, default: PretrainConfig, *, repeats: int, peaks: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
     """Time all cases of one size; those that are compared take turns. Our default recipe has the `default` batch."""
     mae, simmim = (ModelConfig(size=size, objective=objective) for objective in ("mae", "simmim"))
@@ -237,13 +239,15 @@ def compare(
         needed, seconds = harness.measure_apart(group, first=needs, repeats=repeats, runs=2)
         for name, times in seconds.items():
             n = group[name].args[1].batch_size
+            precision = "fp32" if group[name].func is original else run.precision
             seconds[name] = [t / n for t in times]
             rate, work = 1 / float(np.median(seconds[name])), needed[name]["GFLOP"] / n
             rows[name] = {
                 "images/s": rate,
                 "batch": n,
+                "precision": precision,
                 "GFLOP/image": work,
-                "share of peak": 1e9 * work * rate / peak,
+                "share of peak": 1e9 * work * rate / peaks[precision],
                 "memory MB": needed[name]["memory MB"],
             }
         *mine, other = seconds  # the peer is the last of its group
