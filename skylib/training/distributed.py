@@ -235,7 +235,12 @@ def _run_node(failure: str, processes: int) -> int:
             )
             for local in range(processes)
         ]
-        signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
+
+        def terminate(*_: object) -> None:
+            for worker in workers:
+                worker.terminate()
+
+        signal.signal(signal.SIGTERM, terminate)
         patience = _PATIENCE
         while any(worker.poll() is None for worker in workers):
             time.sleep(0.1)

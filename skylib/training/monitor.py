@@ -257,9 +257,9 @@ def draw_reconstruction(run_dir: str | Path, model: MaskedImageModel, flux: Tens
     nowhere = torch.full((len(flux),), torch.nan, device=device)  # a model with positions is shown none
     generator = keyed_generator(seed, device=device)
     images, hidden = model.reconstruct(flux.to(device), ra=nowhere, dec=nowhere, generator=generator)
-    arrays = [x.cpu().numpy() for x in (flux, images, hidden)]
-    bands, norm_pix, sky_sigma = model.config.bands, model.config.norm_pix, model.sky_sigma.cpu().numpy()
-    figure = plotting.plot_reconstruction(*arrays, bands, norm_pix=norm_pix, sky_sigma=sky_sigma)
+    before, after, where, sky_sigma = (x.cpu().numpy() for x in (flux, images, hidden, model.sky_sigma))
+    bands, norm_pix = model.config.bands, model.config.norm_pix
+    figure = plotting.plot_reconstruction(before, after, where, bands, norm_pix=norm_pix, sky_sigma=sky_sigma)
     _draw(figure, Path(run_dir) / "figures" / "reconstruction.png")
 
 
