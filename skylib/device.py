@@ -160,9 +160,13 @@ def kept_memory(device: torch.device) -> Iterator[None]:
                 trim(0)
 
 
-PLAIN_TOKENS = (
-    512  # up to this many, plain products in bf16 are faster on a CPU than the fused kernel, most in backward
-)
+CPU_PATCHES = 4096  # in a part of a batch: more at once are no faster, and take more memory
+PLAIN_TOKENS = 512  # up to which plain products in bf16 are faster than the fused kernel, most in backward
+
+
+def images_at_once(device: torch.device, n_patches: int) -> int | None:
+    """Return how many images of so many patches are best computed at once; None for no limit."""
+    return max(1, CPU_PATCHES // n_patches) if device.type == "cpu" else None
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -99,10 +99,7 @@ class MaskedImageModel(ImageEncoder):
         -------
         MIMOutput
         """
-        if mask is None:
-            mask, n_visible = self.draw_mask(len(flux), generator=generator, device=flux.device), None
-        else:
-            mask, n_visible = self._checked(mask, len(flux))
+        mask, n_visible = self._checked_or_drawn(mask, flux, generator)
         return self.compare(flux, mask, n_visible=n_visible, weight=weight, ra=ra, dec=dec)
 
     def draw_mask(
@@ -171,12 +168,8 @@ class MaskedImageModel(ImageEncoder):
             True where hidden.
         """
         c = self.config
+        mask, n_visible = self._checked_or_drawn(mask, flux, generator)
         patches = self._patches(flux)
-        n_visible = c.n_visible
-        if mask is None:
-            mask = self.draw_mask(len(flux), generator=generator, device=flux.device)
-        else:
-            mask, n_visible = self._checked(mask, len(flux))
         encoded, order = self._encode(patches, mask, n_visible, self._sky(ra, dec))
         prediction = self._decode(encoded, order, n_visible).float()
         _, mean, scale = standardise(patches, c.norm_pix)
@@ -184,10 +177,14 @@ class MaskedImageModel(ImageEncoder):
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
 
-    def _checked(self, mask: Tensor, batch: int) -> tuple[Tensor, int]:
-        """Return a user's mask as (B, C, N), and how many patches of each sample stay visible to `mae`."""
+    def _checked_or_drawn(
+        self, mask: Tensor | None, flux: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, int]:
+        """Return a mask (B, C, N), a user's or a new one, and how many patches of each sample stay visible to `mae`."""
         c = self.config
-        mask = check_mask(mask, batch=batch, n_bands=len(c.bands), n_patches=c.n_patches)
+        if mask is None:
+            return self.draw_mask(len(flux), generator=generator, device=flux.device), c.n_visible
+        mask = check_mask(mask, batch=len(flux), n_bands=len(c.bands), n_patches=c.n_patches)
         return mask, count_visible(mask, bands_alike=not c.hide_bands) if c.objective == "mae" else c.n_patches
 
     def _encode(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> tuple[Tensor, Tensor]:

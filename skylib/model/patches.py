@@ -23,7 +23,7 @@ def random_token_mask(
     Tensor of bool, shape (B, N)
         Exactly ``N - n_visible`` True a row.
     """
-    noise = torch.rand(batch, n_patches, generator=generator, device=_device(generator, device)).to(device)
+    noise = _uniform(batch, n_patches, generator=generator, device=device)
     return noise.argsort(dim=1).argsort(dim=1) >= n_visible
 
 
@@ -42,10 +42,8 @@ def random_band_mask(
     -------
     Tensor of bool, shape (B, C, N)
     """
-    where = _device(generator, device)
-    ratio = torch.rand(batch, 1, 1, generator=generator, device=where) * max_ratio
-    noise = torch.rand(batch, n_bands, n_patches, generator=generator, device=where)
-    return (noise < ratio).to(device)
+    ratio = _uniform(batch, 1, 1, generator=generator, device=device) * max_ratio
+    return _uniform(batch, n_bands, n_patches, generator=generator, device=device) < ratio
 
 
 def random_whole_bands(
@@ -62,15 +60,16 @@ def random_whole_bands(
     -------
     Tensor of bool, shape (B, C)
     """
-    where = _device(generator, device)
-    chosen = torch.rand(batch, 1, generator=generator, device=where) < share
-    n_hidden = 1 + torch.rand(batch, 1, generator=generator, device=where) * (n_bands - 1)
-    rank = torch.rand(batch, n_bands, generator=generator, device=where).argsort(dim=1).argsort(dim=1)
-    return (chosen & (rank < n_hidden.floor())).to(device)
+    chosen = _uniform(batch, 1, generator=generator, device=device) < share
+    n_hidden = 1 + _uniform(batch, 1, generator=generator, device=device) * (n_bands - 1)
+    rank = _uniform(batch, n_bands, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    return chosen & (rank < n_hidden.floor())
 
 
-def _device(generator: torch.Generator | None, device: torch.device | str) -> torch.device | str:
-    return device if generator is None else generator.device
+def _uniform(*shape: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """Draw from U(0, 1) where the generator is, and bring the numbers to the device."""
+    where = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=where).to(device)
 
 
 def check_mask(mask: Tensor, *, batch: int, n_bands: int, n_patches: int) -> Tensor:

@@ -98,6 +98,9 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
     if owned:
         if _MEET not in os.environ and "MASTER_ADDR" not in os.environ:  # started by srun
             os.environ |= _meeting_point(os.environ["SLURM_STEP_NODELIST"])
+        one_node = _MEET in os.environ or os.environ["MASTER_ADDR"] in ("localhost", "127.0.0.1")
+        if one_node and sys.platform == "linux":  # then nobody outside this machine can reach the processes
+            os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         # The others wait while the first validates, draws and saves.
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -225,8 +228,6 @@ def _run_node(failure: str, processes: int) -> int:
     with tempfile.TemporaryDirectory(prefix="skylib-") as folder:
         if nodes == 1:  # nobody outside this machine, and no other user, can reach them
             environ[_MEET] = f"file://{folder}/meet"
-            if sys.platform == "linux":
-                environ |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         workers = [
             _start(
                 [*_PROGRAM, failure],

@@ -128,6 +128,13 @@ class Recorder:
                     self._board.add_scalar(name, value, line["step"])
             self._board.flush()
 
+    def draw(self) -> None:
+        """Draw ``figures/progress.png``."""
+        from skylib import plotting
+
+        run_dir = self._path.parent
+        _draw(plotting.plot_progress(read_metrics(run_dir)), run_dir / "figures" / "progress.png")
+
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     """Return ``metrics.jsonl`` of a run as a table, one row per step; it may be read while the run trains."""
@@ -240,13 +247,6 @@ class Display:
 
 def _changed(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
-
-
-def draw_progress(run_dir: str | Path) -> None:
-    """Draw ``figures/progress.png`` from the log."""
-    from skylib import plotting
-
-    _draw(plotting.plot_progress(read_metrics(run_dir)), Path(run_dir) / "figures" / "progress.png")
 
 
 def draw_reconstruction(run_dir: str | Path, model: MaskedImageModel, flux: Tensor, *, seed: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,11 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from skylib.config import PretrainConfig
 from skylib.data.loading import Batch
-from skylib.device import autocast
+from skylib.device import autocast, images_at_once
 from skylib.model.mim import MaskedImageModel
 from skylib.training.distributed import World
 
-CPU_PATCHES = 4096  # in a part: on a CPU more at once are no faster, and take more memory
 GRAPH_PARAMETERS = 150_000_000  # of a model: below, a GPU may compute faster than kernels can be launched one by one
 _TRIALS = 3  # calls in which a compiled step shows that it works: it is compiled, recorded, and replayed
 
@@ -196,8 +196,8 @@ class Step:
     def __init__(self, model: MaskedImageModel, config: PretrainConfig, world: World) -> None:
         self._model, self._world = model, world
         self._parts, self._precision = config.accumulate, config.precision
-        self._most = max(1, CPU_PATCHES // model.config.n_patches) if world.device.type == "cpu" else None  # images
-        self._loss: nn.Module = SummedLoss(model)
+        self._at_once = images_at_once(world.device, model.config.n_patches)
+        self._loss: Any = SummedLoss(model)
         if world.size > 1:
             self._loss = DistributedDataParallel(self._loss, broadcast_buffers=False)
         self._run: Callable[..., Any] = self._loss
@@ -224,27 +224,20 @@ class Step:
         return self._backward(batch, mask)
 
     def _backward(self, batch: Batch, mask: Tensor) -> Tensor:
+        n = len(batch.flux)
+        size = min(self._at_once or n, -(-n // self._parts))
+        size = -(-n // -(-n // size))  # parts as even as can be
         fields = (batch.flux, mask, batch.weight, batch.ra, batch.dec)
-        size, count = self._part_size(len(batch.flux))
-        cut = [[None] * count if field is None else field.split(size) for field in fields]
+        cut = [repeat(None) if field is None else field.split(size) for field in fields]
         sums = torch.zeros(2, device=self._world.device)
         if self._graph:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
-        for number, part in enumerate(zip(*cut, strict=True), 1):
-            last = number == count
-            with nullcontext() if last else self._no_sync():
+        for start, part in zip(range(0, n, size), zip(*cut, strict=False), strict=True):
+            # The gradient of a part stays with this process: the last part brings them all together.
+            wait = self._world.size > 1 and start + size < n
+            with self._loss.no_sync() if wait else nullcontext():
                 with autocast(self._world.device, self._precision):
                     error, n_pixels = self._run(*part)
                 error.backward()
             sums += torch.stack([error.detach(), n_pixels])
         return sums
-
-    def _part_size(self, n: int) -> tuple[int, int]:
-        """Return how many of `n` images make a part, and how many parts there are."""
-        parts = max(self._parts, 1 if self._most is None else -(-n // self._most))
-        size = -(-n // parts)
-        return size, -(-n // size)
-
-    def _no_sync(self) -> AbstractContextManager[None]:
-        """Keep the gradient of a part to this process: the last part brings them all together."""
-        return self._loss.no_sync() if isinstance(self._loss, DistributedDataParallel) else nullcontext()

@@ -28,16 +28,7 @@ from skylib.model.origin import describe_data
 from skylib.model.weights import load_model, start_from
 from skylib.stopping import Interrupted, StopRequest
 from skylib.training.distributed import World, join, launch, rank_and_size
-from skylib.training.monitor import (
-    Display,
-    Measurement,
-    Recorder,
-    StepFile,
-    draw_progress,
-    measure,
-    read_metrics,
-    sky_noise,
-)
+from skylib.training.monitor import Display, Measurement, Recorder, StepFile, measure, read_metrics, sky_noise
 from skylib.training.optimise import Optimiser, Step, learning_rate_at
 
 log = logging.getLogger(__name__)
@@ -261,7 +252,7 @@ class Trainer:
         if (loss := line.get("validation_loss", float("inf"))) < self.best:
             self.best = loss
             save_checkpoint(self.run_dir / "checkpoints" / "best.pt", self._content(model))
-        draw_progress(self.run_dir)
+        self.recorder.draw()
 
     def _content(self, model: MaskedImageModel) -> dict[str, Any]:
         configs = {"model_config": to_dict(self.model_config), "pretrain_config": to_dict(self.config)}

@@ -176,7 +176,7 @@ def test_a_batch_too_large_for_a_cpu_gives_the_same_gradient_in_parts(at_once, m
     gradients, sums = [], []
     for most in (None, at_once):
         if most is not None:
-            monkeypatch.setattr("skylib.training.optimise.CPU_PATCHES", most * MODEL.n_patches)
+            monkeypatch.setattr("skylib.device.CPU_PATCHES", most * MODEL.n_patches)
         model = build_model(MODEL)
         sizes = []
         monkeypatch.setattr(model, "compare", partial(_noted, model.compare, sizes))
