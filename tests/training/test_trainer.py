@@ -240,7 +240,7 @@ def test_changed_settings_are_followed(base, cutouts, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["pretrain"]["steps"] == 6
 
 
-def test_a_model_with_positions_is_validated_and_drawn(cutouts, tmp_path):
+def test_a_model_with_positions_is_validated_and_drawn(cutouts, tmp_path, figures):
     model = replace(MODEL, ra_dec=True, objective="simmim", hide_bands=None, flux_weight=None)
     result = pretrain(model, config(steps=3, validate_every=2), train=cutouts, validation=cutouts, run_dir=tmp_path)
     assert result.metrics["validation_loss"].notna().sum() == 2
