@@ -15,10 +15,9 @@ import torch
 from skylib import CutoutFile, photoz_metrics
 from skylib.data.splits import TEST, TRAIN
 from skylib.evaluation.labels import Labels, nested_subset, select_labels
-from skylib.evaluation.metrics import classification_metrics, regression_metrics
+from skylib.evaluation.metrics import classification_metrics, effective_rank, regression_metrics
 from skylib.evaluation.probes import candidates as models
 from skylib.evaluation.probes import choose
-from skylib.evaluation.progress import effective_rank
 from skylib.evaluation.solvers import SoftmaxRegression
 
 FAINT_LIMIT = 24.5  # i band: objects are judged that are brighter

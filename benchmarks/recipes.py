@@ -8,6 +8,7 @@
     python benchmarks/recipes.py run    --survey SURVEY --out RESULTS --recipe noise+flux --seed 0 --steps 1000
     python benchmarks/recipes.py score  --survey SURVEY --out RESULTS --model RUN --name shipped
     python benchmarks/recipes.py real   --data DATA --out RESULTS --model sky-nano
+    python benchmarks/recipes.py labels --survey SURVEY --out RESULTS --model sky-nano
 
 `survey` renders 16 tiles in HSC's seeing and depth, and 4 of other seeing and depth that nothing is fitted to (20 s a
 tile and core); `--extra-tiles 24` adds fields of varied seeing and depth to pretrain on (`run --extra`). `--quick` makes
@@ -38,7 +39,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the library is not installed
 
-from recipe_real import make_kids, score_kids
+from recipe_labels import study as label_study
+from recipe_real import SETS
+from recipe_real import measure as measure_real
 from recipe_rivals import rivals
 from recipe_scores import Survey, score
 from recipe_table import table
@@ -46,7 +49,6 @@ from recipe_table import table
 from skylib import CutoutFile, CutoutLoader, ModelConfig, PretrainConfig, build_model, load_model, pretrain
 from skylib.data.augment import Augmentation
 from skylib.device import fast_precision, pick_device
-from skylib.evaluation.baselines import random_weights
 from skylib.files import write_json
 from skylib.model.embed import encode
 
@@ -390,7 +392,10 @@ def main() -> None:
     """Read the command line, and do what it says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    parts = {name: commands.add_parser(name) for name in ("survey", "rivals", "run", "study", "score", "real", "table")}
+    parts = {
+        name: commands.add_parser(name)
+        for name in ("survey", "rivals", "run", "study", "score", "real", "labels", "table")
+    }
     for name, part in parts.items():
         part.add_argument("--out", type=Path, required=True)
         if name not in ("survey", "real", "table"):
@@ -417,7 +422,11 @@ def main() -> None:
     parts["score"].add_argument("--model", required=True, help="run folder, checkpoint or name")
     parts["score"].add_argument("--name", default="model")
     parts["real"].add_argument("--model", default="sky-nano", help="run folder, checkpoint or name")
-    parts["real"].add_argument("--data", type=Path, required=True, help="folder that holds kids_viking/")
+    parts["real"].add_argument("--data", type=Path, required=True, help="folder that holds kids_viking/, sdss_qso_z/ …")
+    parts["real"].add_argument("--sets", default=",".join(SETS), help="which of them")
+    parts["real"].add_argument("--steps", type=int, default=300, help="also train the model on, on the images of train")
+    parts["labels"].add_argument("--model", default="sky-nano", help="run folder, checkpoint or name")
+    parts["labels"].add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.getLogger("skylib").setLevel(logging.ERROR)
     start = time.perf_counter()
@@ -457,10 +466,12 @@ def main() -> None:
         write_json(options.out / "rows" / f"{options.name}-0.json", row)
         print(json.dumps(row))
     elif options.command == "real":
+        for name in options.sets.split(","):
+            for row in measure_real(name, options.data, options.out, model=options.model, steps=options.steps):
+                print(json.dumps(row), flush=True)
+    elif options.command == "labels":
         model = load_model(options.model)
-        cutouts = make_kids(options.data, options.out, size=model.config.image_size)
-        for name, one in (("model", model), ("random weights", random_weights(model))):
-            print(name, json.dumps(score_kids(model_encoder, one, cutouts)))
+        label_study(model, model_encoder(model), Survey(options.survey), options.out, seeds=options.seeds)
     elif options.command == "study":
         study(options)
     else:

@@ -29,8 +29,6 @@ from skylib.data.simulate import SimulatedSky as SimulatedSky, simulate_sky as s
 from skylib.data.splits import progress_split as progress_split, sky_split as sky_split, split_cutouts as split_cutouts
 from skylib.data.surveys import get_survey as get_survey, register_survey as register_survey
 from skylib.data.tiles import Tile as Tile, TilePaths as TilePaths, find_tiles as find_tiles, read_tile as read_tile
-from skylib.evaluation.binned import redshift_bins as redshift_bins
-from skylib.evaluation.bootstrap import binned_metrics as binned_metrics
 from skylib.evaluation.diagnostics import (
     find_label_errors as find_label_errors,
     missing_bands as missing_bands,
@@ -38,12 +36,7 @@ from skylib.evaluation.diagnostics import (
     observing_conditions as observing_conditions,
     position_leakage as position_leakage,
 )
-from skylib.evaluation.evaluate import (
-    Evaluation as Evaluation,
-    evaluate as evaluate,
-    layer_sweep as layer_sweep,
-    write_results as write_results,
-)
+from skylib.evaluation.evaluate import Probe as Probe, evaluate as evaluate, layer_sweep as layer_sweep
 from skylib.evaluation.heads import train_head as train_head
 from skylib.evaluation.label_study import (
     label_efficiency as label_efficiency,
@@ -51,7 +44,13 @@ from skylib.evaluation.label_study import (
     labels_to_match as labels_to_match,
     seed_means as seed_means,
 )
-from skylib.evaluation.metrics import classification_metrics as classification_metrics, photoz_metrics as photoz_metrics
+from skylib.evaluation.labels import count_labels as count_labels, of_class as of_class
+from skylib.evaluation.metrics import (
+    binned_metrics as binned_metrics,
+    classification_metrics as classification_metrics,
+    photoz_metrics as photoz_metrics,
+    redshift_bins as redshift_bins,
+)
 from skylib.evaluation.probes import (
     ProbeResult as ProbeResult,
     catalogue_probe as catalogue_probe,
@@ -60,9 +59,12 @@ from skylib.evaluation.probes import (
     linear_probe as linear_probe,
     original_probe as original_probe,
 )
-from skylib.evaluation.progress import Probe as Probe
 from skylib.evaluation.redshift import RedshiftPDF as RedshiftPDF, redshift_pdf as redshift_pdf
-from skylib.evaluation.summary import count_labels as count_labels, of_class as of_class, write_summary as write_summary
+from skylib.evaluation.results import (
+    Evaluation as Evaluation,
+    write_results as write_results,
+    write_summary as write_summary,
+)
 from skylib.model.embed import embed as embed
 from skylib.model.embeddings import Embeddings as Embeddings
 from skylib.model.mim import MaskedImageModel as MaskedImageModel, MIMOutput as MIMOutput, build_model as build_model

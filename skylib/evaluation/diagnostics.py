@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skylib.data.cutouts import CutoutFile
-from skylib.data.photometry import measure_sky_noise
-from skylib.data.splits import TEST, TRAIN, VALIDATION, sky_folds
+from skylib.data.splits import TEST, TRAIN, sky_folds
 from skylib.evaluation.baselines import moved
-from skylib.evaluation.labels import Labels, Task, select_labels
+from skylib.evaluation.labels import PARTS, Labels, Task, select_labels
 from skylib.evaluation.metrics import metric_for
-from skylib.evaluation.probes import ProbeResult, candidates, choose, linear_probe, on_test, probe
+from skylib.evaluation.probes import ProbeResult, candidates, choose, on_test, probe
 from skylib.evaluation.solvers import SoftmaxRegression
 from skylib.model.embed import encode
 from skylib.model.embeddings import Embeddings
@@ -28,9 +29,16 @@ log = logging.getLogger(__name__)
 
 
 def position_leakage(
-    model: MaskedImageModel, cutouts: CutoutFile, target: str, *, task: Task, split: np.ndarray, pool: str = "mean",
-    layer: int = -1, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    target: str,
+    *,
+    task: Task,
+    split: np.ndarray,
+    pool: str = "mean",
+    layer: int = -1,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Test whether a probe reads labels off the position on the sky.
 
     A linear probe is fitted to embeddings made with the true positions, and judged on test three times: with true
@@ -43,31 +51,30 @@ def position_leakage(
         ``positions`` (true, shuffled, zeroed, alone), the score, ``low``, ``high``, ``n``. For a model without
         ``ra_dec`` the first three are equal, which proves that it does not use positions.
     """
-    labels = select_labels(cutouts.column, target, split, task)
+    labels, judge = _fitted_probe(model, cutouts, target, task, split, pool, layer, seed)
     ra, dec, test = cutouts.ra, cutouts.dec, labels.rows[TEST]
     other, nowhere = np.arange(len(ra)), np.full(len(ra), np.nan)
     other[test] = np.random.default_rng(seed).permutation(test)
-    x = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(x, labels, candidates("linear", task)).model
-    lines = [_line("true", on_test(fitted.predict(x[labels.places(TEST)]), labels, seed=seed), labels)]
+    lines = [{"positions": "true", **judge(cutouts)}]
     for name, r, d in (("shuffled", ra[other], dec[other]), ("zeroed", nowhere, nowhere)):
-        vectors = encode(model, moved(cutouts, ra=r, dec=d), rows=test, pools=[pool], layers=[layer])[layer, pool]
-        lines.append(_line(name, on_test(fitted.predict(vectors), labels, seed=seed), labels))
+        lines.append({"positions": name, **judge(moved(cutouts, ra=r, dec=d))})
     place = np.stack([ra, dec], axis=1)[labels.used]
-    lines.append(_line("alone", probe(place, labels, candidates("knn", task), seed=seed), labels))
-    return pd.DataFrame(lines)
-
-
-def _line(positions: str, result: ProbeResult, labels: Labels) -> dict[str, Any]:
-    _, score = metric_for(labels.task, labels.name)
-    low, high = result.intervals[score]
-    return {"positions": positions, score: result.metrics[score], "low": low, "high": high, "n": len(result.rows)}
+    alone = probe(place, labels, candidates("knn", task), seed=seed)
+    return pd.DataFrame([*lines, {"positions": "alone", **_score(alone, labels)}])
 
 
 def missing_bands(
-    model: MaskedImageModel, cutouts: CutoutFile, target: str, *, task: Task, split: np.ndarray, pool: str = "mean",
-    layer: int = -1, max_dropped: int | None = None, seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    target: str,
+    *,
+    task: Task,
+    split: np.ndarray,
+    pool: str = "mean",
+    layer: int = -1,
+    max_dropped: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Measure how a probe that was fitted with all bands fares where bands are missing: every subset of them.
 
     Parameters
@@ -80,27 +87,41 @@ def missing_bands(
     DataFrame
         ``dropped`` (names, "" for none), ``n_dropped``, the score on test, ``low``, ``high``, ``n``.
     """
-    labels = select_labels(cutouts.column, target, split, task)
-    _, score = metric_for(task, target)
-    x = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(x, labels, candidates("linear", task)).model
-    bands, test = model.config.bands, labels.rows[TEST]
+    _, judge = _fitted_probe(model, cutouts, target, task, split, pool, layer, seed)
+    bands = model.config.bands
     most = len(bands) - 1 if max_dropped is None else max_dropped
-    lines = []
-    for n in range(most + 1):
-        for dropped in itertools.combinations(bands, n):
-            given = encode(model, cutouts, rows=test, pools=[pool], layers=[layer], drop_bands=dropped)[layer, pool]
-            result = on_test(fitted.predict(given), labels, seed=seed)
-            low, high = result.intervals[score]
-            line = {
-                "dropped": " ".join(dropped),
-                "n_dropped": n,
-                score: result.metrics[score],
-                "low": low,
-                "high": high,
-            }
-            lines.append({**line, "n": len(test)})
-    return pd.DataFrame(lines)
+    subsets = [dropped for n in range(most + 1) for dropped in itertools.combinations(bands, n)]
+    return pd.DataFrame(
+        [{"dropped": " ".join(some), "n_dropped": len(some), **judge(cutouts, drop_bands=some)} for some in subsets]
+    )
+
+
+def _fitted_probe(
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    target: str,
+    task: Task,
+    split: np.ndarray,
+    pool: str,
+    layer: int,
+    seed: int,
+) -> tuple[Labels, Callable[..., dict[str, Any]]]:
+    """Fit a linear probe to the images as they are; return the labels, and how it scores on test images that are not."""
+    labels = select_labels(cutouts.column, target, split, task)
+    vectors = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
+    fitted = choose(vectors, labels, candidates("linear", task)).model
+
+    def judge(changed: CutoutFile, *, drop_bands: Sequence[str] = ()) -> dict[str, Any]:
+        given = encode(model, changed, rows=labels.rows[TEST], pools=[pool], layers=[layer], drop_bands=drop_bands)
+        return _score(on_test(fitted.predict(given[layer, pool]), labels, seed=seed), labels)
+
+    return labels, judge
+
+
+def _score(result: ProbeResult, labels: Labels) -> dict[str, Any]:
+    score = metric_for(labels.task, labels.name)[1]
+    low, high = result.intervals[score]
+    return {score: result.metrics[score], "low": low, "high": high, "n": len(result.rows)}
 
 
 def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 1024) -> dict[str, np.ndarray]:
@@ -118,7 +139,8 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
     for start in range(0, len(rows), block):
         flux = cutouts.flux(rows[start : start + block])
         mine = slice(start, start + len(flux))
-        noise = np.array([measure_sky_noise(one) for one in flux])  # (b, C)
+        steps = torch.from_numpy(np.diff(flux)).abs().flatten(2)  # as in `measure_sky_noise`, but of each image
+        noise = 1.4826 / 2**0.5 * steps.nanmedian(dim=2).values.numpy()  # (b, C)
         known = np.isfinite(noise) & (noise > 0)
         logs = np.log10(np.where(known, noise, 1.0))
         depth[mine] = np.where(known.any(1), logs.sum(1) / np.maximum(known.sum(1), 1), np.nan)
@@ -141,7 +163,10 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
                 seeing[tile == name] = np.median(width[bright & (width <= np.quantile(width[bright], 0.25))])
         found["seeing"] = seeing
         if {"row", "col"} <= set(cutouts.columns):
-            found["edge_distance"] = _edge_distance(cutouts.column("row")[rows], cutouts.column("col")[rows], tile)
+            place = pd.DataFrame({name: cutouts.column(name)[rows] for name in ("row", "col")})
+            field = place.groupby(tile)
+            sides = [place - field.transform("min"), field.transform("max") - place]
+            found["edge_distance"] = pd.concat(sides, axis=1).min(axis=1).to_numpy()
     return found
 
 
@@ -169,21 +194,18 @@ def nuisance_audit(
     parts = embeddings.column(split) if isinstance(split, str) else np.asarray(split)
     for name, values in nuisances.items():
         text = values.dtype.kind in "USO"
-        target = np.asarray(values, dtype=np.float64) if not text else np.unique(values, return_inverse=True)[1]
+        target = np.unique(values, return_inverse=True)[1] if text else np.asarray(values, dtype=np.float64)
         known = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
-        if any(len(np.unique(target[known & (parts == part)])) < 2 for part in (TRAIN, VALIDATION, TEST)):
+        if any(len(np.unique(target[known & (parts == part)])) < 2 for part in PARTS):
             log.info("%s is left out: it has no spread in one of the parts", name)
             continue
         task: Task = "classification" if text else "regression"
-        column = f"nuisance {name}"  # errors name it
-        known_as = Embeddings(embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec,
-                              columns={column: np.where(known, target, -1 if text else np.nan)})  # fmt: skip
-        result = linear_probe(known_as, column, task=task, split=parts, seed=seed)
+        labels = select_labels({}, np.where(known, target, -1 if text else np.nan), parts, task)
+        result = probe(embeddings.vectors[labels.used], labels, candidates("linear", task), seed=seed)
         measure = metric_for(task)[1]
-        low, high = result.intervals[measure]
         chance = 1 / len(np.unique(result.truth)) if text else 0.0
-        lines.append({"nuisance": name, "measure": measure, "value": result.metrics[measure], "low": low, "high": high,
-                      "chance": chance, "n": int(result.metrics["n"]), "found": low > chance})  # fmt: skip
+        value, (low, high) = result.metrics[measure], result.intervals[measure]
+        lines.append((name, measure, value, low, high, chance, len(result.rows), low > chance))
     return pd.DataFrame(lines, columns=["nuisance", "measure", "value", "low", "high", "chance", "n", "found"])
 
 
@@ -235,7 +257,9 @@ def find_label_errors(
         fit = fold != f
         if len(np.unique(y[fit])) < len(classes):
             raise ValueError(f"a class of {classes.tolist()} lies in one fold of {n_folds} alone: use smaller cells")
-        model = make_pipeline(StandardScaler(), SoftmaxRegression(c)).fit(x[fit], y[fit])
+        model = make_pipeline(StandardScaler(), PCA(svd_solver="covariance_eigh"), SoftmaxRegression(c)).fit(
+            x[fit], y[fit]
+        )
         probability[~fit] = model.predict_proba(x[~fit])
     own = np.searchsorted(classes, y)
     usual = np.array([probability[own == k, k].mean() for k in range(len(classes))])
@@ -243,18 +267,7 @@ def find_label_errors(
     suggested = confident.argmax(axis=1)
     suspect = (confident.max(axis=1) > 0) & (suggested != own)
     each = np.arange(len(rows))
-    table = pd.DataFrame({
-        "row": rows, "ra": embeddings.ra[rows], "dec": embeddings.dec[rows], "label": y,
-        "suggested": classes[suggested], "probability": probability[each, own],
-        "margin": probability[each, suggested] - probability[each, own],
-    })  # fmt: skip
+    table = pd.DataFrame({"row": rows, "ra": embeddings.ra[rows], "dec": embeddings.dec[rows], "label": y})
+    table = table.assign(suggested=classes[suggested], probability=probability[each, own])
+    table["margin"] = probability[each, suggested] - table["probability"]
     return table[suspect].sort_values("margin", ascending=False, ignore_index=True)
-
-
-def _edge_distance(row: np.ndarray, col: np.ndarray, tile: np.ndarray) -> np.ndarray:
-    distance = np.full(len(row), np.nan)
-    for name in np.unique(tile):
-        mine = tile == name
-        sides: Sequence[Any] = [v[mine] - v[mine].min() for v in (row, col)] + [v[mine].max() - v[mine] for v in (row, col)]  # fmt: skip
-        distance[mine] = np.min(sides, axis=0)
-    return distance

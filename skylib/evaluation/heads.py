@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -30,11 +33,10 @@ from skylib.model.mim import MaskedImageModel
 from skylib.model.pooling import central_patches
 from skylib.training.optimise import cosine_schedule
 
+log = logging.getLogger(__name__)
+
 _FROZEN = ("linear", "attentive")
-_LONGEST, _RISE = (
-    27,
-    0.005,
-)  # supervised training: times the length that is asked for at most, and what counts as a rise
+_LONGEST, _MEMORY = 16, 0.99  # supervised training: times the length that is asked for, at most; decay of the average
 
 
 def train_head(
@@ -62,8 +64,8 @@ def train_head(
     method : {"linear", "attentive", "finetune", "supervised"}
         A linear layer on the mean of frozen tokens (of the central ones, by default); attention pooling over frozen
         tokens; both trained on together with the pretrained encoder, after the head alone (Kumar et al. 2022,
-        arXiv:2202.10054); or the same architecture from fresh weights, trained three times longer again and again until
-        its score on validation stops rising. The two that see pixels are shown them in random orientations; frozen tokens
+        arXiv:2202.10054); or the same architecture from fresh weights, trained at a constant rate until the score of its
+        averaged weights on validation stops rising. The two that see pixels are shown them in random orientations; frozen tokens
         are computed once, and come as they are.
     n_labels : int, optional
         How many training labels to use; all by default. The subsets of one seed are nested and hold the classes in
@@ -116,7 +118,6 @@ class LabelledCutouts:
         nowhere = np.full(len(cutouts), np.nan)
         self.model, self.cutouts = model, moved(cutouts, ra=nowhere, dec=nowhere)
         self._inputs: dict[bool, Tensor] = {}
-        self._moments: tuple[Tensor, Tensor] | None = None
 
     def key(self) -> str:
         """Return a short name for images, network, labels and parts: the same study, the same name.
@@ -144,16 +145,12 @@ class LabelledCutouts:
             self._inputs[frozen] = torch.from_numpy(made)
         return self._inputs[frozen][torch.from_numpy(np.searchsorted(used, rows))]
 
+    @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation (D,) of the frozen tokens of train."""
-        if self._moments is None:
-            rows = self.labels.rows[TRAIN]
-            blocks = [self.inputs(rows[i : i + 1024], frozen=True) for i in range(0, len(rows), 1024)]
-            n = sum(block.shape[:2].numel() for block in blocks)
-            mean = sum((b.double().sum((0, 1)) for b in blocks), torch.zeros(())) / n
-            square = sum((b.double().square().sum((0, 1)) for b in blocks), torch.zeros(())) / n
-            self._moments = mean.float(), (square - mean.square()).clamp(min=1e-12).sqrt().float()
-        return self._moments
+        """Mean and standard deviation (D,) of the frozen tokens of train, of up to 2,000 images."""
+        rows = self.labels.rows[TRAIN]
+        tokens = self.inputs(rows[:: -(-len(rows) // 2000)], frozen=True).float().flatten(0, 1)
+        return tokens.mean(dim=0), tokens.std(dim=0).clamp(min=1e-6)
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class _Fitted:
 
     network: nn.Module
     score: float
-    loss: float
+    negative_loss: float
     settings: dict[str, Any]
 
 
@@ -181,19 +178,15 @@ def train_on(
     else:
         goal = Goal(None, float(labels.values[train].mean()), float(labels.values[train].std()) or 1.0)
     rate = LEARNING_RATES[method] if config.learning_rate is None else config.learning_rate
+    # From nothing, a training ends by itself: the longest is enough.
+    lengths = config.length_factors if method != "supervised" else (max(config.length_factors),)
     trials: list[_Fitted] = []
-    lengths = list(config.length_factors)
     with kept_memory(data.model.sky_sigma.device):
-        for length in lengths:
-            before = max((one.score for one in trials), default=-np.inf)
+        for length, factor in itertools.product(lengths, config.rate_factors):
             epochs, min_steps = (max(1, round(n * length)) for n in (config.epochs, config.min_steps))
-            for factor in config.rate_factors:
-                scaled = replace(config, learning_rate=rate * factor, epochs=epochs, min_steps=min_steps)
-                trials.append(_trial(data, method, goal, train, seed, scaled))
-            rises = length == lengths[-1] and max(one.score for one in trials) > before + _RISE
-            if method == "supervised" and rises and length < _LONGEST * max(config.length_factors):
-                lengths.append(3 * length)
-    best = max(trials, key=lambda one: (one.score, -one.loss))
+            scaled = replace(config, learning_rate=rate * factor, epochs=epochs, min_steps=min_steps)
+            trials.append(_trial(data, method, goal, train, seed, scaled))
+    best = max(trials, key=lambda one: (one.score, one.negative_loss))
     test = labels.rows[TEST]
     output = _outputs(best.network, data, test, method in _FROZEN, config)
     settings = {"method": method, "n_labels": n_labels, "validation": best.score, **best.settings}
@@ -206,19 +199,16 @@ def train_on(
 def _trial(data: LabelledCutouts, method: Method, goal: Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(data.model.config.n_patches) if c.pool == "central" else None
-    mean, scale = (None, None) if method == "supervised" else data.moments()
+    mean, scale = (None, None) if method == "supervised" else data.moments
+    width, attentive = data.model.config.width, method != "linear"
     with seeded_init(seed):
-        head = Head(
-            data.model.config.width, goal.n_out, attentive=method != "linear", patches=patches, mean=mean, scale=scale
-        )
+        head = Head(width, goal.n_out, attentive=attentive, patches=patches, mean=mean, scale=scale)
+    if method == "finetune":  # the head alone, first
+        _fit(data, head, "attentive", goal, train, seed, replace(c, learning_rate=LEARNING_RATES["attentive"]))
     if method in _FROZEN:
         return _fit(data, head, method, goal, train, seed, c)
-    if method == "supervised":
-        network = EncoderWithHead(random_weights(data.model, seed=seed), head)
-    else:
-        _fit(data, head, "attentive", goal, train, seed, replace(c, learning_rate=LEARNING_RATES["attentive"]))
-        network = EncoderWithHead(deepcopy(data.model), head)
-    return _fit(data, network, method, goal, train, seed, c)
+    encoder = deepcopy(data.model) if method == "finetune" else random_weights(data.model, seed=seed)
+    return _fit(data, EncoderWithHead(encoder, head), method, goal, train, seed, c)
 
 
 def _fit(
@@ -231,31 +221,32 @@ def _fit(
     config: ProbeConfig,
 ) -> _Fitted:
     """Train a network in place; it ends with the weights that were best on validation."""
-    device, frozen, values = data.model.sky_sigma.device, method in _FROZEN, data.labels.values
+    device, frozen, from_nothing = data.model.sky_sigma.device, method in _FROZEN, method == "supervised"
     metric, score_name = metric_for(data.labels.task, data.labels.name)
-    validation, truth = data.labels.rows[VALIDATION], data.labels.of(VALIDATION)
-    x, y = data.inputs(train, frozen=frozen), goal.encode(values[train])
-    weight = sample_weights(data.weights[train], values[train], balance=config.balance and goal.classes is not None)
+    validation, truth, values = data.labels.rows[VALIDATION], data.labels.of(VALIDATION), data.labels.values[train]
+    x, y = data.inputs(train, frozen=frozen), goal.encode(values)
+    weight = sample_weights(data.weights[train], values, balance=config.balance and goal.classes is not None)
     network.to(device)
+    average = deepcopy(network) if from_nothing else network  # what is judged and kept
 
     def judge() -> tuple[float, float]:
-        output = _outputs(network, data, validation, frozen, config)
+        """Return score and negative loss on validation: the loss decides between equal scores."""
+        output = _outputs(average, data, validation, frozen, config)
         loss = goal.loss(output, goal.encode(truth), torch.ones(len(truth)))
-        return metric(goal.decode(output), truth)[score_name], float(loss)
+        return metric(goal.decode(output), truth)[score_name], -float(loss)
 
     learning_rate = config.learning_rate or LEARNING_RATES[method]
-    layer_decay = config.layer_decay if method == "finetune" else 1.0
-    groups = parameter_groups(network, learning_rate, layer_decay=layer_decay)
+    groups = parameter_groups(network, learning_rate, layer_decay=config.layer_decay if method == "finetune" else 1.0)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     peaks = [group["lr"] for group in optimizer.param_groups]
     batch = min(config.batch_size, len(train))
-    steps = max(config.min_steps, config.epochs * -(-len(train) // batch))
-    evaluate_at = {round(steps * (i + 1) / config.evaluations) for i in range(config.evaluations)}
-    kept, best, stale, order = deepcopy(network.state_dict()), (-np.inf, np.inf), 0, torch.empty(0, dtype=torch.long)
-    if method == "finetune":  # what the head alone can do is there already
-        best = judge()
+    asked = max(config.min_steps, config.epochs * -(-len(train) // batch))
+    times = _LONGEST if from_nothing else 1
+    evaluate_at = set(np.linspace(0, asked * times, config.evaluations * times + 1).round().astype(int)[1:].tolist())
+    kept, stale, order = deepcopy(network.state_dict()), 0, torch.empty(0, dtype=torch.long)
+    best = judge() if method == "finetune" else (-np.inf, -np.inf)  # what the head alone can do is there already
     network.train()
-    for step in range(steps):
+    for step in range(asked * times):
         generator = keyed_generator(seed, step)
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(train), generator=generator)])
@@ -264,17 +255,23 @@ def _fit(
         if not frozen:
             inputs = random_orientation(inputs, generator=generator)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = cosine_schedule(step, steps=steps, warmup=steps // 10, peak=peak)
+            final = peak if from_nothing else 0.0
+            group["lr"] = cosine_schedule(step, steps=asked * times, warmup=asked // 10, peak=peak, final=final)
         with autocast(device, config.precision):
             loss = goal.loss(network(inputs), wanted, weight[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        if from_nothing:
+            share = 1 - min(_MEMORY, (1 + step) / (10 + step))  # a short memory at first
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
         if step + 1 in evaluate_at:
-            score, validation_loss = judge()
-            if (score, -validation_loss) > (best[0], -best[1]):  # the loss decides between equal scores
-                kept, best, stale = deepcopy(network.state_dict()), (score, validation_loss), 0
+            found = judge()
+            log.debug("%s, %d labels, step %d: %.4f on validation", method, len(train), step + 1, found[0])
+            if found > best:
+                kept, best, stale = deepcopy(average.state_dict()), found, 0
             elif (stale := stale + 1) >= config.patience:
                 break
     network.load_state_dict(kept)

@@ -13,17 +13,17 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from skylib.checks import check_choice
 from skylib.config import Method, ProbeConfig, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TRAIN
+from skylib.evaluation.bootstrap import mean_interval, seed_error
 from skylib.evaluation.heads import LabelledCutouts, train_on
 from skylib.evaluation.labels import Task
 from skylib.evaluation.metrics import metric_for
-from skylib.files import replaced
+from skylib.files import replaced, write_json
 from skylib.model.checkpoint import fingerprint
 from skylib.model.mim import MaskedImageModel
 
@@ -100,7 +100,8 @@ def label_efficiency(
     if too_many := [n for n in n_labels if not 0 <= n <= available]:
         raise ValueError(f"n_labels={too_many}: the training part has 1 to {available} labels")
     setting: dict[str, Any] = {"target": target, "model": fingerprint(model)}
-    setting["study"] = _short([data.key(), target, task, to_dict(config)])
+    study = json.dumps([data.key(), target, task, to_dict(config)], sort_keys=True)
+    setting["study"] = hashlib.sha256(study.encode()).hexdigest()[:10]
     wanted = {
         folder / f"{target}-{method}-{n or available}-{seed}-{setting['study']}.json": (method, n or available, seed)
         for method, n, seed in (grid if row is None else [grid[row]])
@@ -114,12 +115,13 @@ def label_efficiency(
         low, high = result.intervals[score]
         line |= {**result.metrics, f"{score}_low": low, f"{score}_high": high}
         line |= {name: result.settings[name] for name in ("validation", "learning_rate", "epochs", "steps")}
-        _write(path, json.dumps({**line, "trials": result.settings["trials"]}))
+        write_json(path, {**line, "trials": result.settings["trials"]})
         log.info("%s: %s %.3f", path.stem, score, result.metrics[score])
     table = pd.DataFrame([_read_row(path) for path in wanted])
     if row is None:
         everything = pd.DataFrame([_read_row(path) for path in sorted(folder.glob("*.json"))])
-        _write(Path(run_dir) / "label_efficiency.csv", everything.to_csv(index=False))
+        with replaced(Path(run_dir) / "label_efficiency.csv") as partial:
+            everything.to_csv(partial, index=False)
     return table
 
 
@@ -142,37 +144,13 @@ def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level:
         ``n``, the number of test objects.
     """
     lines = []
-    for (method, n_labels), rows in table.groupby(["method", "n_labels"], sort=False):
-        scores = rows[metric].to_numpy(dtype=np.float64)
-        low, high = mean_interval(scores, level=level)
-        line = {"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean()}
-        lines.append({**line, "median": np.median(scores), "low": low, "high": high, "n": int(rows["n"].iloc[0])})
-    found = pd.DataFrame(lines)
-    order = {method: place for place, method in enumerate(table["method"].unique())}
-    return found.sort_values(
-        ["method", "n_labels"], key=lambda x: x.map(order) if x.name == "method" else x, ignore_index=True
-    )
-
-
-def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the mean of a few runs, such as seeds, by Student's t; NaN for one run, which has none.
-
-    Drawing two or five runs with replacement, as a bootstrap would, gives intervals far too short. What all runs
-    share, such as the objects they are judged on, is not in it.
-
-    Examples
-    --------
-    >>> [round(x, 3) for x in mean_interval(np.array([0.7, 0.8, 0.9]))]
-    [0.552, 1.048]
-    """
-    error, freedom = _seed_error(values)
-    reach = error * student.ppf(0.5 + level / 2, freedom) if freedom else float("nan")
-    return float(values.mean() - reach), float(values.mean() + reach)
-
-
-def _seed_error(values: np.ndarray) -> tuple[float, int]:
-    """Return the standard error of the mean of a few runs, and its degrees of freedom; NaN and 0 for one run."""
-    return (float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")), len(values) - 1
+    for method in table["method"].unique():
+        for n_labels, rows in table[table["method"] == method].groupby("n_labels"):
+            scores = rows[metric].to_numpy(dtype=np.float64)
+            low, high = mean_interval(scores, level=level)
+            line = {"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean()}
+            lines.append({**line, "median": np.median(scores), "low": low, "high": high, "n": int(rows["n"].iloc[0])})
+    return pd.DataFrame(lines)
 
 
 def labels_to_match(
@@ -209,38 +187,37 @@ def labels_to_match(
     >>> labels_to_match(t)[["method", "n_labels", "times_fewer", "text"]].values.tolist()
     [['linear', 128.0, 2.0, '2.0 times fewer labels']]
     """
-    by = dict(list(table.groupby("method", sort=False)))
-    if reference not in by:
-        raise ValueError(f"reference={reference!r}: the table has {', '.join(map(str, by))}")
-    most = int(by[reference]["n_labels"].max())
-    rng = np.random.default_rng(seed)
     curves = {
         method: {n: rows.loc[rows["n_labels"] == n, metric].to_numpy() for n in sorted(rows["n_labels"].unique())}
-        for method, rows in by.items()
+        for method, rows in table.groupby("method", sort=False)
     }
-    lines = []
+    if reference not in curves:
+        raise ValueError(f"reference={reference!r}: the table has {', '.join(map(str, curves))}")
+    goal, most = curves[reference][max(curves[reference])], max(curves[reference])
+    rng, lines = np.random.default_rng(seed), []
     for method, curve in curves.items():
         if method == reference:
             continue
-        n, note = _crossing({k: v.mean() for k, v in curve.items()}, curves[reference][most].mean())
+        n, note = _crossing({k: v.mean() for k, v in curve.items()}, goal.mean())
         low = high = float("nan")
-        if min(map(len, (curves[reference][most], *curve.values()))) > 1:
-            goals = _drawn_means(curves[reference][most], n_resamples, rng)
-            drawn = {k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()}
-            found = [most / _crossing({k: v[i] for k, v in drawn.items()}, goal)[0] for i, goal in enumerate(goals)]
+        if min(map(len, (goal, *curve.values()))) > 1:
+            goals = _drawn_means(goal, n_resamples, rng)
+            drawn = pd.DataFrame({k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()})
+            found = [
+                most / _crossing(dict(means), one)[0] for (_, means), one in zip(drawn.iterrows(), goals, strict=True)
+            ]
             # Not reached: fewer than any factor.
             low, high = np.percentile(np.nan_to_num(found, nan=0.0), (50 * (1 - level), 50 * (1 + level)))
         text = f"{'at least ' if note else ''}{most / n:.1f} times fewer labels"
         if note == "not reached":
             text = f"not reached with {max(curve)} labels"
-        line = {"method": method, "n_labels": n, "times_fewer": most / n, "low": low, "high": high}
-        lines.append({**line, "note": note, "text": text})
+        lines.append((method, n, most / n, low, high, note, text))
     return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note", "text"])
 
 
 def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Draw what the mean of a few runs may be, (n,)."""
-    error, freedom = _seed_error(values)
+    error, freedom = seed_error(values)
     return values.mean() + error * rng.standard_t(freedom, n)
 
 
@@ -256,18 +233,9 @@ def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:
     return float("nan"), "not reached"
 
 
-def _short(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
-
-
 def _read_row(path: Path) -> dict[str, Any]:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a row of the label study: {error}") from error
     return {name: value for name, value in row.items() if name != "trials"}
-
-
-def _write(path: Path, text: str) -> None:
-    with replaced(path) as partial:
-        partial.write_text(text, encoding="utf-8")

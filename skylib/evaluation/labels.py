@@ -8,11 +8,14 @@ from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 
 from skylib.checks import check_choice
+from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TEST, TRAIN, VALIDATION
 
 Task = Literal["classification", "regression"]
+PARTS = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ def select_labels(
         values = np.where(labelled, values, -1).astype(np.int64)
     elif task == "regression":
         values = values.astype(np.float64)
-    rows = {part: np.flatnonzero((parts == part) & labelled) for part in (TRAIN, VALIDATION, TEST)}
-    for part, words in ((TRAIN, "train"), (VALIDATION, "validation"), (TEST, "test")):
+    rows = {part: np.flatnonzero((parts == part) & labelled) for part in PARTS}
+    for part, words in PARTS.items():
         if not len(rows[part]):
             raise ValueError(f"no object with a known {name!r} in the {words} part of {len(parts)} objects")
     labels = Labels(name, task, values, rows)
@@ -120,3 +123,41 @@ def nested_subset(labels: np.ndarray, n: int, *, task: str, seed: int) -> np.nda
         members = order[labels[order] == c]
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.argsort(place, kind="stable")[:n]
+
+
+def count_labels(
+    cutouts: CutoutFile, split: np.ndarray, *, class_target: str | None = None, regression_target: str | None = None
+) -> pd.DataFrame:
+    """Count the objects of each part, those of each class, and those with a value to predict.
+
+    Parameters
+    ----------
+    cutouts : CutoutFile
+    split : ndarray of int, shape (n,)
+        0 train, 1 validation, 2 test; others are not counted.
+    class_target, regression_target : str, optional
+        Columns; left out if the file lacks them.
+
+    Returns
+    -------
+    DataFrame
+        A row for each part.
+    """
+    lines: dict[str, dict[str, int]] = {}
+    for part, name in PARTS.items():
+        inside = split == part
+        lines[name] = {"objects": int(inside.sum())}
+        if class_target is not None and class_target in cutouts.columns:
+            classes = cutouts.column(class_target)[inside]
+            lines[name] |= {str(n): int((classes == c).sum()) for c, n in enumerate(cutouts.class_names(class_target))}
+        if regression_target is not None and regression_target in cutouts.columns:
+            values = cutouts.column(regression_target)[inside]
+            lines[name][f"with {regression_target}"] = int(np.isfinite(values).sum())
+    return pd.DataFrame(lines).T
+
+
+def of_class(cutouts: CutoutFile, column: str, number: int) -> np.ndarray:
+    """Return which objects are of a class (n,); all, for a negative number or if the file lacks the column."""
+    if number < 0 or column not in cutouts.columns:
+        return np.ones(len(cutouts), dtype=bool)
+    return np.asarray(cutouts.column(column) == number)

@@ -1,13 +1,17 @@
-"""How good a prediction is, by the definitions of the field, and how sure these numbers are."""
+"""How good a prediction is, by the definitions of the field, over all objects and in bins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
+from scipy.stats import binomtest, rankdata
 
-Metric = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+from skylib.checks import check_choice
+from skylib.evaluation.bootstrap import Metric, bootstrap_intervals
 
 
 def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold: float = 0.15) -> dict[str, float]:
@@ -136,82 +140,122 @@ def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
     return regression_metrics, "r2"
 
 
-def bootstrap_intervals(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 500,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Return the percentile bootstrap interval of each measure, by drawing objects with replacement.
-
-    Where the truth is a class, objects are drawn within each, so that every draw measures the same classes.
-
-    Parameters
-    ----------
-    prediction, truth : ndarray, shape (n,)
-        A truth of float is a value; any other is a class.
-    metric : callable
-        From (prediction, truth) to a dict of numbers.
-    level : float
-    """
-    draws: dict[str, list[float]] = {name: [] for name in metric(prediction, truth) if name != "n"}
-    for rows in _resamples(truth, n_resamples, seed):
-        values = metric(prediction[rows], truth[rows])
-        for name, collected in draws.items():
-            if name in values:
-                collected.append(values[name])
-    edges = (50 * (1 - level), 50 * (1 + level))
-    return {n: (float(np.nanpercentile(v, edges[0])), float(np.nanpercentile(v, edges[1]))) for n, v in draws.items() if np.isfinite(v).any()}  # fmt: skip
-
-
-def paired_margin(
-    first: np.ndarray,
-    second: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, tuple[float, float, float]]:
-    """Return by how much one prediction beats another on the same objects: difference, and its interval.
-
-    Both are measured on each draw of `bootstrap_intervals`, so what is hard for both cancels.
-
-    Parameters
-    ----------
-    first, second, truth : ndarray, shape (n,)
-    metric : callable
-        From (prediction, truth) to a dict of numbers.
-
-    Returns
-    -------
-    dict of str to (difference, low, high)
-        First minus second.
+def effective_rank(vectors: np.ndarray) -> float:
+    """Return the exponential of the entropy of the normalised singular values of centred vectors (n, D).
 
     Examples
     --------
-    >>> from skylib.evaluation.metrics import classification_metrics
-    >>> truth = np.arange(40) % 2
-    >>> paired_margin(truth, np.zeros(40, int), truth, classification_metrics)["accuracy"][0]
-    0.5
+    >>> round(effective_rank(np.vstack([np.eye(4), -np.eye(4)])), 6)
+    4.0
     """
-    one, two = metric(first, truth), metric(second, truth)
-    draws = []
-    for rows in _resamples(truth, n_resamples, seed):
-        a, b = metric(first[rows], truth[rows]), metric(second[rows], truth[rows])
-        draws.append({name: a[name] - b[name] for name in one if name != "n"})
-    edges = (50 * (1 - level), 50 * (1 + level))
-    margins = {}
-    for name in one:
-        if name != "n":
-            known = [draw[name] for draw in draws if np.isfinite(draw[name])]
-            low, high = np.percentile(known, edges) if known else (np.nan, np.nan)
-            margins[name] = (one[name] - two[name], float(low), float(high))
-    return margins
+    values = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def binned_metrics(
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    by: np.ndarray,
+    *,
+    edges: Sequence[float] | np.ndarray,
+    metric: Metric,
+    min_count: int = 10,
+    level: float = 0.95,
+    n_resamples: int = 300,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure in bins of another quantity: of the true or predicted redshift, magnitude, or signal to noise.
+
+    Parameters
+    ----------
+    prediction, truth, by : ndarray, shape (n,)
+        Objects whose `by` is not finite are in no bin.
+    edges : sequence of float, length k + 1
+        A bin holds its lower edge; the last one its upper edge too.
+    metric : callable
+        From (prediction, truth) to a dict of numbers.
+    min_count : int
+        Bins with fewer objects have their number alone, and NaN else.
+    level, n_resamples, seed
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame, k rows
+        ``low``, ``high``, ``centre`` (the median of `by`), ``n``, and for each measure m: m, ``m_low``, ``m_high``.
+
+    Examples
+    --------
+    >>> truth = np.arange(40) % 2
+    >>> t = binned_metrics(truth, truth, np.arange(40.0), edges=(0, 20, 35, 39), metric=classification_metrics)
+    >>> t["n"].tolist(), t["accuracy"].tolist()
+    ([20, 15, 5], [1.0, 1.0, nan])
+    """
+    edges = np.asarray(edges, dtype=np.float64)
+    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"edges={edges.tolist()}: must be at least two, and ascend")
+    bins = np.searchsorted(edges, by, side="right") - 1
+    bins[by == edges[-1]] = len(edges) - 2
+    rows = []
+    for i, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
+        mine = np.flatnonzero((bins == i) & np.isfinite(by))
+        row: dict[str, float] = {"low": low, "high": high, "centre": (low + high) / 2, "n": len(mine)}
+        if len(mine) >= min_count:
+            p, t = prediction[mine], truth[mine]
+            intervals = bootstrap_intervals(p, t, metric, level=level, n_resamples=n_resamples, seed=seed)
+            row["centre"] = float(np.median(by[mine]))
+            for name, value in metric(p, t).items():
+                if name in intervals:
+                    row |= {name: value, f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def redshift_bins(
+    z_phot: np.ndarray,
+    z_spec: np.ndarray,
+    *,
+    by: Literal["z_spec", "z_pred"] = "z_spec",
+    n_bins: int = 8,
+    outlier_threshold: float = 0.15,
+    min_count: int = 10,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measure `photoz_metrics` in even bins of redshift, for `plotting.plot_redshift_panels`.
+
+    Parameters
+    ----------
+    z_phot, z_spec : ndarray, shape (n,)
+    by : {"z_spec", "z_pred"}
+        By the spectroscopic redshift, as errors are understood, or by the predicted one, as samples are selected.
+    n_bins : int
+        From 0, or the lowest redshift below it, to the 99.8th percentile.
+    outlier_threshold : float
+    min_count : int
+        Bins with fewer objects have no measure.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        As of `binned_metrics`; the intervals of outlier fractions are Wilson's.
+    """
+    check_choice("by", by, ("z_spec", "z_pred"))
+    x = z_spec if by == "z_spec" else z_phot
+    edges = np.linspace(min(0.0, float(x.min())), float(np.percentile(x, 99.8)), n_bins + 1)
+
+    def measure(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        return photoz_metrics(prediction, truth, outlier_threshold=outlier_threshold)
+
+    table = binned_metrics(z_phot, z_spec, x, edges=edges, metric=measure, min_count=min_count, seed=seed)
+    for name in ("outlier_fraction", "outlier_fraction_0.05"):
+        for i in table.index[table[name].notna()] if name in table else ():
+            n = int(table["n"][i])  # by Wilson 1927: not empty where none, or all, were found
+            interval = binomtest(round(table[name][i] * n), n).proportion_ci(method="wilson")
+            table.loc[i, [f"{name}_low", f"{name}_high"]] = interval.low, interval.high
+    return table
 
 
 def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,12 +277,3 @@ def _r2(truth: np.ndarray, prediction: np.ndarray) -> float:
     """Return the share of the variance that is explained; NaN where there is none."""
     spread = ((truth - truth.mean()) ** 2).sum()
     return float(1 - ((truth - prediction) ** 2).sum() / spread) if spread > 0 else float("nan")
-
-
-def _resamples(truth: np.ndarray, n_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield rows drawn with replacement: as many as there are, and of each class as many as it has."""
-    rng = np.random.default_rng(seed)
-    everyone = np.arange(len(truth))
-    strata = [everyone] if truth.dtype.kind == "f" else [everyone[truth == c] for c in np.unique(truth)]
-    for _ in range(n_resamples):
-        yield np.concatenate([rows[rng.integers(len(rows), size=len(rows))] for rows in strata])

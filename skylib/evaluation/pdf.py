@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from astropy.io import fits
 from astropy.table import Table
 
@@ -153,10 +154,9 @@ def conformal(pdf: RedshiftPDF, pit: np.ndarray) -> RedshiftPDF:
     """
     # The i-th smallest of m exchangeable values lies at i / (m + 1), on average: no value is certain, however few.
     u = np.concatenate([[0.0], np.sort(np.clip(pit, 0, 1)), [1.0]])
-    level = np.arange(len(u)) / (len(u) - 1)
-    unique, first = np.unique(u, return_index=True)
-    level = np.array([level[u == value].mean() if 0 < value < 1 else value for value in unique]) if len(first) < len(u) else level  # fmt: skip
-    cdf = np.interp(pdf.cdf(), unique, level)
+    level = pd.Series(np.arange(len(u)) / (len(u) - 1)).groupby(u).mean().to_numpy()  # of equal values the mean
+    level[0], level[-1] = 0.0, 1.0
+    cdf = np.interp(pdf.cdf(), np.unique(u), level)
     density = np.diff(cdf, axis=1) / np.diff(pdf.edges)
     return RedshiftPDF(**{**vars(pdf), "density": density})
 

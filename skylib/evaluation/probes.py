@@ -9,18 +9,21 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skylib.checks import check_choice
 from skylib.data.splits import TEST, TRAIN, VALIDATION
+from skylib.evaluation.bootstrap import bootstrap_intervals
 from skylib.evaluation.labels import Labels, Task, select_labels
-from skylib.evaluation.metrics import balanced_log_loss, bootstrap_intervals, metric_for, roc_auc
-from skylib.evaluation.solvers import Neighbours, SoftmaxRegression
+from skylib.evaluation.metrics import balanced_log_loss, metric_for, roc_auc
+from skylib.evaluation.solvers import SoftmaxRegression
 from skylib.model.embeddings import Embeddings
 
 Models = Mapping[str, Any]  # scikit-learn estimators by the name of their setting
@@ -165,21 +168,18 @@ def candidates(
     check_choice("task", task, get_args(Task))
     classes = task == "classification"
     if kind == "knn":
-        return {f"k={k}": Neighbours(k, classes=classes) for k in NEIGHBOURS}
+        nearest = KNeighborsClassifier if classes else KNeighborsRegressor
+        return {f"k={k}": nearest(k, weights="distance", algorithm="brute") for k in NEIGHBOURS}
     if kind == "original":
-        net = "alpha=0.0001, l1_ratio=0.9"
-        return (
-            {"C=0.01": SoftmaxRegression(0.01)}
-            if classes
-            else {net: ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
-        )
+        net = {"alpha=0.0001, l1_ratio=0.9": ElasticNet(alpha=1e-4, l1_ratio=0.9, max_iter=10_000)}
+        return {"C=0.01": SoftmaxRegression(0.01)} if classes else net
     if kind == "constant":
         return {"constant": DummyClassifier(strategy="most_frequent") if classes else DummyRegressor()}
     if kind == "boosting":
         boosting = HistGradientBoostingRegressor
         if classes:
             boosting = partial(HistGradientBoostingClassifier, class_weight="balanced")
-        return {f"{n} leaves": boosting(max_leaf_nodes=n, random_state=seed) for n in (7, 15)}
+        return {f"{n} leaves": boosting(max_leaf_nodes=n, max_bins=64, random_state=seed) for n in (7, 15)}
     if not classes:
         return {f"alpha={a:g}": Ridge(alpha=a) for a in RIDGE_ALPHA}
     return {
@@ -215,35 +215,36 @@ def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
     """
     metric, score = metric_for(labels.task, labels.name)
     y, truth = labels.of(TRAIN), labels.of(VALIDATION)
-    scaler = StandardScaler().fit(x[labels.places(TRAIN)].astype(np.float64))
+    rotate = (
+        [PCA(svd_solver="covariance_eigh")] if any(isinstance(m, SoftmaxRegression) for m in models.values()) else []
+    )
+    scaler = make_pipeline(StandardScaler(), *rotate).fit(x[labels.places(TRAIN)].astype(np.float64))
     # In float64: weak penalties on features that say the same want every digit.
     train, validation = (scaler.transform(x[labels.places(p)].astype(np.float64)) for p in (TRAIN, VALIDATION))
-    found, nearest = [], None
+    found = []
     for name, model in models.items():
-        if isinstance(model, Neighbours):
-            if model.k > len(y):
-                continue
-            model.fit(train, y)
-            if nearest is None:  # one search serves all numbers of neighbours
-                nearest = model.neighbours(validation, min(len(y), max(m.k for m in models.values())))
-            votes = model.average(nearest[0][:, : model.k], nearest[1][:, : model.k])
-            prediction = votes if model.classes_ is None else model.classes_[votes.argmax(axis=1)]
-        else:
-            with warnings.catch_warnings():
-                # With a penalty as weak as the original's, its descent ends at the last iteration, as it did there.
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                prediction = model.fit(train, y).predict(validation)
+        k = getattr(model, "n_neighbors", 0)
+        if k > len(y):
+            continue
+        with warnings.catch_warnings():
+            # With a penalty as weak as the original's, its descent ends at the last iteration, as it did there.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            prediction = model.fit(train, y).predict(validation)
         value = metric(prediction, truth)[score]
         loss = -value
-        if hasattr(model, "predict_proba") and nearest is None:
+        if hasattr(model, "predict_proba") and not k:
             loss = balanced_log_loss(model.predict_proba(validation), truth, model.classes_)
-        found.append(Chosen(setting=name, loss=loss, score=value, model=make_pipeline(scaler, model)))
+        found.append(Chosen(setting=name, loss=loss, score=value, model=Pipeline([*scaler.steps, ("probe", model)])))
     return min(found, key=lambda one: one.loss)
 
 
 def probe(x: np.ndarray, labels: Labels, models: Models, *, seed: int = 0) -> ProbeResult:
     """Return what the best of some models says of the test objects; parameters as in `choose`."""
-    best = choose(x, labels, models)
+    return judge(choose(x, labels, models), x, labels, seed=seed)
+
+
+def judge(best: Chosen, x: np.ndarray, labels: Labels, *, seed: int = 0) -> ProbeResult:
+    """Return what a model that was chosen says of the test objects."""
     test = x[labels.places(TEST)].astype(np.float64)
     settings: dict[str, Any] = {"chosen": best.setting, "validation": best.score, "n_train": len(labels.rows[TRAIN])}
     if labels.task == "classification":

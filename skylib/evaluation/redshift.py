@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,8 @@ def redshift_pdf(
     head, loss = heads[best]
     low, high = min(0.0, float(z[train].min())), float(z[train].max())
     edges = np.linspace(low, high + 0.25 * (high - low), n_bins + 1)
-    settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train), "halves": halves,
-                "n_validation": len(rows[VALIDATION]), "n_calibration": len(rows.get(_CALIBRATION, ()))}  # fmt: skip
+    settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train), "halves": halves}
+    settings |= {"n_validation": len(rows[VALIDATION]), "n_calibration": len(rows.get(_CALIBRATION, ()))}
     raw = {
         part: _as_histogram(head, x[part], edges, z[mine], mine, settings)
         for part, mine in rows.items()
@@ -127,25 +128,26 @@ class MixtureHead(nn.Module):
 
 
 def _fit_mixture(
-    x: dict[int, Tensor], y: dict[int, Tensor], n_components: int, weight_decay: float, seed: int, *, steps: int = 600
+    x: dict[int, Tensor], y: dict[int, Tensor], n_components: int, weight_decay: float, seed: int, *, steps: int = 300
 ) -> tuple[MixtureHead, float]:
     """Fit on train; return the head with the lowest loss on validation, and that loss."""
     with seeded_init(seed):
-        head = MixtureHead(x[TRAIN].shape[1], n_components, mean=float(y[TRAIN].mean()), scale=float(y[TRAIN].std()) or 1.0)  # fmt: skip
+        scale = float(y[TRAIN].std()) or 1.0
+        head = MixtureHead(x[TRAIN].shape[1], n_components, mean=float(y[TRAIN].mean()), scale=scale)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=weight_decay)
-    best, kept = float("inf"), {name: value.clone() for name, value in head.state_dict().items()}
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    best, kept = float("inf"), deepcopy(head.state_dict())
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * 0.5 * (1 + np.cos(np.pi * step / steps))
         optimizer.zero_grad()
         head.loss(x[TRAIN], y[TRAIN]).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         if step % 20 == 19:
             with torch.no_grad():
                 loss = float(head.loss(x[VALIDATION], y[VALIDATION]))
             if loss < best:
-                best, kept = loss, {name: value.clone() for name, value in head.state_dict().items()}
+                best, kept = loss, deepcopy(head.state_dict())
     head.load_state_dict(kept)
     return head, best
 

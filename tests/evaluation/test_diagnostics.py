@@ -25,7 +25,18 @@ def blobs(path, **columns):
     flux = rng.normal(0, 1, (n, 2, 16, 16)) * sigma[:, None, None, None]
     flux[:, 0] += (5 * kind)[:, None, None] * np.exp(-(x**2 + y**2) / 8)
     east = (ra > 150).astype(int)
-    return write_cutouts(path, flux, ra=ra, dec=dec, bands="gr", kind=kind, east=east, sigma=sigma, split=rng.integers(0, 3, n), **columns)  # fmt: skip
+    return write_cutouts(
+        path,
+        flux,
+        ra=ra,
+        dec=dec,
+        bands="gr",
+        kind=kind,
+        east=east,
+        sigma=sigma,
+        split=rng.integers(0, 3, n),
+        **columns,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +58,14 @@ def test_a_planted_leak_of_the_position_is_seen(data, model):
     assert score["shuffled"] < 0.65
     assert score["zeroed"] < 0.65
     assert score["alone"] > 0.9
-    blind = position_leakage(model, data, "east", task="classification", split=data.column("split")).set_index("positions")  # fmt: skip
-    assert blind["balanced_accuracy"]["true"] == blind["balanced_accuracy"]["shuffled"] == blind["balanced_accuracy"]["zeroed"]  # fmt: skip
+    blind = position_leakage(model, data, "east", task="classification", split=data.column("split")).set_index(
+        "positions"
+    )
+    assert (
+        blind["balanced_accuracy"]["true"]
+        == blind["balanced_accuracy"]["shuffled"]
+        == blind["balanced_accuracy"]["zeroed"]
+    )
     assert blind["low"]["true"] < 0.55
 
 

@@ -6,9 +6,9 @@ import pytest
 from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
 from skylib.data.photometry import aperture_magnitudes, aperture_snr
 from skylib.evaluation.baselines import pixel_pca, random_weights
-from skylib.evaluation.evaluate import Evaluation
 from skylib.evaluation.labels import select_labels
 from skylib.evaluation.probes import on_test
+from skylib.evaluation.results import Evaluation
 from skylib.model.embed import encode
 
 
@@ -20,7 +20,9 @@ def field(tmp_path_factory):
     kind, z, flux = rng.integers(0, 2, n), rng.uniform(0.1, 1, n), rng.uniform(20, 60, n)
     y, x = np.mgrid[:16, :16] - 8
     shape = np.exp(-(x**2 + y**2) / 2 / (1.2 + 1.5 * kind)[:, None, None] ** 2)
-    images = flux[:, None, None, None] * np.stack([shape, shape * z[:, None, None]], axis=1) + rng.normal(0, 0.3, (n, 2, 16, 16))  # fmt: skip
+    images = flux[:, None, None, None] * np.stack([shape, shape * z[:, None, None]], axis=1) + rng.normal(
+        0, 0.3, (n, 2, 16, 16)
+    )
     path = tmp_path_factory.mktemp("field") / "field.h5"
     sky = {"ra": 150 + rng.uniform(0, 0.1, n), "dec": 2 + rng.uniform(0, 0.1, n)}
     return write_cutouts(path, images, bands="gr", **sky, **{"class": kind, "z_spec": z})
@@ -28,7 +30,9 @@ def field(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    model = build_model(ModelConfig(bands=("g", "r"), size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1))  # fmt: skip
+    model = build_model(
+        ModelConfig(bands=("g", "r"), size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1)
+    )
     model.set_sky_noise([0.3, 0.3])
     return model
 
@@ -41,8 +45,16 @@ def evaluated(field, model):
 
 def test_every_baseline_stands_in_the_table(evaluated, tmp_path):
     split, result = evaluated
-    methods = {"pretrained, linear", "pretrained, kNN", "pretrained, original's probe", "random weights, linear",
-               "random weights, original's probe", "pixel PCA, linear", "aperture magnitudes", "mean"}  # fmt: skip
+    methods = {
+        "pretrained, linear",
+        "pretrained, kNN",
+        "pretrained, original's probe",
+        "random weights, linear",
+        "random weights, original's probe",
+        "pixel PCA, linear",
+        "aperture magnitudes",
+        "mean",
+    }
     assert set(result.results) == methods
     for one in result.results.values():
         np.testing.assert_array_equal(one.rows, np.flatnonzero(split == 2))
@@ -74,7 +86,10 @@ def test_the_table_tells_of_each_class():
     def on_all(values):
         return np.tile(values, 3)
 
-    called = {name: np.where(np.arange(40) % 10 == 0, 1 - truth, truth) for name in ("pretrained, linear", "random weights, linear", "pixel PCA, linear", "catalogue magnitudes")}  # fmt: skip
+    called = {
+        name: np.where(np.arange(40) % 10 == 0, 1 - truth, truth)
+        for name in ("pretrained, linear", "random weights, linear", "pixel PCA, linear", "catalogue magnitudes")
+    }
     results = {
         name: on_test(one, select_labels({"class": on_all(truth)}, "class", parts, "classification"))
         for name, one in {**called, "majority class": 0 * truth}.items()
@@ -109,7 +124,9 @@ def test_features_are_those_of_the_model(field, model):
     with torch.no_grad():
         for layer in (2, -1):
             for pool in ("mean", "central"):
-                np.testing.assert_allclose(found[layer, pool], model.embed(flux, pool=pool, layer=layer).numpy(), atol=1e-5)  # fmt: skip
+                np.testing.assert_allclose(
+                    found[layer, pool], model.embed(flux, pool=pool, layer=layer).numpy(), atol=1e-5
+                )
         flux[:, 1] = torch.nan
         blind = encode(model, field, rows=rows, pools=["mean"], drop_bands=["r"])[-1, "mean"]
         np.testing.assert_allclose(blind, model.embed(flux).numpy(), atol=1e-5)

@@ -1,16 +1,9 @@
 import numpy as np
 import pytest
 
-from skylib import photoz_metrics
-from skylib.evaluation.bootstrap import binned_metrics
-from skylib.evaluation.label_study import mean_interval
-from skylib.evaluation.metrics import (
-    bootstrap_intervals,
-    classification_metrics,
-    paired_margin,
-    regression_metrics,
-    roc_auc,
-)
+from skylib import binned_metrics, photoz_metrics
+from skylib.evaluation.bootstrap import bootstrap_intervals, mean_interval, paired_margin
+from skylib.evaluation.metrics import classification_metrics, regression_metrics, roc_auc
 
 
 def test_redshift_metrics_by_hand():
@@ -100,7 +93,9 @@ def test_bins_by_hand():
     assert table["n"].tolist() == [2, 2]
     np.testing.assert_allclose(table["bias"], [0.2, 0.05])
     assert (table["bias_low"] <= table["bias"]).all()
-    assert binned_metrics(predicted, truth, by, edges=(20, 22, 23), metric=photoz_metrics, min_count=3)["n"].tolist() == [2, 2]  # fmt: skip
+    assert binned_metrics(predicted, truth, by, edges=(20, 22, 23), metric=photoz_metrics, min_count=3)[
+        "n"
+    ].tolist() == [2, 2]
     with pytest.raises(ValueError, match="ascend"):
         binned_metrics(predicted, truth, by, edges=(1, 1), metric=photoz_metrics)
 

@@ -12,9 +12,12 @@ def known():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(900, 6)) * 5 + 100
     columns = {
-        "class": (vectors[:, 0] > 100).astype(int) + (vectors[:, 1] > 103), "value": vectors[:, 2] - 2 * vectors[:, 3],
-        "split": np.arange(900) % 3, "mag_g": vectors[:, 2], "mag_r": vectors[:, 3],
-    }  # fmt: skip
+        "class": (vectors[:, 0] > 100).astype(int) + (vectors[:, 1] > 103),
+        "value": vectors[:, 2] - 2 * vectors[:, 3],
+        "split": np.arange(900) % 3,
+        "mag_g": vectors[:, 2],
+        "mag_r": vectors[:, 3],
+    }
     return Embeddings(vectors, ra=np.zeros(900), dec=np.zeros(900), columns=columns)
 
 
@@ -86,7 +89,10 @@ def test_unlabelled_objects_are_left_out(known):
     assert linear_probe(known, labels, task="classification", split="split").metrics["n"] == 150
     assert linear_probe(known, values, task="regression", split="split").metrics["n"] == 240
     floats = np.where(labels < 0, np.resize([-1.0, -1.0, np.nan, np.nan], 900), labels)
-    assert select_labels(known.column, floats, "split", "classification").rows[2].tolist() == np.flatnonzero((labels >= 0) & (np.arange(900) % 3 == 2)).tolist()  # fmt: skip
+    assert (
+        select_labels(known.column, floats, "split", "classification").rows[2].tolist()
+        == np.flatnonzero((labels >= 0) & (np.arange(900) % 3 == 2)).tolist()
+    )
     result = linear_probe(known, floats, task="classification", split="split")
     assert "completeness_2" in result.metrics
     np.testing.assert_array_equal(result.truth, labels[result.rows])

@@ -90,8 +90,10 @@ def test_calibration_mends_a_head_that_is_too_sure(simulated):
     density /= (density * np.diff(edges)).sum(axis=1, keepdims=True)
     sure = RedshiftPDF(edges=edges, density=density, truth=truth, rows=np.arange(6000))
     before = sure.metrics()[0]["coverage_68"]
-    first, second = (RedshiftPDF(**{**vars(sure), "density": density[p], "truth": truth[p], "rows": p})
-                     for p in (np.arange(3000), np.arange(3000, 6000)))  # fmt: skip
+    first, second = (
+        RedshiftPDF(**{**vars(sure), "density": density[p], "truth": truth[p], "rows": p})
+        for p in (np.arange(3000), np.arange(3000, 6000))
+    )
     after = conformal(second, first.pit()).metrics()[0]["coverage_68"]
     assert before == pytest.approx(0.38, abs=0.03)
     assert after == pytest.approx(0.68, abs=0.03)
@@ -101,7 +103,9 @@ def test_crps_and_pit_by_hand():
     """A uniform p(z) between 0 and 1 with the truth at its middle: CRPS 1/12; at its edge 1/3, and one more for each
     unit of z that the truth lies beyond; PIT is the place itself.
     """
-    uniform = RedshiftPDF(edges=np.array([0.0, 0.5, 1.0]), density=np.ones((3, 2)), truth=np.array([0.5, 0.0, 0.3]), rows=np.arange(3))  # fmt: skip
+    uniform = RedshiftPDF(
+        edges=np.array([0.0, 0.5, 1.0]), density=np.ones((3, 2)), truth=np.array([0.5, 0.0, 0.3]), rows=np.arange(3)
+    )
     np.testing.assert_allclose(uniform.crps(), [1 / 12, 1 / 3, (0.3**3 + 0.7**3) / 3])
     np.testing.assert_allclose(uniform.pit(), [0.5, 0, 0.3])
     np.testing.assert_allclose(uniform.quantile(0.25), 0.25)

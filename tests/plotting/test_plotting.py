@@ -80,7 +80,9 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.show_bands(flux[0], bands, sky_sigma=sigma)[0].figure,
         plotting.plot_counts(cutouts.column("mag_i"), cutouts.column("class"), names=cutouts.class_names()).figure,
         plotting.plot_progress(metrics),
-        plotting.plot_reconstruction(flux[:2], flux[:2], np.zeros(flux[:2].shape, bool), bands, norm_pix="band", sky_sigma=sigma),
+        plotting.plot_reconstruction(
+            flux[:2], flux[:2], np.zeros(flux[:2].shape, bool), bands, norm_pix="band", sky_sigma=sigma
+        ),
         plotting.plot_comparison({"a": (0.5, (0.4, 0.6)), "b": (0.1, (0.1, 0.1))}, label="accuracy").figure,
         plotting.plot_regression(rng.random(n), rng.random(n), outlier_threshold=0.15).figure,
         plotting.plot_map(xy, classes, names=cutouts.class_names()).figure,
@@ -95,7 +97,7 @@ def test_every_figure_is_drawn(cutouts, tmp_path):
         plotting.plot_layer_sweep(sweep, label="accuracy").figure,
         plotting.plot_missing_bands(missing).figure,
         plotting.plot_nuisances(audit).figure,
-    ]  # fmt: skip
+    ]
     for number, figure in enumerate(drawn):
         figure.savefig(path := tmp_path / f"{number}.png")
         assert plt.imread(path)[..., :3].std() > 0.02

@@ -1,0 +1,63 @@
+"""How many labels pretraining saves on the simulated survey: frozen probes against training from random weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recipe_scores import CLASS_C, Survey, _classifiers
+
+from skylib import ProbeConfig, label_efficiency
+from skylib.data.splits import TEST, TRAIN, VALIDATION
+from skylib.evaluation.labels import nested_subset, select_labels
+from skylib.evaluation.metrics import classification_metrics
+from skylib.evaluation.probes import candidates, choose
+from skylib.files import write_json
+
+# Frozen tokens are cheap; a whole network is not, and is trained at the two numbers that are compared, and between.
+FROZEN = ProbeConfig(epochs=10, min_steps=400, batch_size=64, evaluations=5, patience=5)
+SUPERVISED = ProbeConfig(epochs=1, min_steps=64, batch_size=64, evaluations=1, patience=4)
+
+
+def logistic(encode: Any, survey: Survey, out: Path, *, n_labels: list[int], seeds: range) -> None:
+    """Fit logistic regression and neighbours to pooled vectors, layer, pooling and settings chosen on validation."""
+    labels = select_labels(survey.main.column, "class", survey.split, "classification")
+    vectors = encode(survey.main, labels.used, ())
+    lines = []
+    for n in n_labels:
+        for seed in seeds:
+            some = labels.rows[TRAIN][nested_subset(labels.of(TRAIN), n, task="classification", seed=seed)]
+            few = replace(labels, rows={**labels.rows, TRAIN: some})
+            for method, models in (("logistic", _classifiers(*CLASS_C)), ("kNN", candidates("knn", "classification"))):
+                inside = np.searchsorted(labels.used, few.used)
+                best = {key: choose(x[inside], few, models) for key, x in vectors.items()}
+                key = min(best, key=lambda key: best[key].loss)
+                found = best[key].model.predict(vectors[key][labels.places(TEST)])
+                row = {"method": method, "n_labels": n, "seed": seed, "key": list(key), "setting": best[key].setting}
+                lines.append({**row, "validation": best[key].score, **classification_metrics(found, few.of(TEST))})
+                print(json.dumps(lines[-1]), flush=True)
+                write_json(out / "logistic.json", lines)
+
+
+def study(model: Any, encode: Any, survey: Survey, out: Path, *, seeds: int = 3) -> None:
+    """Do all of it, the points that matter first; every training is a file in ``OUT/label_efficiency``."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("skylib.evaluation").setLevel(logging.DEBUG)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "logistic.json").is_file():
+        logistic(encode, survey, out, n_labels=[2**k for k in (5, 7, 9, 11, 12)], seeds=range(5))
+    # Frozen heads first: they take seconds. Then training from random weights, the points that matter first.
+    plan = [("attentive", n, seed) for n in (2**9, 2**7, 2**11) for seed in range(seeds)]
+    plan += [("supervised", n, seed) for seed in range(seeds) for n in (2**12, 2**9)]
+    # To save time: a third of validation, to choose with, and for frozen heads a fifth of train, from which labels are drawn.
+    place = np.arange(len(survey.split))
+    whole = np.where((survey.split == VALIDATION) & (place % 3 > 0), -1, survey.split)
+    fifth = np.where((survey.split == TRAIN) & (place % 5 > 0), -1, whole)
+    for method, n, seed in plan:
+        config, split = (SUPERVISED, whole) if method == "supervised" else (FROZEN, fifth)
+        options: dict[str, Any] = {"methods": [method], "n_labels": [n], "seeds": [seed], "config": config}
+        label_efficiency(model, survey.main, "class", split=split, run_dir=out, **options)
