@@ -270,9 +270,10 @@ def _fit(
         if step + 1 in evaluate_at:
             found = judge()
             log.debug("%s, %d labels, step %d: %.4f on validation", method, len(train), step + 1, found[0])
+            stale = 0 if found[0] > best[0] else stale + 1
             if found > best:
-                kept, best, stale = deepcopy(average.state_dict()), found, 0
-            elif (stale := stale + 1) >= config.patience:
+                kept, best = deepcopy(average.state_dict()), found
+            if stale >= config.patience:
                 break
     network.load_state_dict(kept)
     return _Fitted(network, *best, {"learning_rate": learning_rate, "epochs": config.epochs, "steps": step + 1})

@@ -154,7 +154,9 @@ def conformal(pdf: RedshiftPDF, pit: np.ndarray) -> RedshiftPDF:
     """
     # The i-th smallest of m exchangeable values lies at i / (m + 1), on average: no value is certain, however few.
     u = np.concatenate([[0.0], np.sort(np.clip(pit, 0, 1)), [1.0]])
-    level = pd.Series(np.arange(len(u)) / (len(u) - 1)).groupby(u).mean().to_numpy()  # of equal values the mean
+    level = (
+        pd.Series(np.arange(len(u)) / (len(u) - 1)).groupby(u).mean().to_numpy(copy=True)
+    )  # of equal values the mean
     level[0], level[-1] = 0.0, 1.0
     cdf = np.interp(pdf.cdf(), np.unique(u), level)
     density = np.diff(cdf, axis=1) / np.diff(pdf.edges)

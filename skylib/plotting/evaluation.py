@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skylib.plotting.style import COLOURS, METRIC_LABELS, draw_cloud, metric_label, plain
+from skylib.plotting.style import COLOURS, METRIC_LABELS, draw_equality, metric_label, plain
 
 REACH = 1.2  # a score that is lower than the best by more is not drawn to scale
 
@@ -79,7 +79,9 @@ def plot_progress(metrics: pd.DataFrame) -> Figure:
 def plot_comparison(
     results: Mapping[str, tuple[float, tuple[float, float]]], *, label: str, ax: Axes | None = None
 ) -> Axes:
-    """Compare a score between methods, the best on top; one that is far below the best is an arrow at the edge.
+    """Compare a score between methods, the best on top: pretrained ones blue, an upper bound hollow.
+
+    One that is far below the best is an arrow at the edge.
 
     Parameters
     ----------
@@ -88,7 +90,7 @@ def plot_comparison(
     label : str
         Of the score.
     """
-    ax = ax or plt.subplots(figsize=(4.6, 0.45 * len(results) + 1))[1]
+    ax = ax or plt.subplots(figsize=(6, 0.42 * len(results) + 1))[1]
     order = sorted(results, key=lambda name: results[name][0])
     edge = max(value for value, _ in results.values()) - REACH
     for y, name in enumerate(order):
@@ -98,7 +100,8 @@ def plot_comparison(
             ax.plot(edge, y, "<", color=colour)
         else:
             bars = [[min(value - edge, max(0, value - low))], [max(0, high - value)]]
-            ax.errorbar(value, y, xerr=bars, fmt="o", color=colour, capsize=3)
+            inside = "white" if name.startswith("upper bound") else colour
+            ax.errorbar(value, y, xerr=bars, fmt="o", color=colour, mfc=inside, capsize=3)
         at = (max(value, edge), y)
         ax.annotate(f"{value:.3f}", at, textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     ax.set_yticks(range(len(order)), [plain(name) for name in order])
@@ -137,15 +140,8 @@ def plot_regression(
     ax = ax or plt.subplots(figsize=(3.8, 3.6))[1]
     low, high = np.percentile(np.concatenate([prediction, truth]), [0.5, 99.5])
     margin = 0.03 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-    line = np.array([low, high])
-    draw_cloud(ax, truth, prediction, extent=(low, high, low, high))
-    ax.plot(line, line, color="k", lw=1)
-    if outlier_threshold is not None:
-        for sign in (-1, 1):
-            ax.plot(line, line + sign * outlier_threshold * (1 + line), color="k", lw=0.8, ls="--")
-    name = plain(label)
-    ax.set(xlabel=f"true {name}", ylabel=f"predicted {name}", xlim=(low, high), ylim=(low, high))
+    draw_equality(ax, truth, prediction, low - margin, high + margin, outlier_threshold=outlier_threshold)
+    ax.set(xlabel=f"true {plain(label)}", ylabel=f"predicted {plain(label)}")
     return ax
 
 

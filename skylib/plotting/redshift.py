@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from skylib.plotting.style import COLOURS, draw_cloud, metric_label
+from skylib.plotting.style import COLOURS, draw_cloud, draw_equality, metric_label
 
 DZ = r"$\Delta z = (z_\mathrm{phot} - z_\mathrm{spec}) / (1 + z_\mathrm{spec})$"
 BY = {"z_spec": r"$z_\mathrm{spec}$", "z_pred": r"$z_\mathrm{phot}$"}
@@ -37,18 +37,14 @@ def plot_redshift(
     """
     ax = ax or plt.subplots(figsize=(3.9, 3.6))[1]
     low, high = min(0.0, float(z_spec.min())), float(np.percentile(np.concatenate([z_phot, z_spec]), 99.5)) * 1.05
-    line = np.array([low, high])
-    draw_cloud(ax, z_spec, z_phot, extent=(low, high, low, high))
-    ax.plot(line, line, color="k", lw=1)
-    for sign in (-1, 1):
-        ax.plot(line, line + sign * outlier_threshold * (1 + line), color="k", lw=0.8, ls="--")
+    draw_equality(ax, z_spec, z_phot, low, high, outlier_threshold=outlier_threshold)
     if metrics is not None:
         text = (
             f"bias {metrics['bias']:+.3f}\n$\\sigma_\\mathrm{{MAD}}$ {metrics['sigma_mad']:.3f}\n"
             f"outliers {100 * metrics['outlier_fraction']:.1f} %\n$n$ = {metrics['n']:.0f}"
         )
         ax.text(0.03, 0.97, text, transform=ax.transAxes, va="top", fontsize=8)
-    ax.set(xlabel=r"$z_\mathrm{spec}$", ylabel=r"$z_\mathrm{phot}$", xlim=(low, high), ylim=(low, high))
+    ax.set(xlabel=BY["z_spec"], ylabel=BY["z_pred"])
     return ax
 
 

@@ -106,9 +106,19 @@ def draw_cloud(
     if len(x) < FEW:
         ax.plot(x, y, "o", ms=3, alpha=0.5, mew=0, color=COLOURS[0])
         return
-    scale: Literal["log"] | None = (
-        "log" if len(x) > 5000 else None
-    )  # a logarithm of few objects has no room for its numbers
+    scale: Literal["log"] | None = "log" if len(x) > 5000 else None  # of few objects it has no room for its numbers
     hexes = ax.hexbin(x, y, gridsize=gridsize, extent=extent, mincnt=1, cmap="viridis", bins=scale, lw=0)
     bar = ax.figure.colorbar(hexes, ax=ax, label="objects per cell", format="%d", pad=0.01)
     bar.ax.yaxis.set_minor_formatter("")
+
+
+def draw_equality(
+    ax: Axes, truth: np.ndarray, prediction: np.ndarray, low: float, high: float, *, outlier_threshold: float | None
+) -> None:
+    """Draw predicted against true values (n,) from `low` to `high`: 1:1 as a line, the limits of outliers dashed."""
+    line = np.array([low, high])
+    draw_cloud(ax, truth, prediction, extent=(low, high, low, high))
+    ax.plot(line, line, color="k", lw=1)
+    for sign in (-1, 1) if outlier_threshold is not None else ():
+        ax.plot(line, line + sign * (outlier_threshold or 0) * (1 + line), color="k", lw=0.8, ls="--")
+    ax.set(xlim=(low, high), ylim=(low, high))

@@ -25,7 +25,7 @@ from skylib.evaluation.networks import EncoderWithHead, Head, parameter_groups
 from skylib.evaluation.probes import on_test
 from skylib.model.checkpoint import fingerprint
 
-QUICK = ProbeConfig(epochs=4, min_steps=40, batch_size=32, evaluations=4, precision="fp32")
+QUICK = ProbeConfig(epochs=4, min_steps=30, batch_size=16, evaluations=3, patience=2, precision="fp32")
 METHODS = ["linear", "attentive", "finetune", "supervised"]
 
 
