@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipe_scores import CLASS_C, Survey, _classifiers
+from recipe_scores import CLASS_C, Survey, classifiers
 
 from skylib import ProbeConfig, label_efficiency
 from skylib.data.splits import TEST, TRAIN, VALIDATION
@@ -32,7 +33,7 @@ def logistic(encode: Any, survey: Survey, out: Path, *, n_labels: list[int], see
         for seed in seeds:
             some = labels.rows[TRAIN][nested_subset(labels.of(TRAIN), n, task="classification", seed=seed)]
             few = replace(labels, rows={**labels.rows, TRAIN: some})
-            for method, models in (("logistic", _classifiers(*CLASS_C)), ("kNN", candidates("knn", "classification"))):
+            for method, models in (("logistic", classifiers(*CLASS_C)), ("kNN", candidates("knn", "classification"))):
                 inside = np.searchsorted(labels.used, few.used)
                 best = {key: choose(x[inside], few, models) for key, x in vectors.items()}
                 key = min(best, key=lambda key: best[key].loss)
@@ -50,14 +51,11 @@ def study(model: Any, encode: Any, survey: Survey, out: Path, *, seeds: int = 3)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "logistic.json").is_file():
         logistic(encode, survey, out, n_labels=[2**k for k in (5, 7, 9, 11, 12)], seeds=range(5))
-    # Frozen heads first: they take seconds. Then training from random weights, the points that matter first.
-    plan = [("attentive", n, seed) for n in (2**9, 2**7, 2**11) for seed in range(seeds)]
-    plan += [("supervised", n, seed) for seed in range(seeds) for n in (2**12, 2**9)]
     # To save time: a third of validation, to choose with, and for frozen heads a fifth of train, from which labels are drawn.
     place = np.arange(len(survey.split))
     whole = np.where((survey.split == VALIDATION) & (place % 3 > 0), -1, survey.split)
     fifth = np.where((survey.split == TRAIN) & (place % 5 > 0), -1, whole)
-    for method, n, seed in plan:
-        config, split = (SUPERVISED, whole) if method == "supervised" else (FROZEN, fifth)
-        options: dict[str, Any] = {"methods": [method], "n_labels": [n], "seeds": [seed], "config": config}
-        label_efficiency(model, survey.main, "class", split=split, run_dir=out, **options)
+    options: dict[str, Any] = {"seeds": range(seeds), "run_dir": out}
+    one = partial(label_efficiency, model, survey.main, "class", **options)
+    one(methods=["attentive"], n_labels=[2**9, 2**7, 2**11], split=fifth, config=FROZEN)
+    one(methods=["supervised"], n_labels=[2**12, 2**9], split=whole, config=SUPERVISED)

@@ -134,8 +134,8 @@ def labels_of(survey: Survey, target: str) -> Labels:
 def _classify(candidates: Vectors, survey: Survey) -> dict[str, Any]:
     labels = labels_of(survey, "class")
     x = {key: vectors[labels.used] for key, vectors in candidates.items()}
-    key = min(x, key=lambda key: choose(x[key], labels, _classifiers(0.03)).loss)
-    best = choose(x[key], labels, _classifiers(*CLASS_C))
+    key = min(x, key=lambda key: choose(x[key], labels, classifiers(0.03)).loss)
+    best = choose(x[key], labels, classifiers(*CLASS_C))
     nearest = choose(x[key], labels, models("knn", "classification"))
     test, truth = x[key][labels.places(TEST)], labels.of(TEST)
     row = {"class layer": key[0], "class setting": best.setting, **class_row(best.model.predict(test), truth)}
@@ -143,7 +143,7 @@ def _classify(candidates: Vectors, survey: Survey) -> dict[str, Any]:
     return {"row": row, "loss": best.loss, "key": key, "model": best.model}
 
 
-def _classifiers(*strengths: float) -> dict[str, Any]:
+def classifiers(*strengths: float) -> dict[str, Any]:
     return {f"C={c:g}": SoftmaxRegression(c, class_weight="balanced") for c in strengths}
 
 
@@ -205,7 +205,7 @@ def _few_labels(x: np.ndarray, survey: Survey) -> dict[str, float]:
         for seed in range(3 if n <= len(labels.rows[TRAIN]) else 0):
             some = labels.rows[TRAIN][nested_subset(labels.of(TRAIN), n, task="classification", seed=seed)]
             few = replace(labels, rows={**labels.rows, TRAIN: some})
-            model = choose(x[few.used], few, _classifiers(*CLASS_C)).model
+            model = choose(x[few.used], few, classifiers(*CLASS_C)).model
             found = model.predict(x[few.rows[TEST]])
             scores.append(classification_metrics(found, few.of(TEST))["balanced_accuracy"])
         if scores:
