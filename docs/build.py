@@ -15,6 +15,7 @@ SOURCES = (
     "LICENSE",
     "CITATION.cff",
     "docs/*",
+    "docs/tour/*",
     "slurm/*",
     "benchmarks/*",
     "papermill_runs/README.md",

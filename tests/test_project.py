@@ -29,8 +29,10 @@ def project() -> dict:
 
 
 def requirements() -> dict[str, Requirement]:
-    """Return what pyproject.toml asks for, by normalised name, without the peers that only benchmarks need."""
-    extras = [texts for extra, texts in project()["optional-dependencies"].items() if extra != "benchmark"]
+    """Return what pyproject.toml asks for, by normalised name, without what only benchmarks and very many objects need."""
+    extras = [
+        texts for extra, texts in project()["optional-dependencies"].items() if extra not in ("benchmark", "scale")
+    ]
     texts = [*project()["dependencies"], *chain(*extras)]
     return {canonicalize_name((r := Requirement(text)).name): r for text in texts}
 

@@ -88,6 +88,7 @@ class MapPanel(widgets.VBox):
         """Take the colours of a dark or a light page."""
         self._dark = dark
         self.scatter.background("#111111" if dark else "#ffffff")
+        self.scatter.axes(False)  # which a new background draws
         self._paint()
 
     def _paint(self) -> None:

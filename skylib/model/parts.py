@@ -80,6 +80,12 @@ def embed_parts(
         If the folder holds parts of another model, file or setting, or `shard` is out of range.
     Interrupted
         If a signal or a file ``STOP`` in the folder asked to stop; finished parts are kept.
+
+    Examples
+    --------
+    >>> paths = skylib.embed_parts(model, cutouts, "parts", order=10)
+    >>> len(skylib.open_parts("parts")) == len(cutouts)
+    True
     """
     folder = Path(folder)
     if not 0 <= shard < n_shards:
@@ -123,6 +129,12 @@ def open_parts(folder: str | Path) -> Embeddings:
         If parts are missing.
     OSError
         If a part cannot be read.
+
+    Examples
+    --------
+    >>> paths = skylib.embed_parts(model, cutouts, "parts", order=10)
+    >>> skylib.open_parts("parts").vectors[:5].shape == (5, model.config.width)
+    True
     """
     parts = [Embeddings.load(path, mapped=True) for path in part_files(folder)]
     wanted = json.loads((Path(folder) / ABOUT).read_text())["n"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
@@ -14,6 +16,7 @@ from skylib.plotting.images import noise, rgb_image
 from skylib.plotting.style import COLOURS, column_label, plain
 
 UNLABELLED = "0.85"
+MANY = 100_000  # objects, beyond which points would cover each other
 
 
 def plot_map(
@@ -25,6 +28,8 @@ def plot_map(
     ax: Axes | None = None,
 ) -> Axes:
     """Show a map coloured by class or by a value; objects without one are grey, below the others.
+
+    Of more than 100,000 objects, hexagons show the most common class, or the median, of those in each.
 
     Parameters
     ----------
@@ -40,10 +45,19 @@ def plot_map(
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     size = float(np.clip(4e4 / max(1, len(xy)), 1, 16))
     has_value = values >= 0 if names else np.isfinite(values)
-    ax.scatter(xy[~has_value, 0], xy[~has_value, 1], s=size, c=UNLABELLED, lw=0)
+    many: dict[str, Any] = {"gridsize": 120, "mincnt": 1, "lw": 0, "extent": _limits(xy).ravel()}
+    if len(xy) <= MANY:
+        ax.scatter(xy[~has_value, 0], xy[~has_value, 1], s=size, c=UNLABELLED, lw=0)
+    else:
+        ax.hexbin(xy[:, 0], xy[:, 1], C=np.ones(len(xy)), cmap=ListedColormap([UNLABELLED]), **many)
     if names:
         order = np.random.default_rng(0).permutation(np.flatnonzero(has_value))  # no class covers another
-        ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
+        if len(xy) <= MANY:
+            ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
+        else:  # the most common class of each cell
+            common: dict[str, Any] = {"cmap": ListedColormap(COLOURS[:7]), "vmin": -0.5, "vmax": 6.5}
+            common["reduce_C_function"] = lambda v: np.bincount(np.asarray(v, dtype=int)).argmax() % 7
+            ax.hexbin(xy[order, 0], xy[order, 1], C=values[order], **common, **many)
         for c, name in enumerate(names):
             if (values == c).any():
                 ax.scatter([], [], c=COLOURS[c % 7], s=25, label=plain(name))
@@ -53,9 +67,14 @@ def plot_map(
     elif has_value.any():
         known = values[has_value]
         low, high = np.percentile(known, [2, 98])
-        points = ax.scatter(
-            xy[has_value, 0], xy[has_value, 1], s=size, c=known, vmin=low, vmax=high, cmap="viridis", lw=0
-        )
+        shown: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "viridis"}
+        points: Any
+        if len(xy) <= MANY:
+            points = ax.scatter(xy[has_value, 0], xy[has_value, 1], s=size, c=known, lw=0, **shown)
+        else:
+            points = ax.hexbin(
+                xy[has_value, 0], xy[has_value, 1], C=known, reduce_C_function=np.median, **shown, **many
+            )
         ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
         extend = ends[bool(known.min() < low), bool(known.max() > high)]
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
