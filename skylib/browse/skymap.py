@@ -88,7 +88,8 @@ class MapPanel(widgets.VBox):
         """Take the colours of a dark or a light page."""
         self._dark = dark
         self.scatter.background("#111111" if dark else "#ffffff")
-        self.scatter.axes(False)  # which a new background draws
+        for axes in (True, False):  # a new background draws them; only a change takes them away
+            self.scatter.widget.axes = axes
         self._paint()
 
     def _paint(self) -> None:
