@@ -169,7 +169,9 @@ def apply_guard(split: np.ndarray, ra: np.ndarray, dec: np.ndarray, *, guard: fl
 
 
 def sky_folds(ra: np.ndarray, dec: np.ndarray, *, n_folds: int = 5, seed: int = 0, cell: int = 8192) -> np.ndarray:
-    """Return the fold, 0 to ``n_folds - 1``, of each object, by whole HEALPix cells."""
+    """Return the fold, 0 to ``n_folds - 1``, of each object, by whole HEALPix cells, or at random if none has a position."""
+    if not (np.isfinite(ra) & np.isfinite(dec)).any():
+        return np.random.default_rng(seed).permutation(len(ra)) % n_folds
     _check_finite(ra, dec)
     cells, inverse = np.unique(_cells(ra, dec, cell), return_inverse=True)
     return np.random.default_rng(seed).permutation(len(cells))[inverse] % n_folds

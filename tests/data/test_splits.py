@@ -5,7 +5,7 @@ from astropy.coordinates import SkyCoord
 from astropy_healpix import HEALPix
 
 from skylib import sky_split, split_cutouts, write_cutouts
-from skylib.data.splits import sky_halves
+from skylib.data.splits import sky_folds, sky_halves
 
 
 @pytest.fixture
@@ -120,6 +120,14 @@ def test_a_probe_cannot_read_a_label_that_only_depends_on_the_place():
     for probe in (knn_probe, linear_probe):
         on_the_sky = probe(position, label, task="classification", split=split)
         assert on_the_sky.metrics["balanced_accuracy"] == pytest.approx(0.5, abs=0.07)
+
+
+def test_folds_without_positions_are_drawn_at_random():
+    none = np.full(50, np.nan)
+    assert np.bincount(sky_folds(none, none, n_folds=5)).tolist() == [10] * 5
+    none[0] = 1.0
+    with pytest.raises(ValueError, match="49 of 50 positions are not finite"):
+        sky_folds(none, none)
 
 
 def test_a_tile_can_be_the_test_part(field, tmp_path):
