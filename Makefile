@@ -6,11 +6,12 @@ RUN_DIR ?= papermill_runs/demo
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help demo test lint strip lab docs benchmark gpu clean distclean environment
+.PHONY: help demo test robustness lint strip lab docs benchmark gpu clean distclean environment
 
 help:
 	@echo "make demo       simulate a sky, run every notebook on it, write a page of results ($(RUN_DIR)/index.html)"
 	@echo "make test       all tests"
+	@echo "make robustness damaged files, kills and full disks, at length (TRIALS=500: 10,000 files and 500 kills, hours)"
 	@echo "make lint       formatting, lint, types, and notebooks without outputs"
 	@echo "make strip      take the outputs out of the notebooks"
 	@echo "make lab        open the notebooks in JupyterLab"
@@ -59,6 +60,10 @@ demo: environment
 # Two processes of one thread each: with more threads than cores, OpenMP waits for itself.
 test: environment
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+TRIALS ?= 500
+robustness: environment
+	SKYLIB_ROBUSTNESS=$(TRIALS) $(PY) -m pytest --timeout=0 tests/robustness
 
 lint: environment
 	$(PY) -m ruff check .

@@ -49,8 +49,10 @@ def replaced(path: str | Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) or type(error) is RuntimeError:  # as HDF5 and torch call a full disk
+            raise unwritable(path, error) from error
+        raise
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skylib.files import replaced, unwritable
+from skylib.files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,7 @@ def save_checkpoint(path: str | Path, payload: dict[str, Any], *, keep: str | Pa
     """
     path = Path(path)
     with replaced(path) as partial:
-        try:
-            torch.save(payload, partial)
-        except RuntimeError as error:  # as torch calls a full disk
-            raise unwritable(path, error) from error
+        torch.save(payload, partial)
         if keep is not None and path.exists():
             os.replace(path, keep)
 
