@@ -20,7 +20,7 @@ _ABANDONED = 2 * 86400  # seconds after which a partial file of another machine 
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[Path]:
+def replaced(path: str | Path, *, first: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to, which replaces `path` once everything is written and on disk.
 
     Any number of processes, on any machine, may write the same file at the same time; the last one wins. Temporary files
@@ -30,6 +30,8 @@ def replaced(path: str | Path) -> Iterator[Path]:
     ----------
     path : path
         Its folder is made if it does not exist.
+    first : bool
+        The first one wins: a file that is there by then stays.
 
     Yields
     ------
@@ -48,7 +50,11 @@ def replaced(path: str | Path) -> Iterator[Path]:
         _remove_abandoned(path)
         yield partial
         sync(partial)
-        os.replace(partial, path)
+        if not first:
+            os.replace(partial, path)
+        else:
+            with suppress(FileExistsError):
+                os.link(partial, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) or type(error) is RuntimeError:  # as HDF5 and torch call a full disk
             raise unwritable(path, error) from error

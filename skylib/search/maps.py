@@ -84,7 +84,7 @@ class EmbeddingMap:
         """Read what `save` wrote."""
         try:
             with np.load(path) as file:
-                values = {field.name: file[field.name] for field in fields(cls)}
+                values = {field.name: file[field.name].copy() for field in fields(cls)}  # damaged ones come as bytes
             return cls(**{**values, "n_neighbors": int(values["n_neighbors"])})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: no such map") from error

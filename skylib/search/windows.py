@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from torch import Tensor
 from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.tiles import Tile, TilePaths, read_tile
 from skylib.device import ahead
+from skylib.files import replaced
 from skylib.model.embed import encode_batches
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
@@ -154,11 +152,6 @@ def shared_reference(scan: WindowScan, tiles: Sequence[TilePaths], folder: Path,
     if not sum(map(len, parts)):
         raise ValueError(f"none of {len(chosen)} tiles has a window with data: there is nothing to search")
     vectors = np.concatenate(parts)
-    own = folder / f"reference.{uuid.uuid4().hex}.h5"
-    try:
+    with replaced(path, first=True) as own:  # all shards use that of the fastest
         Embeddings(vectors, ra=np.zeros(len(vectors)), dec=np.zeros(len(vectors))).save(own)
-        with suppress(FileExistsError):  # another shard was faster: all use the same
-            os.link(own, path)
-    finally:
-        own.unlink(missing_ok=True)
     return Embeddings.load(path)

@@ -50,6 +50,13 @@ def test_killed_work_ends_with_the_same_result(tmp_path):
     assert all(kind["same"] == kind["tried"] for kind in found.values())
 
 
+def test_a_file_of_cutouts_that_was_killed_while_it_was_begun_is_begun_anew(tmp_path, tiles, sky):
+    (tmp_path / "c.h5.partial").write_bytes(
+        make_cutouts(tiles, sky.catalogue, tmp_path / "a.h5", size=8).path.read_bytes()[:48]
+    )
+    assert len(make_cutouts(tiles, sky.catalogue, tmp_path / "c.h5", size=8)) > 200
+
+
 def small(path, n=6, **columns):
     flux = np.random.default_rng(0).normal(size=(n, 2, 8, 8)).astype("f4")
     return write_cutouts(path, flux, ra=np.arange(float(n)), dec=np.zeros(n), bands="gi", **columns)

@@ -154,7 +154,9 @@ def _load(path: Path) -> Table:
             except IORegistryError:  # a name that tells no format
                 return Table.read(path, format="ascii")
         except Exception as error:  # each format raises its own
-            raise OSError(f"{path}: cannot be read as a catalogue: {str(error).splitlines()[0]}") from error
+            raise OSError(
+                f"{path}: cannot be read as a catalogue: {(str(error) or repr(error)).splitlines()[0]}"
+            ) from error
 
 
 def _pair(table: Table, where: str) -> tuple[list[str] | None, str]:

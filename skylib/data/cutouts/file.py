@@ -276,7 +276,7 @@ class CutoutFile:
             file = h5py.File(self.path, "r")
         except OSError as error:
             hint = "truncated or another format"
-            if "lock" in str(error):
+            if "unable to lock" in str(error):
                 hint = "locked; where the disk knows no locks, set HDF5_USE_FILE_LOCKING=FALSE"
             raise OSError(f"{self.path}: cannot be read as HDF5 ({hint}?): {error}") from error
         with file:

@@ -63,16 +63,12 @@ class CutoutJob:
         """Resume the partial file, or start a new one, and keep it open for writing."""
         try:
             if not self._resumes():
-                self.partial.parent.mkdir(parents=True, exist_ok=True)
-                self.remove()
-                about = {**attributes, "made_of": "", **_left_out(0, [])}
-                create(
-                    self.partial, n=n, bands=bands, size=size, columns=self._columns, attributes=about, weight=weight
-                )
-                with h5py.File(self.partial, "r+") as file:
-                    file["progress/done"], file["progress/empty"] = np.zeros(n_tiles, "u1"), np.zeros(n, "u1")
-                    file.attrs["made_of"] = fixed(self._key)
-                sync(self.partial)
+                about = {**attributes, "made_of": self._key, **_left_out(0, [])}
+                form = {"bands": bands, "size": size, "columns": self._columns, "weight": weight}
+                with replaced(self.partial) as begun:  # its structure is whole from the first moment
+                    create(begun, n=n, attributes=about, **form)
+                    with h5py.File(begun, "r+") as file:
+                        file["progress/done"], file["progress/empty"] = np.zeros(n_tiles, "u1"), np.zeros(n, "u1")
             self._file = h5py.File(self.partial, "r+")
         except (OSError, RuntimeError) as error:
             raise unwritable(self.out, error) from error
@@ -121,8 +117,10 @@ class CutoutJob:
             with h5py.File(self.partial, "r") as file:
                 return text(file.attrs.get("made_of")) == self._key and "progress/done" in file
         except OSError as error:
-            if "lock" in str(error):
+            if "unable to lock" in str(error):
                 raise OSError(f"another process writes it, or a lock was left behind: {error}") from error
+            return False
+        except Exception:  # damage raises errors of many kinds
             return False
 
     def _flush(self) -> None:
