@@ -64,7 +64,7 @@ class CutoutJob:
         try:
             if not self._resumes():
                 about = {**attributes, "made_of": self._key, **_left_out(0, [])}
-                form = {"bands": bands, "size": size, "columns": self._columns, "weight": weight}
+                form: dict[str, Any] = {"bands": bands, "size": size, "columns": self._columns, "weight": weight}
                 with replaced(self.partial) as begun:  # its structure is whole from the first moment
                     create(begun, n=n, attributes=about, **form)
                     with h5py.File(begun, "r+") as file:
