@@ -15,7 +15,16 @@ EXIT_CODE = 75  # of a program that was asked to stop and has saved: EX_TEMPFAIL
 
 
 class Interrupted(RuntimeError):
-    """Work was asked to stop and has saved; started again, it resumes from there."""
+    """Work was asked to stop and has saved; started again, it resumes from there.
+
+    Examples
+    --------
+    >>> try:
+    ...     raise skylib.Interrupted("stopped by SIGUSR1 after step 7 of 9")
+    ... except skylib.Interrupted as error:
+    ...     print(error)
+    stopped by SIGUSR1 after step 7 of 9
+    """
 
     def _render_traceback_(self) -> list[str]:
         """Return what a notebook shows: the message alone, since nothing is at fault."""

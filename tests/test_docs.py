@@ -1,5 +1,6 @@
 """What README and docs say is true: code runs, commands parse, links lead somewhere, messages exist."""
 
+import doctest
 import importlib.util
 import re
 import shlex
@@ -53,6 +54,35 @@ def test_code_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert re.search(r"balanced accuracy [01]\.\d{3} \[[\d.]+, [\d.]+\]$", capsys.readouterr().out, re.MULTILINE)
     assert (tmp_path / "candidates.reg").is_file()
     assert (tmp_path / "figures" / "similar.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def evaluation(examples):
+    model, cutouts, split = (examples[name] for name in ("model", "cutouts", "split"))
+    return skylib.evaluate(model, cutouts, "class", task="classification", split=split, pools=["mean"])
+
+
+def examples_of_the_reference() -> dict[str, str]:
+    """Return the examples of the API reference that are not in a docstring, by name."""
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    found = re.findall(r"^::: (\S+)\n+```pycon\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return {name.rpartition(".")[2]: code for name, code in found}
+
+
+@pytest.mark.parametrize("name", sorted(examples_of_the_reference()))
+def test_example_of_the_reference_gives_what_it_says(name, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest(
+        examples_of_the_reference()[name], request.getfixturevalue("examples").copy(), name, None, 0
+    )
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_every_public_name_has_an_example():
+    without = {name for name in skylib.__all__ if ">>>" not in (getattr(skylib, name).__doc__ or "")}
+    assert without == examples_of_the_reference().keys()
 
 
 class Loaded(HTMLParser):

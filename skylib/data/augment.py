@@ -28,6 +28,12 @@ class Augmentation:
     ------
     ValueError
         If a number is negative, or `band_dropout` is not below 1.
+
+    Examples
+    --------
+    >>> loader = skylib.CutoutLoader(cutouts, batch_size=8, augment=skylib.Augmentation(noise=0.5, band_dropout=0.1))
+    >>> next(iter(loader)).flux.shape
+    torch.Size([8, 5, 32, 32])
     """
 
     flips: bool = True
@@ -109,7 +115,14 @@ def change(
 
 
 def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """Rotate and flip each square image (B, C, S, S) at random: one of eight orientations, with equal chance."""
+    """Rotate and flip each square image (B, C, S, S) at random: one of eight orientations, with equal chance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> random_orientation(torch.zeros(4, 5, 32, 32)).shape
+    torch.Size([4, 5, 32, 32])
+    """
     return flip(flux, random_flips(len(flux), generator=generator))
 
 

@@ -112,6 +112,12 @@ def aperture_snr(
     """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data.
 
     Pixels without data bring neither flux nor noise. Without `sky_sigma` the noise is measured on the first 500 cutouts.
+
+    Examples
+    --------
+    >>> snr = skylib.aperture_snr(cutouts, "i", rows=np.arange(10))
+    >>> snr.shape
+    (10,)
     """
     check_choice("band", band, cutouts.bands)
     plane = cutouts.bands.index(band)
@@ -141,6 +147,12 @@ def brighter(cutouts: CutoutFile, column: str, limit: float) -> np.ndarray:
     """Return which objects are brighter than a magnitude (n,); all, if the file lacks the column.
 
     An unknown magnitude (NaN) is not brighter.
+
+    Examples
+    --------
+    >>> bright = skylib.brighter(cutouts, "mag_i", 23.0)
+    >>> bool(cutouts.column("mag_i")[bright].max() < 23)
+    True
     """
     if column not in cutouts.columns:
         return np.ones(len(cutouts), dtype=bool)

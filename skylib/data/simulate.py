@@ -46,7 +46,13 @@ OBJECTS_PER_TILE = 1500  # on 1024 x 1024 pixels
 
 @dataclass(frozen=True)
 class SimulatedSky:
-    """Where `simulate_sky` wrote the tiles (a directory) and the catalogue (a FITS table)."""
+    """Where `simulate_sky` wrote the tiles (a directory) and the catalogue (a FITS table).
+
+    Examples
+    --------
+    >>> sky.catalogue.name, len(list(sky.tiles.glob("*.fits"))) > 5
+    ('catalogue.fits', True)
+    """
 
     tiles: Path
     catalogue: Path
@@ -99,6 +105,12 @@ def simulate_sky(
         If an argument is out of range.
     OSError
         If the directory cannot be written.
+
+    Examples
+    --------
+    >>> sky = simulate_sky("sky", n_tiles=1, tile_size=128, n_objects=10)
+    >>> sorted(path.suffix for path in sky.tiles.iterdir())[0]
+    '.fits'
     """
     names = sort_bands(bands)
     if unknown := [band for band in names if band not in SEEING]:

@@ -15,7 +15,14 @@ HSC = _SURVEYS["hsc"]
 
 
 def register_survey(survey: Survey) -> Survey:
-    """Make a survey known by its name, in place of any other of that name, and return it."""
+    """Make a survey known by its name, in place of any other of that name, and return it.
+
+    Examples
+    --------
+    >>> survey = skylib.Survey(name="mini", bands="gri", file_names="{tile}_{band}", zero_point=25.0, pixel_scale=0.2)
+    >>> skylib.register_survey(survey) is skylib.get_survey("mini")
+    True
+    """
     if not isinstance(survey, Survey):
         raise ValueError(f"survey={survey!r}: must be a Survey")
     _SURVEYS[survey.name.lower()] = survey

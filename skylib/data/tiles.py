@@ -25,7 +25,13 @@ _new_memory = partial(np.empty, dtype=np.float32)
 
 @dataclass(frozen=True)
 class TilePaths:
-    """The files of one tile, band by band."""
+    """The files of one tile, band by band.
+
+    Examples
+    --------
+    >>> tiles[0].bands, tiles[0].paths["g"].suffix
+    (('g', 'r', 'i', 'z', 'y'), '.fits')
+    """
 
     name: str
     paths: dict[str, Path | None]  # in wavelength order; None = this band is missing
@@ -61,6 +67,13 @@ class Tile:
         In `unit` squared.
     zero_point : float
         AB magnitude of one unit of flux: that of all tiles, whatever their files hold.
+
+    Examples
+    --------
+    >>> tile = skylib.read_tile(tiles[0])
+    >>> ra, dec = tile.sky_at(100, 120)
+    >>> [round(float(x)) for x in tile.pixel_at(ra, dec)]
+    [100, 120]
     """
 
     flux: np.ndarray
@@ -120,6 +133,12 @@ def find_tiles(
         If the directory does not exist or holds no tile with enough bands; the message says what was found.
     ValueError
         If a survey or band is unknown, `min_bands` is out of range, or two files hold the same band of a tile.
+
+    Examples
+    --------
+    >>> tiles = skylib.find_tiles(sky.tiles, bands="grizy", min_bands=4)
+    >>> [len(paths.bands) for paths in tiles]
+    [5, 4]
     """
     directory, survey = Path(directory), get_survey(survey)
     if bands is None:
@@ -213,6 +232,12 @@ def read_tile(
     ValueError
         If the bands differ in shape or position on the sky, a mask plane is unknown, a variance is missing, or the
         calibration or the sky coordinates are.
+
+    Examples
+    --------
+    >>> tile = skylib.read_tile(tiles[0], bad_planes=["SAT"])
+    >>> tile.flux.shape, tile.bands
+    ((5, 256, 256), ('g', 'r', 'i', 'z', 'y'))
     """
     survey = paths.survey
     align, sky = survey.align if align is None else align, survey.sky if sky is None else sky

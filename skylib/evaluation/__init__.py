@@ -1,1 +1,1 @@
-"""What embeddings are worth: probes, baselines, heads and the label study."""
+"""How good embeddings are: probes, baselines, heads and the label study."""

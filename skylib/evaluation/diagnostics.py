@@ -75,7 +75,7 @@ def missing_bands(
     max_dropped: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure how a probe that was fitted with all bands fares where bands are missing: every subset of them.
+    """Test a probe that was fitted with all bands where bands are missing, for every subset of them.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _score(result: ProbeResult, labels: Labels) -> dict[str, Any]:
 
 
 def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 1024) -> dict[str, np.ndarray]:
-    """Measure on the pixels, and take from the columns, what the sky was like: what embeddings had better not know.
+    """Measure seeing, depth and the like on the pixels, or take them from columns: what embeddings should not encode.
 
     Returns
     -------

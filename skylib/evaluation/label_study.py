@@ -1,4 +1,4 @@
-"""What a few labels are worth: every method with ever more labels, one file a run, merged into one table."""
+"""Scores against the number of labels, for each method: one file per training, merged into one table."""
 
 from __future__ import annotations
 

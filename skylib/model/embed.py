@@ -123,7 +123,7 @@ def encode(
     layers : sequence of int
         After which blocks, counted as in a list.
     drop_bands : sequence of str
-        Bands taken away: NaN in every cutout.
+        Bands to remove: NaN in every cutout.
     batch_size, precision, compile
         As in `embed`.
 

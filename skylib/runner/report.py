@@ -62,7 +62,7 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
 
 
 def _section(path: Path) -> dict[str, str]:
-    """Return a notebook as HTML, as nbconvert renders it, cleaned of scripts and of whatever loads from elsewhere."""
+    """Return a notebook as HTML, as nbconvert renders it, without scripts and without anything that the page would load."""
     from nbconvert import HTMLExporter
 
     book = _read_notebook(path)
@@ -154,7 +154,7 @@ def _title(book: dict[str, Any], path: Path) -> str:
 
 
 def _clean(html: str) -> str:
-    """Keep the tags of prose, tables and embedded pictures; drop scripts, styles and whatever loads from elsewhere."""
+    """Keep the tags of prose, tables and embedded pictures; drop scripts, styles and all that the page would load."""
     import bleach
 
     html = re.sub(r"<(script|style|iframe|object|svg|template)\b.*?</\1\s*>", "", html, flags=re.DOTALL | re.IGNORECASE)

@@ -89,6 +89,12 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
         If it was asked to stop, by SIGUSR1, SIGTERM or a file ``STOP`` in the run folder: what a cell had saved is kept.
     NotebookError
         If a cell fails, or the kernel dies.
+
+    Examples
+    --------
+    >>> run_notebook("01_pretrain", "papermill_runs/first", steps=0.5)  # checked before anything is run
+    Traceback (most recent call last):
+    TypeError: steps=0.5 is of type float: must be int
     """
     return run(find_notebook(notebook), run_dir, parameters)
 

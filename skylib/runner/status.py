@@ -35,7 +35,7 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a record: {error}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}: is no record, but {str(record)[:50]!r}")
+        raise ValueError(f"{path}: is not a record: {str(record)[:50]!r}")
     for name, empty in _EMPTY.items():
         if not isinstance(record.setdefault(name, empty), type(empty)):
             raise ValueError(f"{path}: {name}={record[name]!r} in this record: must be {type(empty).__name__}")

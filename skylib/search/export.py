@@ -38,6 +38,11 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
     ------
     OSError
         If a file cannot be written.
+
+    Examples
+    --------
+    >>> [path.suffix for path in skylib.write_objects(skylib.search(embeddings, [12], k=5), "candidates")]
+    ['.csv', '.vot', '.fits', '.reg']
     """
     table = _exportable(table)
     for name in ("ra", "dec"):
@@ -123,6 +128,12 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
         The new HDF5 file, in the order of the hits.
     size : int
         Side in pixels.
+
+    Examples
+    --------
+    >>> hits = skylib.search(embeddings, [12], k=5)
+    >>> skylib.hit_cutouts(hits, tiles, "hits.h5", size=32).flux().shape
+    (5, 5, 32, 32)
     """
     by_name = {tile.name: tile for tile in tiles}
     if unknown := sorted(set(map(str, hits["tile"])) - set(by_name)):

@@ -40,6 +40,12 @@ class EmbeddingMap:
     directions : ndarray of float64, shape (D, p)
         From standardised vectors to principal components.
     n_neighbors : int
+
+    Examples
+    --------
+    >>> laid_out = skylib.fit_map(embeddings, n_epochs=20)
+    >>> laid_out.xy.shape == (len(embeddings), 2)
+    True
     """
 
     xy: np.ndarray
@@ -100,6 +106,11 @@ def umap_map(
     Returns
     -------
     ndarray of float32, shape (n, 2)
+
+    Examples
+    --------
+    >>> skylib.umap_map(embeddings).shape == (len(embeddings), 2)
+    True
     """
     asked = fit_map(embeddings, n_neighbors=n_neighbors, min_dist=min_dist, n_components=n_components, seed=seed)
     return asked.xy
@@ -144,6 +155,11 @@ def fit_map(
     ------
     ValueError
         If there are not more objects than `n_neighbors`, or a vector is not finite.
+
+    Examples
+    --------
+    >>> skylib.fit_map(embeddings, n_neighbors=10, n_epochs=20).xy.shape == (len(embeddings), 2)
+    True
     """
     if len(embeddings) <= n_neighbors:
         raise ValueError(f"{len(embeddings)} objects: must be more than n_neighbors={n_neighbors}")
@@ -204,6 +220,11 @@ def trustworthiness(
     -------
     float
         One minus the mean excess rank of map neighbours that are no true ones, scaled to 0 … 1.
+
+    Examples
+    --------
+    >>> 0 < skylib.trustworthiness(embeddings, embeddings.vectors[:, :2], sample=50) <= 1
+    True
     """
     n, k = len(embeddings), n_neighbors
     if not 0 < k < n / 2:

@@ -48,6 +48,12 @@ def feedback_scores(
     ------
     ValueError
         If no object is marked yes, or one is marked both.
+
+    Examples
+    --------
+    >>> scores = skylib.feedback_scores(skylib.SearchIndex(embeddings), yes=[12, 34], no=[5])
+    >>> bool(scores[12] > scores[5])
+    True
     """
     if not len(yes):
         raise ValueError("mark at least one object with yes")
@@ -104,6 +110,12 @@ def rank_anomalies(
     ------
     ValueError
         If there are not more than `n_neighbors` objects, or `by` is unknown.
+
+    Examples
+    --------
+    >>> odd = skylib.rank_anomalies(embeddings)
+    >>> bool(odd["score"][0] >= odd["score"][-1])
+    True
     """
     check_choice("by", by, ("neighbour_distance", "isolation"))
     index = embeddings if isinstance(embeddings, SearchIndex) else SearchIndex(embeddings)

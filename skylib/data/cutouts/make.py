@@ -85,6 +85,12 @@ def make_cutouts(
         If a column is missing, no object lies in the tiles or has data, or the tiles hold different bands.
     OSError
         If a file cannot be read, or `out` cannot be written.
+
+    Examples
+    --------
+    >>> made = skylib.make_cutouts(tiles, sky.catalogue, "cutouts.h5", size=32)
+    >>> made.flux([0, 1]).shape
+    (2, 5, 32, 32)
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     check_choice("edge", edge, ("pad", "drop"))

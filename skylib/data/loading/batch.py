@@ -12,7 +12,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Images and what is known of them, on one device."""
+    """Images and what is known of them, on one device.
+
+    Examples
+    --------
+    >>> batch = next(iter(skylib.CutoutLoader(cutouts, batch_size=8, columns=["class"])))
+    >>> batch.flux.shape, batch.columns["class"].shape
+    (torch.Size([8, 5, 32, 32]), torch.Size([8]))
+    """
 
     flux: Tensor  # float32 (B, C, S, S), counts, NaN = no data
     ra: Tensor  # float64 (B,), degrees

@@ -75,6 +75,12 @@ class CutoutLoader:
         If the batch size, the crop or the bands do not fit the file.
     KeyError
         If a column, or the inverse variances, are not in the file.
+
+    Examples
+    --------
+    >>> loader = skylib.CutoutLoader(cutouts, batch_size=8, rows=np.flatnonzero(split == 0))
+    >>> next(iter(loader)).flux.shape
+    torch.Size([8, 5, 32, 32])
     """
 
     def __init__(

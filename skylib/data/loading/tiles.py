@@ -82,6 +82,12 @@ class TileLoader:
         If a number is out of range, there are no tiles, or their bands differ.
     OSError
         While iterating: if a tile cannot be read (``"raise"``), or none can (``"skip"``).
+
+    Examples
+    --------
+    >>> loader = skylib.TileLoader(tiles, batch_size=8, size=32, cutouts_per_tile=16)
+    >>> next(iter(loader)).flux.shape
+    torch.Size([8, 5, 32, 32])
     """
 
     def __init__(
