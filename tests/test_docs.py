@@ -72,9 +72,10 @@ def examples_of_the_reference() -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(examples_of_the_reference()))
 def test_example_of_the_reference_gives_what_it_says(name, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    test = doctest.DocTestParser().get_doctest(
-        examples_of_the_reference()[name], request.getfixturevalue("examples").copy(), name, None, 0
-    )
+    code, names = examples_of_the_reference()[name], dict(request.getfixturevalue("examples"))
+    if "evaluation" in code:
+        names["evaluation"] = request.getfixturevalue("evaluation")
+    test = doctest.DocTestParser().get_doctest(code, names, name, None, 0)
     said: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.IGNORE_EXCEPTION_DETAIL).run(test, out=said.append)
     assert not said, "".join(said)
