@@ -20,8 +20,17 @@ Part = tuple[galsim.GSObject, np.ndarray]  # a profile of unit flux, and its flu
 
 def draw_population(rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw what every object is: a structured array (n,)."""
-    fields = [("class", "i2"), ("rare", "U5"), ("mag", "f8"), ("z", "f8"), ("type", "f8"), ("bulge", "f8"),
-              ("radius", "f8"), ("q", "f8"), ("temperature", "f8")]  # fmt: skip
+    fields = [
+        ("class", "i2"),
+        ("rare", "U5"),
+        ("mag", "f8"),
+        ("z", "f8"),
+        ("type", "f8"),
+        ("bulge", "f8"),
+        ("radius", "f8"),
+        ("q", "f8"),
+        ("temperature", "f8"),
+    ]
     o = np.zeros(n, dtype=fields)
     kinds = [*FRACTIONS, "galaxy"]
     kind = rng.choice(len(kinds), n, p=[*FRACTIONS.values(), 1 - sum(FRACTIONS.values())])
@@ -55,9 +64,13 @@ def draw_population(rng: np.random.Generator, n: int) -> np.ndarray:
     dwarf, arc = kind == kinds.index("dwarf"), kind == kinds.index("arc")
     o["rare"] = np.where(dwarf, "dwarf", np.where(arc, "arc", "none"))
     for name, dwarf_range, arc_range in (
-        ("mag", (20.3, 21.8), (19.3, 20.5)), ("z", (0.004, 0.03), (0.35, 0.7)), ("type", (1.6, 2.6), (0.0, 0.1)),
-        ("bulge", (0.0, 0.0), (1.0, 1.0)), ("q", (0.6, 1.0), (0.75, 1.0)), ("radius", (1.6, 2.8), (0.6, 0.9)),
-    ):  # fmt: skip
+        ("mag", (20.3, 21.8), (19.3, 20.5)),
+        ("z", (0.004, 0.03), (0.35, 0.7)),
+        ("type", (1.6, 2.6), (0.0, 0.1)),
+        ("bulge", (0.0, 0.0), (1.0, 1.0)),
+        ("q", (0.6, 1.0), (0.75, 1.0)),
+        ("radius", (1.6, 2.8), (0.6, 0.9)),
+    ):
         o[name][dwarf] = rng.uniform(*dwarf_range, n)[dwarf]
         o[name][arc] = rng.uniform(*arc_range, n)[arc]
     o["radius"][o["class"] != GALAXY] = 0.0

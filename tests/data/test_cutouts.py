@@ -30,7 +30,9 @@ def small(tmp_path):
 def test_integers_that_no_one_named_stay_numbers(small, tmp_path):
     flux, _ = small
     kinds = {"kind": np.array([0, 2, -1, 1])}
-    assert write_cutouts(tmp_path / "k.h5", flux, ra=np.arange(4.0), dec=np.zeros(4), bands="gi", **kinds).class_names("kind") == ("0", "1", "2")  # fmt: skip
+    assert write_cutouts(tmp_path / "k.h5", flux, ra=np.arange(4.0), dec=np.zeros(4), bands="gi", **kinds).class_names(
+        "kind"
+    ) == ("0", "1", "2")
 
 
 def test_write_and_read_back_in_wavelength_order(small):

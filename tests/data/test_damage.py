@@ -17,11 +17,14 @@ from skylib.data.tiles import TilePaths
 def write_tile(path, *, compress=False, checksum=False, edit=None):
     rng, header = np.random.default_rng(0), tile_wcs(0, 80).to_header()
     form = fits.CompImageHDU if compress else fits.ImageHDU
-    hdus = fits.HDUList([
-        fits.PrimaryHDU(), form(rng.normal(size=(80, 80)).astype("f4"), header, name="IMAGE"),
-        form(np.zeros((80, 80), "i4"), fits.Header({"MP_SAT": 1}), name="MASK"),
-        form(np.ones((80, 80), "f4"), header, name="VARIANCE"),
-    ])  # fmt: skip
+    hdus = fits.HDUList(
+        [
+            fits.PrimaryHDU(),
+            form(rng.normal(size=(80, 80)).astype("f4"), header, name="IMAGE"),
+            form(np.zeros((80, 80), "i4"), fits.Header({"MP_SAT": 1}), name="MASK"),
+            form(np.ones((80, 80), "f4"), header, name="VARIANCE"),
+        ]
+    )
     if edit:
         edit(hdus)
     hdus.writeto(path, checksum=checksum)
@@ -41,11 +44,14 @@ def replace(path, old, new):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b"CRVAL1  =                150.0", b"CRVAL1  =                1z0.0"), (b"XTENSION= 'IMAGE   '", b"XTENSIO\xce= 'IMAGE   '"),
-        (b"NAXIS1  =                   80", b"NAXIS1  =               800000"), (b"BITPIX  =                  -32", b"BITPIX  =                  -31"),
-        (b"END" + b" " * 77, b"EMD" + b" " * 77), (b"SIMPLE  =", b"SAMPLE  ="),
+        (b"CRVAL1  =                150.0", b"CRVAL1  =                1z0.0"),
+        (b"XTENSION= 'IMAGE   '", b"XTENSIO\xce= 'IMAGE   '"),
+        (b"NAXIS1  =                   80", b"NAXIS1  =               800000"),
+        (b"BITPIX  =                  -32", b"BITPIX  =                  -31"),
+        (b"END" + b" " * 77, b"EMD" + b" " * 77),
+        (b"SIMPLE  =", b"SAMPLE  ="),
     ],
-)  # fmt: skip
+)
 def test_damaged_headers_name_the_file(tmp_path, old, new):
     paths = write_tile(tmp_path / "a.fits")
     replace(tmp_path / "a.fits", old, new)
@@ -139,13 +145,18 @@ def edit_shape(file):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edit_link, "link into another file, 'other.h5'"), (edit_huge, "more than the file can hold"),
-        (edit_virtual, "are in other files"), (edit_external, "are in other files"), (edit_group, "no dataset 'cutouts'"),
-        (edit_shape, "32 x 24 pixels: must be square"), (lambda f: f.__setitem__("loop", h5py.SoftLink("/loop")), "leads nowhere"),
-        (lambda f: f.attrs.__setitem__("bands", 3), "attribute bands is .*3.*: must be a list"), (lambda f: f.attrs.__setitem__("bands", list("qrizy")), "unknown band 'q'"),
+        (edit_link, "link into another file, 'other.h5'"),
+        (edit_huge, "more than the file can hold"),
+        (edit_virtual, "are in other files"),
+        (edit_external, "are in other files"),
+        (edit_group, "no dataset 'cutouts'"),
+        (edit_shape, "32 x 24 pixels: must be square"),
+        (lambda f: f.__setitem__("loop", h5py.SoftLink("/loop")), "leads nowhere"),
+        (lambda f: f.attrs.__setitem__("bands", 3), "attribute bands is .*3.*: must be a list"),
+        (lambda f: f.attrs.__setitem__("bands", list("qrizy")), "unknown band 'q'"),
         (lambda f: f.attrs.__setitem__("zero_point", "abc"), "zero_point='abc': must be a number"),
     ],
-)  # fmt: skip
+)
 def test_odd_files_of_cutouts_are_refused_by_name(stored, edit, message):
     with h5py.File(stored, "r+") as file:
         edit(file)

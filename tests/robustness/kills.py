@@ -107,9 +107,15 @@ class Work:
     def label_study(self, folder: Path) -> str:
         config = ProbeConfig(epochs=1, min_steps=2, evaluations=1, precision="fp32", batch_size=16)
         skylib.label_efficiency(
-            self.model, self.cutouts, "class", methods=("linear",), n_labels=(24, 48), seeds=(0, 1),
-            run_dir=folder, config=config,
-        )  # fmt: skip
+            self.model,
+            self.cutouts,
+            "class",
+            methods=("linear",),
+            n_labels=(24, 48),
+            seeds=(0, 1),
+            run_dir=folder,
+            config=config,
+        )
         table = pd.read_csv(folder / "label_efficiency.csv").drop(columns=["seconds", "trials"], errors="ignore")
         return name_of(table.sort_values(["method", "n_labels", "seed"]).to_csv(index=False))
 

@@ -225,9 +225,12 @@ def test_cutouts_of_any_shape_and_labels_of_any_type_come_back(tmp_path_factory,
 
 @QUICK
 @given(
-    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)), dtype=st.sampled_from([">f4", ">f8", ">i2", ">i4", "u1"]),
-    form=st.sampled_from(["plain", "fz", "gz"]), checksum=st.booleans(), text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
-)  # fmt: skip
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    dtype=st.sampled_from([">f4", ">f8", ">i2", ">i4", "u1"]),
+    form=st.sampled_from(["plain", "fz", "gz"]),
+    checksum=st.booleans(),
+    text=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
+)
 def test_tiles_of_any_shape_and_type_come_back(tmp_path_factory, shape, dtype, form, checksum, text):
     image = (np.random.default_rng(0).normal(size=shape) * 50 + 60).astype(dtype)
     header = tile_wcs(0, 64).to_header()

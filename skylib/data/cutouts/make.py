@@ -122,9 +122,14 @@ def make_cutouts(
     used = np.unique(tile_of).tolist()
     stats = [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for t in used for p in tiles[t].paths.values() if p]
     settings = {
-        "files": stats, "bands": bands, "size": size, "bad_planes": list(bad_planes), "variance": variance, "align": align,
+        "files": stats,
+        "bands": bands,
+        "size": size,
+        "bad_planes": list(bad_planes),
+        "variance": variance,
+        "align": align,
         "survey": repr(tiles[0].survey),
-    }  # fmt: skip
+    }
     job = CutoutJob(Path(out), settings, labels)
     if job.is_finished() and not unreadable:
         log.info("%s: exists already, made of the same tiles and objects", out)
@@ -220,9 +225,14 @@ def _report_outside(found: Places, table: Table, tiles: Sequence[TilePaths], whe
 
 
 def _describe(
-    table: Table, columns: Sequence[str] | None, tiles: Sequence[TilePaths], tile_of: np.ndarray, rows: np.ndarray,
-    cols: np.ndarray, where: str,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    table: Table,
+    columns: Sequence[str] | None,
+    tiles: Sequence[TilePaths],
+    tile_of: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    where: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the labels of the objects, and the attributes of the file."""
     for name in columns or ():
         if not is_label(table[name]):
