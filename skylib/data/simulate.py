@@ -289,13 +289,11 @@ def _write_tile(path: Path, image: np.ndarray, mask: np.ndarray, variance: np.nd
     primary = fits.PrimaryHDU()
     primary.header["ORIGIN"] = "simulate_sky"  # no survey has looked there
     primary.header["FLUXMAG0"] = 10 ** (0.4 * ZERO_POINT)
-    hdus = fits.HDUList(
-        [
-            primary,
-            fits.ImageHDU(image, header, name="IMAGE"),
-            fits.ImageHDU(mask, header + planes, name="MASK"),
-            fits.ImageHDU(variance, header, name="VARIANCE"),
-        ]
-    )
+    hdus = fits.HDUList([
+        primary,
+        fits.ImageHDU(image, header, name="IMAGE"),
+        fits.ImageHDU(mask, header + planes, name="MASK"),
+        fits.ImageHDU(variance, header, name="VARIANCE"),
+    ])  # fmt: skip
     with replaced(path) as temporary:
         hdus.writeto(temporary, overwrite=True, checksum=True)
