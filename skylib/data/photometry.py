@@ -80,12 +80,12 @@ def signal_to_noise(
     middle, around = flux.shape[-1] // 2, reach + box // 2
     near = slice(max(0, middle - around), middle + around + 1)
     centre = flux[..., near, near] / sigma
-    known = centre.isfinite()
+    has_data = centre.isfinite()
     squares = functional.avg_pool2d(centre.nan_to_num(0.0), box, stride=1) * box**2  # sums over the square
-    share = functional.avg_pool2d(known.float(), box, stride=1)
-    there = share > 0.5
-    ratio = torch.where(there, squares / (box * share.clamp(min=1e-6).sqrt()), 0.0)
-    n_bands = there.sum(dim=1)
+    share = functional.avg_pool2d(has_data.float(), box, stride=1)
+    covered = share > 0.5
+    ratio = torch.where(covered, squares / (box * share.clamp(min=1e-6).sqrt()), 0.0)
+    n_bands = covered.sum(dim=1)
     stacked = ratio.sum(dim=1) / n_bands.clamp(min=1).sqrt()
     stacked = torch.where(n_bands > 0, stacked, -torch.inf).flatten(1).amax(dim=1)
     return torch.where(stacked.isfinite(), stacked, torch.nan)

@@ -138,21 +138,21 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
     half = cutouts.size // 2
     for start in range(0, len(rows), block):
         flux = cutouts.flux(rows[start : start + block])
-        mine = slice(start, start + len(flux))
+        block = slice(start, start + len(flux))
         steps = torch.from_numpy(np.diff(flux)).abs().flatten(2)  # as in `measure_sky_noise`, but of each image
         noise = 1.4826 / 2**0.5 * steps.nanmedian(dim=2).values.numpy()  # (b, C)
-        known = np.isfinite(noise) & (noise > 0)
-        logs = np.log10(np.where(known, noise, 1.0))
-        depth[mine] = np.where(known.any(1), logs.sum(1) / np.maximum(known.sum(1), 1), np.nan)
-        no_data[mine] = (~np.isfinite(flux)).mean(axis=(1, 2, 3))
+        measured = np.isfinite(noise) & (noise > 0)
+        logs = np.log10(np.where(measured, noise, 1.0))
+        depth[block] = np.where(measured.any(1), logs.sum(1) / np.maximum(measured.sum(1), 1), np.nan)
+        no_data[block] = (~np.isfinite(flux)).mean(axis=(1, 2, 3))
         white = np.nan_to_num(flux).sum(axis=1)
         top = white[:, half - 1 : half + 2, half - 1 : half + 2].max(axis=(1, 2))
         above = (white > top[:, None, None] / 2)[:, max(0, half - 8) : half + 9, max(0, half - 8) : half + 9].sum(
             (1, 2)
         )
-        width[mine] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
-        total = np.sqrt(np.where(known, noise, 0) ** 2 @ np.ones(noise.shape[1]))
-        peak[mine] = np.divide(top, total, out=np.full(len(flux), np.nan), where=total > 0)
+        width[block] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
+        total = np.sqrt(np.where(measured, noise, 0) ** 2 @ np.ones(noise.shape[1]))
+        peak[block] = np.divide(top, total, out=np.full(len(flux), np.nan), where=total > 0)
     found = {"depth": depth, "no_data": no_data}
     if "tile" in cutouts.columns:
         found["tile"] = tile = cutouts.column("tile")[rows]
@@ -195,12 +195,12 @@ def nuisance_audit(
     for name, values in nuisances.items():
         text = values.dtype.kind in "USO"
         target = np.unique(values, return_inverse=True)[1] if text else np.asarray(values, dtype=np.float64)
-        known = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
-        if any(len(np.unique(target[known & (parts == part)])) < 2 for part in PARTS):
+        labelled = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
+        if any(len(np.unique(target[labelled & (parts == part)])) < 2 for part in PARTS):
             log.info("%s is left out: it has no spread in one of the parts", name)
             continue
         task: Task = "classification" if text else "regression"
-        labels = select_labels({}, np.where(known, target, -1 if text else np.nan), parts, task)
+        labels = select_labels({}, np.where(labelled, target, -1 if text else np.nan), parts, task)
         result = probe(embeddings.vectors[labels.used], labels, candidates("linear", task), seed=seed)
         measure = metric_for(task)[1]
         chance = 1 / len(np.unique(result.truth)) if text else 0.0

@@ -199,12 +199,12 @@ def binned_metrics(
     bins[by == edges[-1]] = len(edges) - 2
     rows = []
     for i, (low, high) in enumerate(itertools.pairwise(edges.tolist())):
-        mine = np.flatnonzero((bins == i) & np.isfinite(by))
-        row: dict[str, float] = {"low": low, "high": high, "centre": (low + high) / 2, "n": len(mine)}
-        if len(mine) >= min_count:
-            p, t = prediction[mine], truth[mine]
+        inside = np.flatnonzero((bins == i) & np.isfinite(by))
+        row: dict[str, float] = {"low": low, "high": high, "centre": (low + high) / 2, "n": len(inside)}
+        if len(inside) >= min_count:
+            p, t = prediction[inside], truth[inside]
             intervals = bootstrap_intervals(p, t, metric, level=level, n_resamples=n_resamples, seed=seed)
-            row["centre"] = float(np.median(by[mine]))
+            row["centre"] = float(np.median(by[inside]))
             for name, value in metric(p, t).items():
                 if name in intervals:
                     row |= {name: value, f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1]}

@@ -85,8 +85,8 @@ def redshift_pdf(
         rows = {**rows, VALIDATION: validation[half == 0], _CALIBRATION: validation[half == 1]}
     train = rows[TRAIN]
     scaler = StandardScaler().fit(embeddings.vectors[train])
-    x = {part: torch.from_numpy(scaler.transform(embeddings.vectors[mine])).float() for part, mine in rows.items()}
-    y = {part: torch.from_numpy(np.log1p(z[mine])).float() for part, mine in rows.items()}
+    x = {part: torch.from_numpy(scaler.transform(embeddings.vectors[chosen])).float() for part, chosen in rows.items()}
+    y = {part: torch.from_numpy(np.log1p(z[chosen])).float() for part, chosen in rows.items()}
     heads = [_fit_mixture(x, y, n_components, decay, seed) for decay in weight_decays]
     best = min(range(len(heads)), key=lambda i: heads[i][1])
     head, loss = heads[best]
@@ -95,8 +95,8 @@ def redshift_pdf(
     settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train), "halves": halves}
     settings |= {"n_validation": len(rows[VALIDATION]), "n_calibration": len(rows.get(_CALIBRATION, ()))}
     raw = {
-        part: _as_histogram(head, x[part], edges, z[mine], mine, settings)
-        for part, mine in rows.items()
+        part: _as_histogram(head, x[part], edges, z[chosen], chosen, settings)
+        for part, chosen in rows.items()
         if part in (TEST, _CALIBRATION)
     }
     return conformal(raw[TEST], raw[_CALIBRATION].pit()) if calibrate else raw[TEST]

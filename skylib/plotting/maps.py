@@ -65,18 +65,18 @@ def plot_map(
             ax.scatter([], [], c=UNLABELLED, s=25, label="unlabelled")
         ax.legend(loc="best", title=label or None)
     elif has_value.any():
-        known = values[has_value]
-        low, high = np.percentile(known, [2, 98])
+        shown_values = values[has_value]
+        low, high = np.percentile(shown_values, [2, 98])
         shown: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "viridis"}
         points: Any
         if len(xy) <= MANY:
-            points = ax.scatter(xy[has_value, 0], xy[has_value, 1], s=size, c=known, lw=0, **shown)
+            points = ax.scatter(xy[has_value, 0], xy[has_value, 1], s=size, c=shown_values, lw=0, **shown)
         else:
             points = ax.hexbin(
-                xy[has_value, 0], xy[has_value, 1], C=known, reduce_C_function=np.median, **shown, **many
+                xy[has_value, 0], xy[has_value, 1], C=shown_values, reduce_C_function=np.median, **shown, **many
             )
         ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-        extend = ends[bool(known.min() < low), bool(known.max() > high)]
+        extend = ends[bool(shown_values.min() < low), bool(shown_values.max() > high)]
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
     _frame(ax, xy)
     return ax
