@@ -52,16 +52,25 @@ def tiles(folder: Path, *, side: int, seconds: float) -> dict[str, dict[str, Any
             ending = "fits" if kind == "plain" else "fits.fz"
             first = folder / kind / f"calexp-{name}-9813-0,0.{ending}"
             first.parent.mkdir(exist_ok=True)
-            hdu = fits.ImageHDU(image, header, name="IMAGE") if kind == "plain" else fits.CompImageHDU(image, header, name="IMAGE")  # fmt: skip
+            hdu = (
+                fits.ImageHDU(image, header, name="IMAGE")
+                if kind == "plain"
+                else fits.CompImageHDU(image, header, name="IMAGE")
+            )
             fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(first)
             for other in range(1, 8):
                 first.with_name(first.name.replace("-0,0", f"-0,{other}")).symlink_to(first)
     raw = read_speed(sorted((folder / "plain").glob("*-0,0.fits")))
     rows = {}
     for kind, n_bands, per_tile in (
-        ("plain", 5, None), ("plain", 5, 8192), ("plain", 5, 1024), ("plain", 9, None), ("plain", 9, 8192),
-        ("compressed", 5, 8192), ("compressed", 9, 8192),
-    ):  # fmt: skip
+        ("plain", 5, None),
+        ("plain", 5, 8192),
+        ("plain", 5, 1024),
+        ("plain", 9, None),
+        ("plain", 9, 8192),
+        ("compressed", 5, 8192),
+        ("compressed", 9, 8192),
+    ):
         found = find_tiles(folder / kind, bands=BANDS[:n_bands])
         found = found[:3] if per_tile is None else found  # all resident: what crops and masks alone cost
         loader = TileLoader(found, batch_size=BATCH, size=SIZE, cutouts_per_tile=per_tile or 1024, seed=0, resident=3)

@@ -41,9 +41,12 @@ T = TypeVar("T")
 
 
 def fetch_zenodo(
-    name: str, directory: str | Path, *, parts: Sequence[str] = ("64-training", "64-validation", "64-testing"),
+    name: str,
+    directory: str | Path,
+    *,
+    parts: Sequence[str] = ("64-training", "64-validation", "64-testing"),
     server: str = ZENODO,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Fetch a public data set from Zenodo.
 
     Files that exist already and are whole are not fetched again; interrupted downloads resume. Each file is
@@ -81,17 +84,25 @@ def fetch_zenodo(
         if (file := files[part]) not in stated:
             raise OSError(f"{url}: holds no file {file}; it holds {', '.join(stated)}")
         found = pooch.retrieve(
-            f"{server}/records/{record}/files/{file}", stated[file], fname=file, path=directory,
+            f"{server}/records/{record}/files/{file}",
+            stated[file],
+            fname=file,
+            path=directory,
             downloader=_Resuming(Path(directory) / file),
-        )  # fmt: skip
+        )
         paths.append(Path(found))
     return paths
 
 
 def fetch_hsc_tiles(
-    directory: str | Path, *, tract: int, patches: Sequence[str], bands: Sequence[str] = ("g", "r", "i", "z", "y"),
-    rerun: str = "pdr3_wide", server: str = HSC_ARCHIVE,
-) -> list[Path]:  # fmt: skip
+    directory: str | Path,
+    *,
+    tract: int,
+    patches: Sequence[str],
+    bands: Sequence[str] = ("g", "r", "i", "z", "y"),
+    rerun: str = "pdr3_wide",
+    server: str = HSC_ARCHIVE,
+) -> list[Path]:
     """Fetch coadds of the Hyper Suprime-Cam survey, PDR3, with your own account of its archive.
 
     Name and password come from the variables ``HSC_SSP_USER`` and ``HSC_SSP_PASSWORD``, or from ``~/.netrc``.

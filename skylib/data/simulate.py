@@ -289,11 +289,7 @@ def _write_tile(path: Path, image: np.ndarray, mask: np.ndarray, variance: np.nd
     primary = fits.PrimaryHDU()
     primary.header["ORIGIN"] = "simulate_sky"  # no survey has looked there
     primary.header["FLUXMAG0"] = 10 ** (0.4 * ZERO_POINT)
-    hdus = fits.HDUList([
-        primary,
-        fits.ImageHDU(image, header, name="IMAGE"),
-        fits.ImageHDU(mask, header + planes, name="MASK"),
-        fits.ImageHDU(variance, header, name="VARIANCE"),
-    ])  # fmt: skip
+    content = {"IMAGE": (image, header), "MASK": (mask, header + planes), "VARIANCE": (variance, header)}
+    hdus = [primary, *(fits.ImageHDU(*given, name=name) for name, given in content.items())]
     with replaced(path) as temporary:
-        hdus.writeto(temporary, overwrite=True, checksum=True)
+        fits.HDUList(hdus).writeto(temporary, overwrite=True, checksum=True)

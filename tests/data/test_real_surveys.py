@@ -22,7 +22,17 @@ def centroids(flux):
         weight = np.exp(-((y - place[..., :1, None]) ** 2 + (x - place[..., 1:, None]) ** 2) / (2 * 2.0**2))
         light = np.nan_to_num(flux) * weight
         total = light.sum((-2, -1))
-        place += 2 * np.stack([((y - place[..., :1, None]) * light).sum((-2, -1)), ((x - place[..., 1:, None]) * light).sum((-2, -1))], -1) / total[..., None]  # fmt: skip
+        place += (
+            2
+            * np.stack(
+                [
+                    ((y - place[..., :1, None]) * light).sum((-2, -1)),
+                    ((x - place[..., 1:, None]) * light).sum((-2, -1)),
+                ],
+                -1,
+            )
+            / total[..., None]
+        )
         place = place.clip(-4, 4)
     return place
 

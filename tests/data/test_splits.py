@@ -86,7 +86,9 @@ def test_parts_of_a_file_share_no_pixel(field, tmp_path):
     for part in (0, 1):
         for one in np.flatnonzero(split == part):
             later = split > part
-            near = (np.abs(dec[later] - dec[one]) * 3600 < 8) & (np.abs(ra[later] - ra[one]) * np.cos(np.deg2rad(dec[one])) * 3600 < 8)  # fmt: skip
+            near = (np.abs(dec[later] - dec[one]) * 3600 < 8) & (
+                np.abs(ra[later] - ra[one]) * np.cos(np.deg2rad(dec[one])) * 3600 < 8
+            )
             assert not near.any()
 
 

@@ -56,20 +56,40 @@ def write(path, image, wcs=None, *, hdu=0, name=None, primary=None, more=(), **c
     ("survey", "names", "tile", "bands"),
     [
         ("hsc", ["calexp-HSC-I-9813-4,5.fits", "calexp-HSC-R2-9813-4,5.fits.fz"], "9813-4,5", "ri"),
-        ("lsst", ["deep_coadd_5063_14_g_lsst_cells_v1_LSSTComCam.fits", "deep_coadd_5063_14_r_x.fits"], "5063_14", "gr"),
+        (
+            "lsst",
+            ["deep_coadd_5063_14_g_lsst_cells_v1_LSSTComCam.fits", "deep_coadd_5063_14_r_x.fits"],
+            "5063_14",
+            "gr",
+        ),
         ("kids", ["KiDS_DR4.0_180.0_-0.5_g_sci.fits", "KiDS_DR4.0_180.0_-0.5_u_sci.fits"], "180.0_-0.5", "ug"),
         ("sdss", ["frame-g-000094-1-0012.fits.bz2", "frame-z-000094-1-0012.fits.bz2"], "000094-1-0012", "gz"),
         ("legacy", ["legacysurvey-0001m002-image-g.fits.fz"], "0001m002", "g"),
         ("des", ["DES2359-6331_r4575p01_Y.fits.fz", "DES2359-6331_r4575p01_g.fits.fz"], "DES2359-6331", "gy"),
         ("panstarrs", ["rings.v3.skycell.1234.012.stk.g.unconv.fits"], "1234.012", "g"),
-        ("euclid", ["EUC_MER_BGSUB-MOSAIC-NIR-Y_TILE102018211-AB_2024.fits",
-                    "EUC_MER_BGSUB-MOSAIC-VIS_TILE102018211-CD_2024.fits.gz"], "102018211", ["VIS", "YE"]),
-        ("hst", ["hst_10775_64_acs_wfc_f814w_drz.fits", "hst_10775_64_acs_wfc_f606w_drz.fits"], "hst_10775_64_acs_wfc",
-         ["F606W", "F814W"]),
-        ("jwst", ["jw01345-o001_t021_nircam_clear-f200w_i2d.fits", "jw01345-o001_t021_nircam_clear-f444w_i2d.fits"],
-         "jw01345-o001_t021", ["F200W", "F444W"]),
+        (
+            "euclid",
+            [
+                "EUC_MER_BGSUB-MOSAIC-NIR-Y_TILE102018211-AB_2024.fits",
+                "EUC_MER_BGSUB-MOSAIC-VIS_TILE102018211-CD_2024.fits.gz",
+            ],
+            "102018211",
+            ["VIS", "YE"],
+        ),
+        (
+            "hst",
+            ["hst_10775_64_acs_wfc_f814w_drz.fits", "hst_10775_64_acs_wfc_f606w_drz.fits"],
+            "hst_10775_64_acs_wfc",
+            ["F606W", "F814W"],
+        ),
+        (
+            "jwst",
+            ["jw01345-o001_t021_nircam_clear-f200w_i2d.fits", "jw01345-o001_t021_nircam_clear-f444w_i2d.fits"],
+            "jw01345-o001_t021",
+            ["F200W", "F444W"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_names_of_the_archives(tmp_path, survey, names, tile, bands):
     for name in [*names, "catalogue.fits", "readme.txt"]:
         (tmp_path / name).touch()
@@ -114,14 +134,20 @@ def test_bad_descriptions_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("cards", "zero_point"),
     [
-        ({"BUNIT": "nJy"}, 31.4), ({"BUNIT": "uJy"}, 23.9), ({"BUNIT": "nanomaggy"}, 22.5), ({"BUNIT": "nanomaggies"}, 22.5),
-        ({"BUNIT": "Jy"}, 8.9), ({"MAGZERO": 30.0}, 30.0), ({"PHOTZP": 25.5, "BUNIT": "counts"}, 25.5),
-        ({"FLUXMAG0": 10**10}, 25.0), ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.948),
+        ({"BUNIT": "nJy"}, 31.4),
+        ({"BUNIT": "uJy"}, 23.9),
+        ({"BUNIT": "nanomaggy"}, 22.5),
+        ({"BUNIT": "nanomaggies"}, 22.5),
+        ({"BUNIT": "Jy"}, 8.9),
+        ({"MAGZERO": 30.0}, 30.0),
+        ({"PHOTZP": 25.5, "BUNIT": "counts"}, 25.5),
+        ({"FLUXMAG0": 10**10}, 25.0),
+        ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.948),
         ({"BUNIT": "ELECTRONS", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0, "EXPTIME": 100.0}, 30.948),
         ({"BUNIT": "MJy/sr", "PIXAR_SR": 9.4e-13}, 8.9 - 2.5 * np.log10(0.94e-6)),
         ({"BUNIT": "MJy/sr"}, 8.9 - 2.5 * np.log10(1e6 * (0.2 * u.arcsec).to_value(u.rad) ** 2)),
     ],
-)  # fmt: skip
+)
 def test_the_unit_of_a_file_is_applied(tmp_path, cards, zero_point):
     image = noise()
     image[40, 40] = 10 ** (-0.4 * (22.0 - zero_point))
@@ -135,12 +161,16 @@ def test_the_unit_of_a_file_is_applied(tmp_path, cards, zero_point):
 @pytest.mark.parametrize(
     ("cards", "message"),
     [
-        ({}, "zero-point is missing"), ({"BUNIT": "adu"}, "zero-point is missing"), ({"BUNIT": "K"}, "BUNIT='K' is no unit of flux"),
-        ({"BUNIT": "blobs"}, "BUNIT='blobs'"), ({"BUNIT": "nJy", "FLUXMAG0": 1e10}, "stated differently: FLUXMAG0 says 25.000"),
-        ({"FLUXMAG0": -1.0}, "FLUXMAG0=-1.0: must be positive"), ({"FLUXMAG0": 1e300}, "zero-point of 750"),
+        ({}, "zero-point is missing"),
+        ({"BUNIT": "adu"}, "zero-point is missing"),
+        ({"BUNIT": "K"}, "BUNIT='K' is no unit of flux"),
+        ({"BUNIT": "blobs"}, "BUNIT='blobs'"),
+        ({"BUNIT": "nJy", "FLUXMAG0": 1e10}, "stated differently: FLUXMAG0 says 25.000"),
+        ({"FLUXMAG0": -1.0}, "FLUXMAG0=-1.0: must be positive"),
+        ({"FLUXMAG0": 1e300}, "zero-point of 750"),
         ({"MAGZERO": "x"}, "MAGZERO='x': must be a finite number"),
     ],
-)  # fmt: skip
+)
 def test_a_calibration_that_is_not_clear_is_asked_for(tmp_path, cards, message):
     write(tmp_path / "a_i.fits", noise(), **cards)
     survey = Survey(name="x", bands="i", file_names="{tile}_{band}")
@@ -275,7 +305,16 @@ def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
     elif frame == "third axis":
         header.update({"WCSAXES": 3, "CTYPE3": "FREQ", "CRPIX3": 1.0, "CRVAL3": 1.4e9, "CDELT3": 1e6})
     elif frame == "sip":
-        header.update({"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "B_ORDER": 2, "A_2_0": 1e-6, "B_0_2": 1e-6})  # fmt: skip
+        header.update(
+            {
+                "CTYPE1": "RA---TAN-SIP",
+                "CTYPE2": "DEC--TAN-SIP",
+                "A_ORDER": 2,
+                "B_ORDER": 2,
+                "A_2_0": 1e-6,
+                "B_0_2": 1e-6,
+            }
+        )
     fits.PrimaryHDU(noise(), header).writeto(tmp_path / "a_g.fits")
     (paths,) = find_tiles(tmp_path, survey=Survey(name="f", bands="g", file_names="{tile}_{band}", zero_point=27))
     tile = read_tile(paths)
@@ -335,18 +374,23 @@ def one_tile(tmp_path):
 @pytest.mark.parametrize(
     "table",
     [
-        Table({"RAJ2000": [150.0005], "DEJ2000": [2.2]}), Table({"ALPHA_J2000": [150.0005], "DELTA_J2000": [2.2]}),
+        Table({"RAJ2000": [150.0005], "DEJ2000": [2.2]}),
+        Table({"ALPHA_J2000": [150.0005], "DELTA_J2000": [2.2]}),
         Table({"ra": [150.0005], "dec": [2.2]}, units={"ra": "deg", "dec": "deg"}),
         Table({"coord_ra": np.deg2rad([150.0005]), "coord_dec": np.deg2rad([2.2])}),
         Table({"coord_ra": [150.0005] * u.deg, "coord_dec": [2.2] * u.deg}),
-        Table({"RA": ["10:00:00.12"], "DEC": ["+02:12:00"]}), Table({"RA": ["10h00m00.12s"], "DEC": ["2d12m"]}),
-        Table({"ra": ["150.0005"], "dec": ["2.2"]}), Table({"place": SkyCoord([150.0005], [2.2], unit="deg").galactic}),
-        Table({"ra": [-209.9995], "dec": [2.2]}), Table({"ra": [510.0005], "dec": [2.2]}),
-        Table(dict(zip(("GLON", "GLAT"), GALACTIC, strict=True))), Table(dict(zip("lb", GALACTIC, strict=True))),
+        Table({"RA": ["10:00:00.12"], "DEC": ["+02:12:00"]}),
+        Table({"RA": ["10h00m00.12s"], "DEC": ["2d12m"]}),
+        Table({"ra": ["150.0005"], "dec": ["2.2"]}),
+        Table({"place": SkyCoord([150.0005], [2.2], unit="deg").galactic}),
+        Table({"ra": [-209.9995], "dec": [2.2]}),
+        Table({"ra": [510.0005], "dec": [2.2]}),
+        Table(dict(zip(("GLON", "GLAT"), GALACTIC, strict=True))),
+        Table(dict(zip("lb", GALACTIC, strict=True))),
         Table([Column(["10 00 00.12"], "RAJ2000", unit='"h:m:s"'), Column(["+02 12 00"], "DEJ2000", unit='"d:m:s"')]),
         Table({"ra": [150.0005, np.inf], "dec": [2.2, 2.2]}),
     ],
-)  # fmt: skip
+)
 def test_positions_in_their_usual_forms(one_tile, tmp_path, table):
     made = make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
     assert (made.ra[0], made.dec[0]) == (pytest.approx(150.0005), pytest.approx(2.2))

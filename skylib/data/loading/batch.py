@@ -28,6 +28,14 @@ class Batch(NamedTuple):
     weight: Tensor | None = None  # float32 (B, C, S, S), inverse variance, about 1 in each band; 0 = no data
 
 
+class Window(NamedTuple):
+    """Images of some batches in a row, in memory: of the host, or of a GPU that holds all images."""
+
+    flux: np.ndarray | Tensor
+    weight: np.ndarray | Tensor | None
+    slots: np.ndarray  # where the images of the batches are, batch after batch
+
+
 class Buffers:
     """Memory for batches, used again when nobody holds the batch any more: fresh pages cost more than the copy."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
-from skylib.data.loading.batch import Batch, Buffers, to_device
+from skylib.data.loading.batch import Batch, Buffers, Window, to_device
 from skylib.data.loading.cropping import gather
 from skylib.data.photometry import measure_sky_noise
 from skylib.device import ahead, keyed_generator, pick_device
@@ -21,14 +21,6 @@ _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
 _BLOCK_BYTES = 4 * 2**20  # read in one piece
 _LEAST_WINDOW_BYTES = 64 * 2**20
 _HOST = torch.device("cpu")
-
-
-class _Window(NamedTuple):
-    """Images of some batches in a row, in memory: of the host, or of a GPU that holds all images."""
-
-    flux: np.ndarray | Tensor
-    weight: np.ndarray | Tensor | None
-    slots: np.ndarray  # where the images of the batches are, batch after batch
 
 
 class CutoutLoader:
@@ -84,11 +76,24 @@ class CutoutLoader:
     """
 
     def __init__(
-        self, cutouts: CutoutFile, *, batch_size: int, rows: np.ndarray | None = None, size: int | None = None,
-        bands: Sequence[str] | None = None, columns: Sequence[str] = (), shuffle: bool = True,
-        augment: bool | Augmentation = False, weight: bool = False, device: str | torch.device | None = None,
-        seed: int = 0, rank: int = 0, world_size: int = 1, memory: int = 2 * 2**30, pad: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        cutouts: CutoutFile,
+        *,
+        batch_size: int,
+        rows: np.ndarray | None = None,
+        size: int | None = None,
+        bands: Sequence[str] | None = None,
+        columns: Sequence[str] = (),
+        shuffle: bool = True,
+        augment: bool | Augmentation = False,
+        weight: bool = False,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        memory: int = 2 * 2**30,
+        pad: bool = False,
+    ) -> None:
         rows = cutouts.row_numbers(slice(None) if rows is None else rows)
         self.cutouts, self.batch_size, self.shuffle = cutouts, batch_size, shuffle
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
@@ -116,7 +121,7 @@ class CutoutLoader:
         self._window = max(1, len(self) if self._resident else min(window, len(self)))
         self._typical_weight = self._median_weight() if weight else None
         self._epoch = self._next = 0
-        self._kept: _Window | None = None
+        self._kept: Window | None = None
         self._buffers, self._windows = Buffers(), Buffers()
         self._sky_sigma: Tensor | None = None
 
@@ -143,7 +148,7 @@ class CutoutLoader:
     def _stream(self, order: np.ndarray) -> Iterator[Batch]:
         """Give batches from windows of the file, while a thread reads the next window."""
 
-        def read(window: int) -> _Window:
+        def read(window: int) -> Window:
             numbers = range(window * self._window, min((window + 1) * self._window, len(self)))
             return self._read(np.concatenate([self._share(order, number) for number in numbers]))
 
@@ -161,13 +166,12 @@ class CutoutLoader:
 
         With `out` they are read into this memory.
         """
-        if out is None or self._planes != list(range(len(self.cutouts.bands))):
-            images = self._by_band(self.cutouts.flux(rows, size=self.size, pad=self.pad), np.nan)
-            if out is None:
-                return images
+        if out is not None and self._planes == list(range(len(self.cutouts.bands))):
+            return self.cutouts.flux(rows, size=self.size, pad=self.pad, out=out)
+        images = self._by_band(self.cutouts.flux(rows, size=self.size, pad=self.pad), np.nan)
+        if out is not None:
             out[:] = images
-            return out
-        return self.cutouts.flux(rows, size=self.size, pad=self.pad, out=out)
+        return images
 
     def sky_noise(self) -> np.ndarray:
         """Measure the sky noise (C,) on up to 500 cutouts."""
@@ -229,22 +233,20 @@ class CutoutLoader:
         n = -(-whole // self.world_size)
         return slice(self.rank * n, (self.rank + 1) * n)
 
-    def _read(self, positions: np.ndarray) -> _Window:
+    def _read(self, positions: np.ndarray) -> Window:
         rows = self.rows[positions]
         by_row = np.argsort(rows, kind="stable")
         slots = np.empty(len(rows), dtype=np.int64)
         slots[by_row] = np.arange(len(rows))
         memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
-        flux, weight = (
-            self._by_band(self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory), np.nan),
-            None,
-        )
+        flux = self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory)
+        flux, weight = self._by_band(flux, np.nan), None
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight
             weight = np.where(np.isfinite(weight) & np.isfinite(flux), weight, np.float32(0))
-        return _Window(flux, weight, slots)
+        return Window(flux, weight, slots)
 
-    def _on_device(self, window: _Window) -> _Window:
+    def _on_device(self, window: Window) -> Window:
         """Bring images to a GPU, if there is room for them in a quarter of what is free."""
         images = [window.flux] if window.weight is None else [window.flux, window.weight]
         if self.device.type != "cuda" or 4 * sum(x.nbytes for x in images) > torch.cuda.mem_get_info(self.device)[0]:
@@ -265,7 +267,7 @@ class CutoutLoader:
         typical = np.array([np.nanmedian(w) if np.isfinite(w).any() else 1.0 for w in weight], dtype=np.float32)
         return typical[:, None, None]
 
-    def _batch(self, images: _Window, slots: np.ndarray, positions: np.ndarray, number: int) -> Batch:
+    def _batch(self, images: Window, slots: np.ndarray, positions: np.ndarray, number: int) -> Batch:
         whole = min(self.batch_size, len(self.rows) - number * self.batch_size)
         generator = keyed_generator(self.seed, _AUGMENT, self._epoch, number)
         draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._part(whole))
@@ -279,9 +281,12 @@ class CutoutLoader:
         weight = None if images.weight is None else self._take(images.weight, slots, draws.flips)
         rows = self.rows[positions]
         return Batch(
-            flux, to_device(self.cutouts.ra[rows], self.device), to_device(self.cutouts.dec[rows], self.device),
-            {name: to_device(values[rows], self.device) for name, values in self.columns.items()}, weight,
-        )  # fmt: skip
+            flux,
+            to_device(self.cutouts.ra[rows], self.device),
+            to_device(self.cutouts.dec[rows], self.device),
+            {name: to_device(values[rows], self.device) for name, values in self.columns.items()},
+            weight,
+        )
 
     def _take(self, images: np.ndarray | Tensor, slots: np.ndarray, flips: Tensor | None) -> Tensor:
         """Gather images into one tensor on the device, flipped there or on the way."""

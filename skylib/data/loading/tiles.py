@@ -91,11 +91,24 @@ class TileLoader:
     """
 
     def __init__(
-        self, tiles: Sequence[TilePaths], *, batch_size: int, size: int = 64, cutouts_per_tile: int = 1024,
-        resident: int = 4, readers: int = 2, bad_planes: Sequence[str | int] = (), variance: bool = False,
-        augment: bool | Augmentation = True, device: str | torch.device | None = None, seed: int = 0, rank: int = 0,
-        world_size: int = 1, on_error: Literal["raise", "skip"] = "raise", align: bool | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        tiles: Sequence[TilePaths],
+        *,
+        batch_size: int,
+        size: int = 64,
+        cutouts_per_tile: int = 1024,
+        resident: int = 4,
+        readers: int = 2,
+        bad_planes: Sequence[str | int] = (),
+        variance: bool = False,
+        augment: bool | Augmentation = True,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        on_error: Literal["raise", "skip"] = "raise",
+        align: bool | None = None,
+    ) -> None:
         check_choice("on_error", on_error, ("raise", "skip"))
         numbers = {"batch_size": batch_size, "size": size, "cutouts_per_tile": cutouts_per_tile}
         for name, value in (numbers | {"resident": resident, "readers": readers}).items():
