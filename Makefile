@@ -37,13 +37,13 @@ environment:
 			{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }; \
 		echo "making $(VENV) (several minutes, 2 GB)"; \
 		mkdir -p "$(VENV)" && echo $$$$ >"$$marker" && "$(PYTHON)" -m venv "$(VENV)" && \
-		$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,browser,docs]' && \
+		$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,browser,docs,scale]' && \
 		rm "$$marker" || { echo "the installation into $(VENV) failed: see above" >&2; exit 1; }; \
 	fi; \
 	missing=$$($(PY) -P -c "$$MISSING" 2>/dev/null) || \
 		{ echo "$(VENV)/bin/python does not run, or is older than Python 3.11: make VENV=/path/to/env ..." >&2; exit 1; }; \
 	[ -z "$$missing" ] || { \
-		echo "$(VENV) lacks $$missing: run  \"$(VENV)/bin/python\" -m pip install -c constraints.txt -e '.[dev,browser,docs]'" >&2; exit 1; }
+		echo "$(VENV) lacks $$missing: run  \"$(VENV)/bin/python\" -m pip install -c constraints.txt -e '.[dev,browser,docs,scale]'" >&2; exit 1; }
 
 # Which requirements are not installed; quick, since nothing is imported. (-P: what lies in this folder does not count.)
 define MISSING

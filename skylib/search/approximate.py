@@ -46,8 +46,11 @@ class ApproximateIndex:
 
     Examples
     --------
-    >>> index = skylib.ApproximateIndex(skylib.open_parts("embeddings"))  # doctest: +SKIP
-    >>> distance, rows = index.nearest(vectors, k=100)  # doctest: +SKIP
+    >>> vectors = np.random.default_rng(0).normal(size=(1000, 16))
+    >>> many = skylib.Embeddings(vectors, ra=np.zeros(1000), dec=np.zeros(1000))
+    >>> distance, rows = skylib.ApproximateIndex(many, n_lists=8).nearest(many.vectors[:2], k=5)
+    >>> rows[:, 0]
+    array([0, 1])
     """
 
     def __init__(
