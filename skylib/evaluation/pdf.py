@@ -99,10 +99,10 @@ class RedshiftPDF:
         return measure(everyone, everyone), bootstrap_intervals(everyone, everyone.astype(float), measure, seed=seed)
 
     def headline(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Return ``{"p(z): measure": {"value": …, "interval": [low, high], "n": …}}``, as `Evaluation.headline` does."""
+        """Return ``{"p(z), measure": {"value": …, "interval": [low, high], "n": …}}``, as `Evaluation.headline` does."""
         metrics, intervals = self.metrics(seed=seed)
         n = int(metrics.pop("n"))
-        return {f"p(z): {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}
+        return {f"p(z), {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}
 
     def save(self, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
         """Write the tables that `qp` [1]_ reads: ``qp.read(path)`` gives an ensemble of the kind "hist".

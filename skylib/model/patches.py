@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ def random_token_mask(
     Returns
     -------
     Tensor of bool, shape (B, N)
-        Exactly ``N - n_visible`` True a row.
+        Exactly ``N - n_visible`` True per row.
     """
     noise = _uniform(batch, n_patches, generator=generator, device=device)
     return noise.argsort(dim=1).argsort(dim=1) >= n_visible
@@ -189,6 +190,10 @@ def standardise(patches: Patches, over: str | None) -> tuple[Tensor, Tensor | fl
     return deviation / scale, mean + unknown, scale
 
 
+# Each is a name in `skylib.config.Loss`.
+ERRORS: dict[str, Callable[[Tensor], Tensor]] = {"l1": torch.abs, "mse": torch.square}
+
+
 def mean_error(prediction: Tensor, target: Tensor, use: Tensor, *, kind: str) -> tuple[Tensor, Tensor]:
     """Compare patches (B, N, C, P).
 
@@ -197,7 +202,8 @@ def mean_error(prediction: Tensor, target: Tensor, use: Tensor, *, kind: str) ->
     prediction, target : Tensor
     use : Tensor of float32
         Weight of each pixel; where it is 0 the gradient is exactly 0.
-    kind : {"l1", "mse"}
+    kind : str
+        A row of `ERRORS`.
 
     Returns
     -------
@@ -205,6 +211,6 @@ def mean_error(prediction: Tensor, target: Tensor, use: Tensor, *, kind: str) ->
         The weighted mean, 0 if there is nothing to compare, and the sum of the weights.
     """
     error = torch.where(use > 0, prediction.float() - target, 0.0)
-    error = use * (error.abs() if kind == "l1" else error.square())
+    error = use * ERRORS[kind](error)
     weight = use.sum()
     return error.sum() / torch.where(weight > 0, weight, 1.0), weight

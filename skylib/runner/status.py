@@ -80,7 +80,7 @@ def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
     """
     runs_dir = Path(runs_dir)
     if not runs_dir.is_dir():
-        raise FileNotFoundError(f"{runs_dir}: no such folder")
+        raise FileNotFoundError(f"{runs_dir}: no such folder; give that of your runs: skylib status DIR")
     if (runs_dir / "status").is_dir():
         rows = [{"run": name, **_row(runs_dir, {name: r}, own=True)} for name, r in _records(runs_dir).items()]
     else:

@@ -288,7 +288,8 @@ class Trainer:
         elif data.device.type == device.type:  # of several GPUs, this process's own
             data.device = device
         if tuple(data.bands) != m.bands:
-            raise ValueError(f"the {kind} data holds bands {' '.join(data.bands)}, the model {' '.join(m.bands)}")
+            has, needs = " ".join(data.bands), " ".join(m.bands)
+            raise ValueError(f"the {kind} data holds bands {has}, the model {needs}: give its loader bands={needs!r}")
         if data.size != m.image_size:
             raise ValueError(f"the {kind} data has images of {data.size} pixels, the model image_size={m.image_size}")
         if shuffle and data.batch_size != c.batch_size:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skylib.bands import split_bands
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading.batch import Batch, Buffers, Window, to_device
@@ -40,7 +41,7 @@ class CutoutLoader:
         Use only these rows; a mask has one value per cutout.
     size : int, optional
         Crop the cutouts to this side, around their centre.
-    bands : sequence of str, optional
+    bands : str or sequence of str, optional
         Bands to give, by name, in this order; one that the file lacks is all NaN.
     columns : sequence of str
         Numeric labels to carry along.
@@ -82,7 +83,7 @@ class CutoutLoader:
         batch_size: int,
         rows: np.ndarray | None = None,
         size: int | None = None,
-        bands: Sequence[str] | None = None,
+        bands: str | Sequence[str] | None = None,
         columns: Sequence[str] = (),
         shuffle: bool = True,
         augment: bool | Augmentation = False,
@@ -102,7 +103,7 @@ class CutoutLoader:
         if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
             raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
         self.size = cutouts.size if size is None else size
-        self.bands = tuple(bands or cutouts.bands)
+        self.bands = tuple(split_bands(bands) if isinstance(bands, str) else bands or cutouts.bands)
         self.columns = {name: cutouts.column(name) for name in columns}
         self.pad = pad
         if not self.size > 0 or (self.size > cutouts.size and not pad):
