@@ -237,8 +237,7 @@ class CutoutLoader:
     def _read(self, positions: np.ndarray) -> Window:
         rows = self.rows[positions]
         by_row = np.argsort(rows, kind="stable")
-        slots = np.empty(len(rows), dtype=np.int64)
-        slots[by_row] = np.arange(len(rows))
+        slots = np.argsort(by_row)
         memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
         flux = self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory)
         flux, weight = self._by_band(flux, np.nan), None
