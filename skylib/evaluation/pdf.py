@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 from astropy.io import fits
 from astropy.table import Table
+from scipy.stats import binomtest
 
 from skylib.evaluation.metrics import bootstrap_intervals
 from skylib.files import replaced
+
+CALIBRATED = {"coverage_68": 0.68, "coverage_95": 0.95, "pit_mean": 0.5, "pit_outliers": 2e-4}  # of an honest p(z)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class RedshiftPDF:
         return np.array(scores)
 
     def metrics(self, *, seed: int = 0) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-        """Return the measures of honesty, and their 95 % bootstrap intervals.
+        """Return the measures of honesty, and their 95 % intervals: Wilson's of fractions, bootstrap of the others.
 
         ``coverage_68`` and ``coverage_95`` of the central intervals, the mean ``crps``, ``pit_mean`` (0.5 if honest),
         ``pit_outliers``, the share of PIT below 1e-4 or above 1 - 1e-4 (2e-4 if honest; Schmidt et al. 2020,
@@ -96,13 +99,20 @@ class RedshiftPDF:
             }
 
         everyone = np.arange(len(pit))
-        return measure(everyone, everyone), bootstrap_intervals(everyone, everyone.astype(float), measure, seed=seed)
+        values, n = measure(everyone, everyone), len(pit)
+        intervals = bootstrap_intervals(everyone, everyone.astype(float), measure, seed=seed)
+        for name in ("coverage_68", "coverage_95", "pit_outliers"):
+            intervals[name] = tuple(binomtest(round(values[name] * n), n).proportion_ci(method="wilson"))
+        return values, intervals
 
     def headline(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
         """Return ``{"p(z), measure": {"value": …, "interval": [low, high], "n": …}}``, as `Evaluation.headline` does."""
         metrics, intervals = self.metrics(seed=seed)
         n = int(metrics.pop("n"))
-        return {f"p(z), {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}
+        lines = {f"p(z), {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}
+        for name, value in CALIBRATED.items():
+            lines[f"p(z), {name}"]["note"] = f"{value:g} if calibrated"
+        return lines
 
     def save(self, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
         """Write the tables that `qp` [1]_ reads: ``qp.read(path)`` gives an ensemble of the kind "hist".

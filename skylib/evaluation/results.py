@@ -112,7 +112,8 @@ class Evaluation:
             return table
         names = [c for c in map(str, table) if c in SHORT or c.startswith("completeness_") or c.endswith("minus it")]
         order = sorted(self.results, key=lambda name: -self.results[name].metrics[self.score])
-        return table.droplevel("target").loc[order][[*names, "n"]]
+        short_table = table.droplevel("target").loc[order][[*names, "n"]]
+        return short_table.rename(columns=lambda name: name.replace("_", " ")).rename_axis(None)
 
     def _named(self, measure: str) -> str:
         """Return a measure with the name of its class in the place of the number."""

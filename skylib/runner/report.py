@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from skylib.files import replaced
@@ -66,9 +67,9 @@ def _section(path: Path) -> dict[str, str]:
     from nbconvert import HTMLExporter
 
     book = _read_notebook(path)
-    title, caption = _title(book, path), ""
+    title = heading = _title(book, path)
     cells: list[dict[str, Any]] = []
-    for cell in book["cells"]:
+    for number, cell in enumerate(book["cells"]):
         tags = cell["metadata"].get("tags", [])
         if any("papermill-error" in tag for tag in tags):
             continue  # papermill's own markers repeat the error
@@ -77,12 +78,13 @@ def _section(path: Path) -> dict[str, str]:
             cell["source"] = f"<details><summary>{_plain(heading)}</summary>\n\n{table}\n\n</details>"
         elif cell["cell_type"] == "markdown":
             source = re.sub(r"^\s*# .+", "", cell["source"])  # the title stands above already
-            caption = next(
-                iter(re.findall(r"^[^#\s|].{14,}?(?:[.?](?=\s)|[.:?]$)", _plain(source), re.MULTILINE)), caption
-            )
+            heading = next(iter(re.findall(r"^#+ (?:\d+\. )?(.+)$", _plain(source), re.MULTILINE)[-1:]), heading)
             cell["source"] = source
         else:
-            cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, caption or title)]
+            below = next((c["source"] for c in book["cells"][number:] if c["cell_type"] == "markdown"), "")
+            caption = re.match(r"\s*\*(?!\*).+", below)  # in italics, below the figure
+            alt = shorten(f"{heading}. {_plain(caption[0]) if caption else ''}", 250, placeholder=" …")
+            cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, alt)]
         cells.append(cell)
     exporter = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True

@@ -42,7 +42,7 @@ def find_notebook(notebook: str | Path) -> Path:
     """Return the path of a notebook, given by its path or by the name of one of the project's own, with or without .ipynb."""
     path = Path(notebook)
     own = NOTEBOOKS / f"{path.name.removesuffix('.ipynb')}.ipynb"
-    return own if not path.exists() and str(path) == path.name and own.is_file() else path
+    return own if not path.exists() and str(path) == path.name else path
 
 
 def copy_notebooks(directory: str | Path) -> list[Path]:

@@ -226,8 +226,10 @@ class Display:
                 self._show(path)
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Leave the bar as it is, and take the figures away: they are in the run folder."""
         self._bar.close()
+        for shown in self._handles.values():
+            shown.update({"text/plain": ""}, raw=True)
         if not self._quiet:
             self._workers.unlink(missing_ok=True)
 

@@ -41,9 +41,9 @@ limit: int | None = (
 
 
 def write_notebook(path: Path, *cells: str, parameters: str = PARAMETERS) -> Path:
-    """Write a notebook; a cell that begins with # is prose."""
+    """Write a notebook; a cell that begins with # or * is prose."""
     new = nbformat.v4
-    sources = [new.new_markdown_cell(c) if c.startswith("#") else new.new_code_cell(c) for c in cells]
+    sources = [new.new_markdown_cell(c) if c.startswith(("#", "*")) else new.new_code_cell(c) for c in cells]
     tagged = new.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +204,7 @@ def finished(tmp_path_factory) -> Path:
         "import importlib.util, os, sys\nprint(sys.executable, importlib.util.find_spec('skylib') is not None, os.getcwd())",
         "print(repr((tiles, learning_rate, steps, bands, size)))",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
+        "*A line that rises to `2`.*\n\nMore about it.",
         "import pandas as pd\npd.DataFrame({'band': ['<g>'], 'depth': [26.5]})",
         "print(*range(100), sep='\\n')\nprint('not shown', file=sys.stderr)",
     )
@@ -272,6 +273,7 @@ def test_the_report_stands_alone(finished):
     assert "star/galaxy &lt;accuracy&gt;" in text
     assert "0.900 to 0.920" in text
     assert "&lt;g&gt;" in text  # of the table
+    assert [a["alt"] for tag, a in tags if tag == "img"] == ["Figures. A line that rises to 2."]
     assert "alert" not in text
     assert "not shown" not in text
     assert "\n98\n" not in text  # long listings stay in the notebook
