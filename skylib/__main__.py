@@ -64,11 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[..., None], help: str, example: str, to: Any = commands) -> Any:
-        form = argparse.RawDescriptionHelpFormatter
-        description = f"{help[0].upper()}{help[1:]}."
-        new = to.add_parser(
-            name, help=help, description=description, epilog=f"example:\n{example}", formatter_class=form
-        )
+        text = {"help": help, "description": f"{help[0].upper()}{help[1:]}.", "epilog": f"example:\n{example}"}
+        new = to.add_parser(name, **text, formatter_class=argparse.RawDescriptionHelpFormatter)
         new.add_argument("--debug", action="store_true", help="show the traceback of an error")
         new.set_defaults(command=command)
         return new
@@ -243,8 +240,8 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _notebooks(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import copy_notebooks
 
-    copied = copy_notebooks(arguments.directory)
-    print(*copied or (f"nothing copied: {arguments.directory} has them all",), sep="\n")
+    copied = "\n".join(map(str, copy_notebooks(arguments.directory)))
+    print(copied or f"nothing copied: {arguments.directory} has them all")
 
 
 def _embed(arguments: argparse.Namespace) -> None:
