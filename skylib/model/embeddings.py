@@ -168,11 +168,8 @@ class Embeddings:
                 check_links(file, Path(path))
                 columns = {name_of(key, data): read_column(data, rows) for key, data in file.get("columns", {}).items()}
                 vectors: Any = PartVectors([mapped_vectors(path)[rows]]) if mapped else file["vectors"][rows]
-                if (
-                    not mapped
-                    and "checksum/vectors" in file
-                    and (file["checksum/vectors"][rows] != row_sums(vectors)).any()
-                ):
+                sums = None if mapped else file.get("checksum/vectors")
+                if sums is not None and (sums[rows] != row_sums(vectors, sums.dtype)).any():
                     raise OSError("the checksum of a vector is wrong: it was changed or damaged")
                 ra, dec = read_column(file["ra"], rows), read_column(file["dec"], rows)
                 return cls(vectors, ra=ra, dec=dec, columns=columns, meta=json.loads(file.attrs["meta"]))

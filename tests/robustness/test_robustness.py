@@ -22,7 +22,7 @@ from skylib import CutoutFile, CutoutLoader, Embeddings, make_cutouts, read_tile
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.simulate import tile_wcs
 from skylib.data.tiles import TilePaths
-from skylib.files import replaced, write_json
+from skylib.files import replaced, row_sums, write_json
 
 HERE = Path(__file__).parent
 TRIALS = int(os.environ.get("SKYLIB_ROBUSTNESS", "0"))  # of the long form; `make robustness` sets it
@@ -83,6 +83,30 @@ def test_every_flipped_bit_of_pixels_and_labels_is_found(tmp_path):
     assert np.isfinite(file.flux([0, 2, 5])).all()
     with pytest.raises(OSError, match=r"c\.h5: .*checksum of row 3 is wrong"):
         next(iter(CutoutLoader(file, batch_size=6, device="cpu")))
+
+
+def test_swapped_and_zeroed_pages_and_checksums_of_older_files_are_found(tmp_path):
+    images = np.ones((2, 1, 64, 64), "f4")  # as inverse variances are: pages that a plain sum cannot tell apart
+    images[:, :, :4] = images[:, :, 24:28] = 0
+    path = write_cutouts(tmp_path / "c.h5", images, ra=[0, 1], dec=[0, 1], bands="i").path
+    with h5py.File(path) as file:
+        start = file["cutouts"].id.get_offset()
+    whole = path.read_bytes()
+    pages = [whole[at : at + 4096] for at in range(start, start + 4 * 4096, 4096)]
+    zeroed = [bytes(4096), *pages[1:]]
+    for damaged in ([pages[1], pages[0], *pages[2:]], zeroed):
+        path.write_bytes(whole[:start] + b"".join(damaged) + whole[start + 4 * 4096 :])
+        with pytest.raises(OSError, match=r"c\.h5: .*checksum of row 0 is wrong"):
+            CutoutFile(path).flux()
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        del file["checksum/cutouts"]
+        file["checksum/cutouts"] = row_sums(images, np.uint64)
+    np.testing.assert_array_equal(CutoutFile(path).flux(size=32), images[:, :, 16:48, 16:48])
+    with h5py.File(path, "r+") as file:
+        file["cutouts"][1, 0, 9, 9] = 2
+    with pytest.raises(OSError, match=r"c\.h5: .*checksum of row 1 is wrong"):
+        CutoutFile(path).flux(size=32)
 
 
 def test_references_and_links_in_groups_are_refused(tmp_path):

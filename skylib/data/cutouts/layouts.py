@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from zlib import crc32
 
 import h5py
 import numpy as np
+
+from skylib.files import crc32
 
 FORMAT = "v108"  # of HDF5 files: a checksum on all of their structure
 CLASS_NAMES = ("galaxy", "qso", "star")

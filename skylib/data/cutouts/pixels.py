@@ -11,6 +11,8 @@ import numpy as np
 
 from skylib.files import row_sums
 
+_ALL = slice(None), slice(None)
+_CACHED_BYTES = 2**19  # copied and compared together
 _GAP = 4  # rows between two that are asked for, up to which reading on is faster than a new start
 
 
@@ -40,7 +42,7 @@ class StoredImages:
         used = [filters.get_filter(i)[0] for i in range(filters.get_nfilters())]
         self._lacking = [number for number in used if not h5py.h5z.filter_avail(number)]
         sums = data.file.get(f"checksum{data.name}")
-        if sums is not None and (sums.shape != data.shape[:1] or sums.dtype != np.uint64):
+        if sums is not None and (sums.shape != data.shape[:1] or sums.dtype not in (np.uint32, np.uint64)):
             raise ValueError(f"the checksums of {data.name!r} have shape {sums.shape} and type {sums.dtype}")
         self._sums: np.ndarray | None = None if sums is None else sums[:]
         self._unchecked = np.ones(len(data), bool)  # an image is compared when it is read for the first time
@@ -81,15 +83,8 @@ class StoredImages:
         try:
             data = self._source()
             if self._sums is not None and self._unchecked[rows].any():
-                self._check(data, rows, self._sums)
-            whole = size in (None, self.shape[-1]) and self._planes is None
-            if (
-                out is not None
-                and whole
-                and not isinstance(rows, slice)
-                and isinstance(data, np.ndarray)
-                and data.dtype == out.dtype
-            ):
+                return self._read_checked(data, rows, window, out, dtype, self._sums)
+            if out is not None and not isinstance(rows, slice) and self._copies(data, window, out):
                 return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
             images = _pick(data, rows, window)
         except (OSError, RuntimeError, ValueError) as error:
@@ -102,20 +97,43 @@ class StoredImages:
         out[:] = images
         return out
 
-    def _check(self, data: np.ndarray | h5py.Dataset, rows: slice | np.ndarray, sums: np.ndarray) -> None:
-        """Compare the checksums of images that were not read before, in blocks that stay in the cache of a core."""
-        rows = np.arange(*rows.indices(len(self._unchecked))) if isinstance(rows, slice) else rows
-        fresh = np.unique(rows[self._unchecked[rows]])
-        block = max(1, 2**18 // (data.dtype.itemsize * int(np.prod(self.shape[1:]))))
-        for start in range(0, len(fresh), block):
-            some = fresh[start : start + block]
-            if (bad := some[row_sums(data[some]) != sums[some]]).size:
-                raise OSError(f"the checksum of row {bad[0]} is wrong: it was changed or damaged")
-            self._unchecked[some] = False
+    def _read_checked(
+        self,
+        data: np.ndarray | h5py.Dataset,
+        rows: slice | np.ndarray,
+        window: tuple[slice, slice],
+        out: np.ndarray | None,
+        dtype: Any,
+        sums: np.ndarray,
+    ) -> np.ndarray:
+        """Read images, and compare the checksum of each while it is in the cache of a core."""
+        rows = np.arange(len(sums))[rows] if isinstance(rows, slice) else rows
+        if out is None:
+            sides = (len(range(self.shape[-1])[part]) for part in window)
+            out = np.empty((len(rows), self.shape[1], *sides), dtype)
+        at_once = max(1, len(rows))
+        if isinstance(data, np.ndarray):
+            at_once = max(1, _CACHED_BYTES // (data.itemsize * int(np.prod(self.shape[1:]))))
+        direct, found = self._copies(data, window, out), np.empty(len(rows), sums.dtype)
+        for start in range(0, len(rows), at_once):
+            some, part = rows[start : start + at_once], out[start : start + at_once]
+            images = np.take(data, some, axis=0, out=part, mode="clip") if direct else _pick(data, some, _ALL)
+            found[start : start + at_once] = row_sums(images, sums.dtype)
+            if not direct:
+                part[:] = images[(slice(None), slice(None) if self._planes is None else self._planes, *window)]
+        if (bad := rows[found != sums[rows]]).size:
+            raise OSError(f"the checksum of row {bad[0]} is wrong: it was changed or damaged")
+        self._unchecked[rows] = False
+        return out
+
+    def _copies(self, data: np.ndarray | h5py.Dataset, window: tuple[slice, slice], out: np.ndarray) -> bool:
+        """Return whether images are given as they are stored, and so can be copied in one step."""
+        whole = window == _ALL and self._planes is None
+        return whole and isinstance(data, np.ndarray) and data.dtype == out.dtype
 
     def _window(self, size: int | None) -> tuple[slice, slice]:
-        if size is None:
-            return slice(None), slice(None)
+        if size in (None, self.shape[-1]):
+            return _ALL
         if not 0 < size <= self.shape[-1]:
             raise ValueError(f"size={size}: {self.path} holds cutouts of {self.shape[-1]} pixels")
         start = self.shape[-1] // 2 - size // 2

@@ -156,7 +156,7 @@ def create(
             room.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             space = h5py.h5s.create_simple((n, len(bands), size, size))
             h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=room)
-            file[f"checksum/{name}"] = np.zeros(n, "<u8")
+            file[f"checksum/{name}"] = np.zeros(n, "<u4")
         for name, (values, about) in columns.items():
             write_column(file, name, values, about)
 
@@ -165,7 +165,8 @@ def put(file: h5py.File, name: str, rows: slice, images: np.ndarray) -> None:
     """Write images (n, C, S, S), little-endian float32, to their place, and the checksum of each."""
     images = np.ascontiguousarray(images)
     file[name].write_direct(images, dest_sel=rows)
-    file[f"checksum/{name}"].write_direct(row_sums(images), dest_sel=rows)
+    sums = file[f"checksum/{name}"]
+    sums.write_direct(row_sums(images, sums.dtype), dest_sel=rows)
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
