@@ -160,6 +160,19 @@ def kept_memory(device: torch.device) -> Iterator[None]:
                 trim(0)
 
 
+@contextmanager
+def kept_threads() -> Iterator[int]:
+    """Give the number of threads that torch uses, and set it again after: numba, which may share its OpenMP, changes it.
+
+    Torch would compute with as many threads as there are cores from then on, and its sums be rounded otherwise.
+    """
+    n = torch.get_num_threads()
+    try:
+        yield n
+    finally:
+        torch.set_num_threads(n)
+
+
 CPU_PATCHES = 4096  # in a part of a batch: more at once are no faster, and take more memory
 PLAIN_TOKENS = 512  # up to which plain products in bf16 are faster than the fused kernel, most in backward
 

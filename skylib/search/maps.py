@@ -20,7 +20,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from skylib.device import float32_products, pick_device
+from skylib.device import float32_products, kept_threads, pick_device
 from skylib.files import replaced
 from skylib.model.embeddings import Embeddings
 from skylib.search.nearest import neighbour_graph
@@ -173,7 +173,7 @@ def fit_map(
     graph = neighbour_graph(torch.from_numpy(components).to(pick_device(device)), k=n_neighbors, seed=seed)
     import umap  # its first import compiles for seconds
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), kept_threads():
         warnings.filterwarnings("ignore", message="n_jobs value", category=UserWarning)  # a seed means one thread
         # UMAP warns that it cannot place new objects; `EmbeddingMap.transform` does.
         warnings.filterwarnings("ignore", message=r"precomputed_knn\[2\]", category=UserWarning)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skylib.checks import check_choice
-from skylib.device import float32_products
+from skylib.device import float32_products, kept_threads
 
 Metric = Literal["cosine", "mse", "mae"]
 Combine = Literal["min", "mean", "max"]
@@ -136,7 +136,9 @@ def neighbour_graph(
     if queries is None and points.shape[0] * points.numel() > PRODUCTS[points.device.type == "cpu"]:
         from pynndescent import NNDescent  # its first import compiles for seconds
 
-        rows, distance = NNDescent(points.cpu().numpy(), n_neighbors=k, random_state=seed).neighbor_graph
+        with kept_threads() as n:
+            descent = NNDescent(points.cpu().numpy(), n_neighbors=k, random_state=seed, n_jobs=n)
+            rows, distance = descent.neighbor_graph
         return rows.astype(np.int64), distance.astype(np.float32)
     squares, found = points.square().sum(dim=1), []
     for part in (points if queries is None else queries).split(1024):

@@ -277,7 +277,9 @@ def test_neighbours_of_many_objects_are_found_approximately(monkeypatch):
     e = Embeddings(points.numpy(), ra=np.zeros(2000), dec=np.zeros(2000))
     exact, exact_odd = neighbour_graph(points, k=11)[0], rank_anomalies(e)
     monkeypatch.setattr(import_module("skylib.search.nearest"), "PRODUCTS", {True: 0, False: 0})
+    threads = torch.get_num_threads()
     rows, distance = neighbour_graph(points, k=11)
+    assert torch.get_num_threads() == threads  # which numba changes
     again, odd = neighbour_graph(points, k=11)[0], rank_anomalies(e)
     assert np.mean([len(set(a) & set(b)) for a, b in zip(rows, exact, strict=True)]) / 11 > 0.98
     assert (rows[:, 0] == np.arange(2000)).all()
