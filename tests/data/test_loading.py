@@ -61,6 +61,16 @@ def test_ranks_share_every_batch(numbered):
     torch.testing.assert_close(torch.cat([share.flux for share in shares]), list(uneven)[-1].flux)
 
 
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_processes_together_are_given_the_very_images_that_one_is(cutouts, memory):
+    whole = CutoutLoader(cutouts, batch_size=32, augment=True, memory=memory, device="cpu")
+    for _ in range(2):  # passes
+        for one, *shares in zip(whole, whole.shard(0, 2), whole.shard(1, 2), strict=True):
+            for name in ("flux", "ra", "dec"):
+                together = torch.cat([getattr(share, name) for share in shares])
+                assert torch.equal(together.nan_to_num(-9), getattr(one, name).nan_to_num(-9))
+
+
 def test_a_restored_loader_goes_on_with_the_very_batch(cutouts):
     loader = CutoutLoader(cutouts, batch_size=32, augment=True)
     stream = iter(loader)

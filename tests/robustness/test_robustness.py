@@ -127,6 +127,22 @@ def test_references_and_links_in_groups_are_refused(tmp_path):
         Embeddings.load(tmp_path / "e.h5")
 
 
+@pytest.mark.parametrize("chunks", [None, (2, 2, 8, 8)])
+def test_texts_that_would_keep_hdf5_busy_for_ever_are_refused(tmp_path, chunks):
+    path = tmp_path / "c.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("cutouts", data=np.ones((6, 2, 8, 8), "f4"), chunks=chunks)
+        file["ra"] = file["dec"] = np.zeros(6)
+        file.attrs["bands"] = ["g", "i"]  # texts of any length
+    assert CutoutFile(path).bands == ("g", "i")
+    raw = bytearray(path.read_bytes())
+    heap = raw.index(b"GCOL\1")
+    raw[heap + 64 : heap + 80] = bytes(16)  # after the two texts: free space, of no bytes
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"c\.h5: damaged: the texts at byte \d+ have no end"):
+        CutoutFile(path)
+
+
 def test_files_get_the_rights_that_the_umask_leaves(tmp_path):
     before = os.umask(0o027)
     try:

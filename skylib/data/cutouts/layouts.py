@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from skylib.files import crc32
 FORMAT = "v108"  # of HDF5 files: a checksum on all of their structure
 CLASS_NAMES = ("galaxy", "qso", "star")
 _MAX_DATASETS = 10_000
+_HEAP = b"GCOL\1"  # how a heap begins
+_SEARCHED = 2**20  # bytes of a dataset up to which it is searched for heaps as well
 _SLASH = "\N{DIVISION SLASH}"  # stands for "/", which parts groups in HDF5
 
 
@@ -123,6 +127,33 @@ def check_links(file: h5py.Group, path: Path) -> None:
             raise ValueError(f"{path}: the numbers of {key!r} are in other files, which are not read")
         if data.shape is None or data.nbytes > limit:
             raise ValueError(f"{path}: {key!r} claims a shape of {data.shape}, more than the file can hold")
+    if file.name == "/":
+        _check_heaps(file, path)
+
+
+def _check_heaps(file: h5py.Group, path: Path) -> None:
+    """Refuse a damaged heap, where HDF5 keeps texts of any length, in which the library itself would loop for ever."""
+    pixels: list[tuple[int, int]] = []  # where no heap is
+    for data in file.values():
+        if not isinstance(data, h5py.Dataset) or data.nbytes < _SEARCHED:
+            continue
+        if data.chunks is not None:
+            data.id.chunk_iter(lambda chunk: pixels.append((chunk.byte_offset, chunk.byte_offset + chunk.size)))
+        elif (start := data.id.get_offset()) is not None:
+            pixels.append((start, start + data.id.get_storage_size()))
+    with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        heap = 0
+        for start, end in [*sorted(pixels), (len(content), len(content))]:
+            while (heap := content.find(_HEAP, heap, start)) >= 0:
+                (size,) = struct.unpack_from("<Q", content, heap + 8)
+                last, at = min(heap + size, len(content)) - 16, heap + 16
+                while at <= last:
+                    number, length = struct.unpack_from("<H6xQ", content, at)
+                    if number == length == 0:
+                        raise ValueError(f"{path}: damaged: the texts at byte {at} have no end")
+                    at += length if number == 0 else 16 + -(-length // 8) * 8
+                heap += 16
+            heap = end
 
 
 def stated_bands(file: h5py.File, layout: Layout, path: Path) -> list[str] | None:
