@@ -166,5 +166,5 @@ def mag_to_flux(mag: np.ndarray | float, zero_point: float = ZERO_POINT) -> np.n
 def _find(name: str) -> str | None:
     """Return the band that a name stands for, as it is or behind the name of a survey."""
     names = {band.lower(): band for band in (*BROAD_BANDS, *NARROW_BANDS)} | _ALIASES
-    key = str(name).strip().lower()
+    key = (name.decode() if isinstance(name, bytes) else str(name)).strip().lower()
     return names.get(key, names.get(key.rsplit("-", 1)[-1]))

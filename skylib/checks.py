@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -23,6 +24,19 @@ def check_ranges(config: object, names: str, low: float, high: float = float("in
     """Raise ValueError unless ``low <= value <= high`` for the attributes of these names, separated by spaces."""
     for name in names.split():
         check_range(name, getattr(config, name), low, high)
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return a name that is not taken: `name`, or with ``_label`` behind it as often as need be.
+
+    Examples
+    --------
+    >>> free_name("rank", {"score"}), free_name("rank", {"rank", "rank_label"})
+    ('rank', 'rank_label_label')
+    """
+    while name in taken:
+        name += "_label"
+    return name
 
 
 def check_literals(config: object) -> None:

@@ -73,7 +73,10 @@ class Answers:
         wanted = first + k
         while True:
             rows, scores = ranked(min(wanted, len(keep)))
-            chosen = self._unfolded(rows, fold) if fold > 0 else np.arange(len(rows))
+            chosen = np.arange(len(rows))
+            if fold > 0:
+                ra, dec = self._embeddings.ra[rows], self._embeddings.dec[rows]
+                chosen = best_of_each_place(ra, dec, radius=fold, n=len(rows))
             if len(chosen) >= first + k or len(rows) < wanted:
                 break
             wanted *= 2
@@ -144,15 +147,6 @@ class Answers:
     def _in_use(self) -> SearchIndex:
         assert self._index is not None  # `find` makes it
         return self._index
-
-    def _unfolded(self, rows: np.ndarray, radius: float) -> np.ndarray:
-        """Return which of the rows to show: of those within `radius` (arcsec) of each other, the first."""
-        ra, dec = self._embeddings.ra[rows], self._embeddings.dec[rows]
-        placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-        shown = ~(np.isfinite(ra) & np.isfinite(dec))
-        if len(placed):
-            shown[placed[best_of_each_place(ra[placed], dec[placed], radius=radius, n=len(placed))]] = True
-        return np.flatnonzero(shown)
 
 
 def number(value: Any) -> str:

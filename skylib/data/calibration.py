@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from typing import Any
 
 import astropy.units as u
@@ -14,12 +15,25 @@ from skylib.bands import ZERO_POINT, wavelength_of
 from skylib.data.description import Survey
 
 _KEYWORDS = ("MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPNT", "ZEROPOINT", "ABMAGZP")  # usual names of a zero-point
+_SYSTEMS = ("MAGSYS", "PHOTSYS", "ZPSYS")  # the magnitude system, where a header states it
 _COUNTS = re.compile(
-    r"(electrons?|e-?|counts?|cts?|adus?|dn|data\s*units?|none)?\s*((/|\s)?\s*s(ec(ond)?)?(\^?-1)?)?", re.I
+    r"(?:electrons?|e-?|counts?|cts?|adus?|dn|data\s*units?|none)?\s*(?P<rate>[/\s]?\s*s(?:ec(?:ond)?)?(?:\^?-1)?)?"
+    r"|(?P<cps>cps)",
+    re.I,
 )
-_MAGGIES = re.compile(r"(nano)?(maggy|maggie|maggies|mgy)s?", re.I)
+_MAGGY, _JANSKY = "(?:magg(?:y|ys|ie|ies)|mgy)", "(?:jy|janskys?)"
+_SPELLINGS = (  # of units in headers, and how astropy spells them
+    (rf"\b(?:nano|n){_MAGGY}\b", "nmgy"),
+    (rf"\b{_MAGGY}\b", "mgy"),
+    (rf"\b(?:nano-?|n){_JANSKY}\b", "nJy"),
+    (rf"\b(?:micro-?|u){_JANSKY}\b", "uJy"),
+    (rf"\b{_JANSKY}\b", "Jy"),
+    (r"(?-i:\bMJY)(?=\W*SR\b)", "MJy"),  # milli would be strange there
+    (r"\bsr\b", "sr"),
+    (r"\s*(?:/\s*|[ .*])pix(?:el)?\W*(?:-1)?\W*$", ""),  # flux per pixel is what pixels hold
+)
 _AB = 8.9  # magnitude of 1 Jy
-_PLAUSIBLE = (-50.0, 100.0)
+_PLAUSIBLE = (-60.0, 100.0)
 
 
 def flux_scale(
@@ -48,10 +62,7 @@ def flux_scale(
                 f"the zero-point is missing: neither FLUXMAG0, BUNIT, {survey.zero_point_keyword or _KEYWORDS[0]} in the "
                 f"header nor the survey {survey.name!r} states it; give Survey(zero_point=…)"
             )
-        zero_point = float(survey.zero_point)
-        if survey.exposure_keyword is not None:
-            zero_point += 2.5 * math.log10(_number(survey.exposure_keyword, header, primary))
-        stated = {"survey": zero_point}
+        stated = {"survey": float(survey.zero_point) + _exposure(survey.exposure_keyword, header, primary)}
     values = list(stated.values())
     if max(values) - min(values) > 0.02:
         both = ", ".join(f"{name} says {value:.3f}" for name, value in stated.items())
@@ -71,57 +82,103 @@ def undo_asinh(image: np.ndarray, header: fits.Header) -> np.ndarray:
     return (offset + 2 * softening * np.sinh(image.astype(np.float64) * (np.log(10) / 2.5))).astype(np.float32)
 
 
+def unit_zero_point(
+    text: str, bands: tuple[str, ...], *, name: str = "BUNIT", area: float | None = None
+) -> float | None:
+    """Return the AB magnitude of one unit of flux, or None of counts, whose zero-point the unit does not tell.
+
+    Parameters
+    ----------
+    text : str
+        The unit as headers spell it, such as ``"nJy"``, ``"nanomaggies"``, ``"uJy/pixel"`` or ``"MJy/sr"``.
+    bands : tuple of str
+        Units per wavelength differ between bands.
+    name : str
+        Of what states it, for the message.
+    area : float, optional
+        Arcsec^2 of a pixel, for units of surface brightness.
+
+    Raises
+    ------
+    ValueError
+        If it is no unit of flux, or not the same for all bands.
+
+    Examples
+    --------
+    >>> unit_zero_point("nanomaggies", ("g", "r")), unit_zero_point("counts/s", ("g",))
+    (22.5, None)
+    """
+    spelt = re.sub(r"\s+\([^)]*\)$", "", text)  # a remark
+    if not spelt or _COUNTS.fullmatch(spelt):
+        return None
+    for pattern, form in _SPELLINGS:
+        spelt = re.sub(pattern, form, spelt, flags=re.IGNORECASE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", u.UnitsWarning)
+        unit: Any = u.Unit(spelt, parse_strict="silent")
+        if isinstance(unit, u.UnrecognizedUnit):
+            unit = u.Unit(spelt, format="fits", parse_strict="silent")
+    if isinstance(unit, u.UnrecognizedUnit):
+        raise ValueError(f"{name}={text!r} is no flux unit known here, such as nJy, nanomaggy or MJy/sr")
+    if unit.is_equivalent(u.mgy):
+        return -2.5 * math.log10(unit.to(u.mgy)) + 0.0
+    if unit.is_equivalent(u.Jy / u.sr):
+        if area is None:
+            raise ValueError(f"{name}={text!r} is a surface brightness, but the size of a pixel is not known")
+        return _AB - 2.5 * math.log10((unit * area * u.arcsec**2).to_value(u.Jy))
+    spectral = [u.spectral_density(wavelength_of(band) * u.nm) for band in bands]
+    if all(unit.is_equivalent(u.Jy, form) for form in spectral):
+        found = [_AB - 2.5 * math.log10((1 * unit).to_value(u.Jy, form)) for form in spectral]
+        if max(found) - min(found) > 1e-6:
+            raise ValueError(
+                f"{name}={text!r} stands for another flux density per frequency in each band: convert to nJy"
+            )
+        return found[0]
+    plain = unit.decompose()
+    if plain.is_equivalent(u.one) or plain.is_equivalent(u.ct) or plain.is_equivalent(u.electron / u.s):
+        return None
+    raise ValueError(f"{name}={text!r} is no unit of flux; known are counts, nJy, nanomaggy, MJy/sr and their like")
+
+
 def _stated(
     header: fits.Header, primary: fits.Header, survey: Survey, band: str, area: float | None
 ) -> dict[str, float]:
     """Return the zero-points that a header states, by the name of what states it."""
     stated: dict[str, float] = {}
     if _get("FLUXMAG0", header, primary) is not None:
-        value = _number("FLUXMAG0", header, primary)
-        if value <= 0:
-            raise ValueError(f"FLUXMAG0={value!r}: must be positive")
-        stated["FLUXMAG0"] = 2.5 * math.log10(value)
+        stated["FLUXMAG0"] = 2.5 * math.log10(_positive("FLUXMAG0", header, primary))
     for key in [survey.zero_point_keyword, *_KEYWORDS]:
-        if key is not None and _get(key, header, primary) is not None and not {key, "FLUXMAG0"} & set(stated):
-            stated[key] = _number(key, header, primary)
+        if key is not None and _get(key, header, primary) is not None:
+            stated[key] = _number(key, header, primary) + _exposure(survey.exposure_keyword, header, primary)
+            system = [(name, text) for name in _SYSTEMS if (text := str(_get(name, header, primary) or "").strip())]
+            if system and system[0][1].upper().startswith("VEGA"):
+                raise ValueError(
+                    f"{key} is in the system {system[0][0]}={system[0][1]!r}: must be AB; Survey(trust_header=False, "
+                    "zero_point=…) gives the AB zero-point"
+                )
     unit = str(_get("BUNIT", header, primary) or "").strip()
-    if "FLUXMAG0" not in stated and "PHOTFLAM" in header and "PHOTPLAM" in header and header["PHOTFLAM"] > 0:
-        rate = -2.5 * math.log10(header["PHOTFLAM"]) - 5 * math.log10(header["PHOTPLAM"]) - 2.408
-        summed = unit and (counts := _COUNTS.fullmatch(unit)) and not counts[2]  # over the exposure
-        stated["PHOTFLAM"] = rate + (2.5 * math.log10(_number("EXPTIME", header, primary)) if summed else 0)
-    zero_point = _zero_point_of(unit, header, band, area, certain=not stated)
-    if zero_point is not None:
-        stated[f"BUNIT={unit!r}"] = zero_point
-    return stated
+    if "FLUXMAG0" not in stated and "PHOTFLAM" in header and "PHOTPLAM" in header and header["PHOTFLAM"] != 0:
+        flam, pivot = (_positive(key, header, primary) for key in ("PHOTFLAM", "PHOTPLAM"))
+        keyword = "EXPTIME" if unit and _COUNTS.fullmatch(unit) else None  # counts may be summed over the exposure
+        stated["PHOTFLAM"] = -2.5 * math.log10(flam) - 5 * math.log10(pivot) - 2.408
+        stated["PHOTFLAM"] += _exposure(keyword, header, primary)
+    if "PIXAR_SR" in header:
+        area = _positive("PIXAR_SR", header, primary) * float(u.sr.to(u.arcsec**2))
+    try:
+        zero_point = unit_zero_point(unit, (band,), area=area)
+    except ValueError as error:
+        if stated and "is no flux unit known" in str(error):
+            return stated
+        raise
+    return stated if zero_point is None else {**stated, f"BUNIT={unit!r}": zero_point}
 
 
-def _zero_point_of(text: str, header: fits.Header, band: str, area: float | None, *, certain: bool) -> float | None:
-    """Return the zero-point of a flux unit, or None of counts, whose zero-point the unit does not tell."""
-    if not text or _COUNTS.fullmatch(text):
-        return None
-    if match := _MAGGIES.fullmatch(text):
-        return 22.5 if match[1] else 0.0
-    unit: Any = u.Unit(text, parse_strict="silent")
-    if isinstance(unit, u.UnrecognizedUnit):
-        unit = u.Unit(text, format="fits", parse_strict="silent")
-    if isinstance(unit, u.UnrecognizedUnit):
-        if certain:
-            raise ValueError(f"BUNIT={text!r} is no flux unit known here, such as nJy, nanomaggy or MJy/sr")
-        return None
-    spectral = u.spectral_density(wavelength_of(band) * u.nm)
-    if unit.is_equivalent(u.Jy / u.sr):
-        pixel = (
-            float(header["PIXAR_SR"]) * u.sr if "PIXAR_SR" in header else None if area is None else area * u.arcsec**2
-        )
-        if pixel is None:
-            raise ValueError(f"BUNIT={text!r} is a surface brightness, but the size of a pixel is not known")
-        return _AB - 2.5 * math.log10((unit * pixel).to_value(u.Jy))
-    if unit.is_equivalent(u.Jy, spectral):
-        return _AB - 2.5 * math.log10((1 * unit).to_value(u.Jy, spectral))
-    counts = unit.decompose()
-    if counts.is_equivalent(u.one) or counts.is_equivalent(u.ct) or counts.is_equivalent(u.electron / u.s):
-        return None
-    raise ValueError(f"BUNIT={text!r} is no unit of flux; known are counts, nJy, nanomaggy, MJy/sr and their like")
+def _exposure(keyword: str | None, header: fits.Header, primary: fits.Header) -> float:
+    """Return by how much the zero-point for 1 s differs from that of an image summed over its exposure, mag."""
+    counts = _COUNTS.fullmatch(str(_get("BUNIT", header, primary) or "").strip())
+    if keyword is None or (counts is not None and (counts["rate"] or counts["cps"])):  # counts per second
+        return 0.0
+    return 2.5 * math.log10(_positive(keyword, header, primary))
 
 
 def _get(key: str, header: fits.Header, primary: fits.Header) -> Any:
@@ -132,9 +189,15 @@ def _get(key: str, header: fits.Header, primary: fits.Header) -> Any:
 def _number(key: str, header: fits.Header, primary: fits.Header) -> float:
     value = _get(key, header, primary)
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{key}={value!r}: must be a finite number")
     return number
+
+
+def _positive(key: str, header: fits.Header, primary: fits.Header) -> float:
+    if (value := _number(key, header, primary)) <= 0:
+        raise ValueError(f"{key}={value!r}: must be positive")
+    return value

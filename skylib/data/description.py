@@ -13,7 +13,7 @@ from skylib.checks import check_choice
 NoiseKind = Literal["variance", "weight", "sigma"]
 Hdu = int | str | tuple[int | str, ...]
 PIXEL_SCALE = 0.168  # arcsec, HSC coadds
-_ENDINGS = r"(?:\.fits?|\.fit)(?:\.(?:fz|gz|bz2|xz|zst))?"
+_ENDINGS = r"(?i:\.(?:fits?|fts)(?:\.(?:fz|gz|bz2|xz))?)"
 _ALSO = {"Ks": ("k",), "r": ("r2",), "i": ("i2",)}
 
 
@@ -166,7 +166,7 @@ class Survey:
         for band, template in templates:
             text = template
             if "(?P<" not in text:
-                text = re.sub(r"\.fits?(\.\w+)?$", "", text)
+                text = re.sub(r"(?i)\.(?:fits?|fts)(\.\w+)?$", "", text)
                 text = re.escape(text).replace(r"\*", ".*?").replace(r"\{band\}", f"(?P<band>(?i:{any_band}))")
                 text = text.replace(r"\{tile\}", "(?P<tile>.+?)", 1).replace(r"\{tile\}", "(?P=tile)")
                 if "{" in text.replace("(?P", ""):

@@ -35,8 +35,8 @@ def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
     """
     try:
         source: Any = path
-        if path.suffix in _OPENERS:
-            with _OPENERS[path.suffix](path) as packed:
+        if path.suffix.lower() in _OPENERS:
+            with _OPENERS[path.suffix.lower()](path) as packed:
                 content = packed.read(_MAX_BYTES)
                 if packed.read(1):
                     raise ValueError(f"more than {_MAX_BYTES} bytes when decompressed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -11,8 +12,11 @@ from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import wcs_to_celestial_frame
 from scipy import ndimage
 
+from skylib.data.plain import degrees
+
 _BLOCK = 64  # pixels: images are resampled block by block, each by an affine map
 _NUMBERS = ("CRVAL", "CRPIX", "CDELT", "CD1_", "CD2_", "PC1_", "PC2_", "CROTA")
+_SCALES = ("CDELT", "CD1_", "CD2_", "CD001", "CD002")
 
 
 def read_grid(header: fits.Header) -> WCS | None:
@@ -31,11 +35,17 @@ def read_grid(header: fits.Header) -> WCS | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
         try:
-            wcs = WCS(header)
+            wcs = WCS(_with_distortions(header))
         except KeyError:  # an alternate one alone, of which no one knows whether it is meant
             return None
+        except ValueError as error:  # of wcslib, over several lines
+            raise ValueError(f"the sky coordinates are damaged: {' '.join(str(error).split())}") from error
     if not wcs.has_celestial:
         return None
+    if not any(key.startswith(_SCALES) for key in header):
+        raise ValueError(
+            f"the pixel scale is missing: the header has CTYPE {' '.join(wcs.wcs.ctype)}, but no CDELT or CD"
+        )
     if {wcs.wcs.lng, wcs.wcs.lat} != {0, 1}:
         raise ValueError(f"the axes of the image are {' '.join(wcs.wcs.ctype)}: the first two must be those of the sky")
     if wcs.naxis > 2:
@@ -49,13 +59,28 @@ def read_grid(header: fits.Header) -> WCS | None:
     return wcs
 
 
+def _with_distortions(header: fits.Header) -> fits.Header:
+    """Return a header that says TPV where PV keywords of SCAMP, which TAN has none of, describe distortions."""
+    types = [str(header.get(f"CTYPE{axis}", "")) for axis in (1, 2)]
+    polynomial = any(re.fullmatch(r"PV2_\d+|PV1_(?:[5-9]|\d\d)", key) for key in header)
+    if not polynomial or not all(text.endswith("TAN") for text in types):
+        return header
+    header = header.copy()
+    for axis, text in enumerate(types, 1):
+        header[f"CTYPE{axis}"] = text[:-3] + "TPV"
+    return header
+
+
 def _frame(wcs: WCS) -> BaseCoordinateFrame:
     kind = wcs.wcs.lngtyp.strip()
     if kind == "ELON":
         return BarycentricMeanEcliptic()
     if kind not in ("RA", "GLON"):  # astropy takes any other for right ascension
         raise ValueError(f"the sky coordinates are {kind!r}: must be RA, GLON or ELON")
-    return wcs_to_celestial_frame(wcs)
+    try:
+        return wcs_to_celestial_frame(wcs)
+    except ValueError as error:
+        raise ValueError(f"RADESYS={wcs.wcs.radesys!r}: must be ICRS, FK5, FK4 or FK4-NO-E") from error
 
 
 def sky_position(wcs: WCS, rows: np.ndarray | float, cols: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +96,7 @@ def sky_position(wcs: WCS, rows: np.ndarray | float, cols: np.ndarray | float) -
 
 def pixel_position(wcs: WCS, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS; the inverse of the above."""
-    lon, lat, frame = np.asarray(ra, float), np.asarray(dec, float), _frame(wcs)
+    lon, lat, frame = degrees(ra, "ra"), degrees(dec, "dec"), _frame(wcs)
     if not isinstance(frame, ICRS):
         sky = SkyCoord(lon, lat, unit="deg").transform_to(frame).spherical
         lon, lat = sky.lon.deg, sky.lat.deg

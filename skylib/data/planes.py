@@ -49,11 +49,12 @@ class BandImage:
         return out
 
     def variance(self, out: np.ndarray) -> np.ndarray:
-        """Write the variance at zero-point 27 to `out`, float32 (H, W), and return it."""
+        """Write the variance at zero-point 27 to `out`, float32 (H, W), with NaN for none, and return it."""
         assert self.noise is not None
         out[...] = self.noise
+        out[~(np.isfinite(out) & (out > 0))] = np.nan
         if self.survey.variance_kind == "weight":
-            np.divide(1, out, out=out, where=out > 0)
+            np.divide(1, out, out=out)
         elif self.survey.variance_kind == "sigma":
             np.square(out, out=out)
         self._check_variance(out)
@@ -62,7 +63,7 @@ class BandImage:
         return out
 
     def _check_variance(self, variance: np.ndarray) -> None:
-        """Refuse a weight given as a variance, or the reverse: compare it with the noise that the image shows."""
+        """Refuse a weight or sigma given as a variance, and the like: compare it with the noise that the image shows."""
         some_rows = slice(None, None, max(1, len(self.image) // 128))
         some = np.asarray(self.image[some_rows], dtype=np.float64)
         step, noise = np.abs(np.diff(some, axis=1)), np.asarray(variance[some_rows], dtype=np.float64)
@@ -70,12 +71,14 @@ class BandImage:
         if step.size < 1000 or noise.size < 1000:
             return
         seen, stated = (1.4826 * np.median(step)) ** 2 / 2, np.median(noise)
-        if abs(np.log10(stated / seen)) > 1.5 and abs(np.log10(1 / stated / seen)) < 0.7:
-            kind = self.survey.variance_kind
-            other = "variance" if kind == "weight" else "weight"
+        kind = self.survey.variance_kind
+        stored = {"variance": stated, "weight": 1 / stated, "sigma": np.sqrt(stated)}[kind]
+        others = {"variance": stored, "weight": 1 / stored, "sigma": stored**2}
+        other = min(others, key=lambda name: abs(np.log10(others[name] / seen)))
+        if abs(np.log10(stated / seen)) > 1.5 and abs(np.log10(others[other] / seen)) < 0.7:
             raise ValueError(
-                f"{self.path}: the {kind} is {stated:.3g} where the pixels scatter by {seen**0.5:.3g}: it looks like the inverse; "
-                f"Survey(variance_kind={other!r}) reads it as such"
+                f"{self.path}: the {kind} is {stored:.3g} where the pixels scatter by {seen**0.5:.3g}: it looks like the "
+                f"{other}; Survey(variance_kind={other!r}) reads it as such"
             )
 
 
@@ -170,11 +173,17 @@ def _optional(hdus: fits.HDUList, wanted: Hdu | None, band: str) -> Any:
     return None
 
 
-def _two_dimensional(hdu: Any, survey: Survey, band: str) -> np.ndarray:
-    """Return the image of one band, also of a cube of bands."""
-    data = hdu.data
+def _squeezed(hdu: Any) -> np.ndarray | None:
+    """Return the pixels of an HDU without first axes of one pixel."""
+    data = None if hdu is None else hdu.data
     while data is not None and data.ndim > 2 and data.shape[0] == 1:
         data = data[0]
+    return data
+
+
+def _two_dimensional(hdu: Any, survey: Survey, band: str) -> np.ndarray:
+    """Return the image of one band, also of a cube of bands."""
+    data = _squeezed(hdu)
     if data is not None and data.ndim == 3:
         order = list(sort_bands(str(hdu.header["BANDS"]))) if "BANDS" in hdu.header else list(survey.bands)
         words = str(hdu.header.get("BANDS", ""))
@@ -205,7 +214,7 @@ def _flagged(hdu: Any, survey: Survey, names: Sequence[str | int], shape: tuple[
     header = {} if hdu is None else hdu.header
     planes = dict(survey.mask_planes) | {k.removeprefix("MP_"): v for k, v in header.items() if k.startswith("MP_")}
     bad = np.zeros(shape, dtype=bool)
-    mask = None if hdu is None else hdu.data
+    mask = _squeezed(hdu)
     if mask is not None and (mask.shape != shape or mask.dtype.kind not in "iu"):
         raise refuse(f"a mask of {mask.shape} pixels of type {mask.dtype} for an image of {shape}")
     for name in names:
@@ -221,7 +230,7 @@ def _flagged(hdu: Any, survey: Survey, names: Sequence[str | int], shape: tuple[
 
 
 def _noise(hdu: Any, shape: tuple[int, ...]) -> np.ndarray:
-    data = None if hdu is None else hdu.data
+    data = _squeezed(hdu)
     if data is None or data.shape != shape:
         got = "no" if data is None else f"{data.shape} pixels of"
         raise refuse(f"{got} variance for an image of {shape} pixels")

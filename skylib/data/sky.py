@@ -50,7 +50,7 @@ def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray,
 def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int) -> np.ndarray:
     """Return the first `n` positions that are not within `radius` (arcsec) of an earlier one that was returned.
 
-    The positions come best first. What is returned of a list is also what is returned of any longer list that begins
+    The positions come best first; an unknown one (NaN) is near no other. What is returned of a list is also what is returned of any longer list that begins
     with it, as far as it goes.
 
     Examples
@@ -59,6 +59,8 @@ def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int
     [0, 2, 3]
     """
     points = unit_vectors(ra, dec)
+    unknown = ~np.isfinite(points).all(axis=1)
+    points[unknown] = 10.0 * np.arange(1, unknown.sum() + 1)[:, None]  # off the sphere, and each by itself
     tree, taken = cKDTree(points), np.zeros(len(points), dtype=bool)
     chosen: list[int] = []
     for i in range(len(points)):

@@ -11,6 +11,7 @@ import numpy as np
 from astropy_healpix import HEALPix
 
 from skylib.data.cutouts import CutoutFile
+from skylib.data.plain import degrees
 from skylib.data.sky import near_any
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def sky_split(
     >>> (np.bincount(split) / 5000).round(1)
     array([0.6, 0.2, 0.2])
     """
-    ra, dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
+    ra, dec = degrees(ra, "ra", hours=True), degrees(dec, "dec")
     if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise ValueError(f"fractions={tuple(fractions)}: must be three numbers that sum to 1")
     if isinstance(cell, np.ndarray):

@@ -60,6 +60,7 @@ def label_efficiency(
     split: str | np.ndarray | None = None,
     weights: str | np.ndarray | None = None,
     row: int | None = None,
+    cap: bool = False,
 ) -> pd.DataFrame:
     """Train every method with every number of labels and every seed.
 
@@ -79,6 +80,8 @@ def label_efficiency(
     row : int, optional
         Do this row alone, as one task of an array does. None: do all that are missing, and merge them into
         ``label_efficiency.csv``.
+    cap : bool
+        Take all labels, with a warning, where more are asked for than there are.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def label_efficiency(
     Raises
     ------
     ValueError
-        If there are fewer labels than asked for, or no such row.
+        If there are fewer labels than asked for, without `cap`, or no such row.
     """
     config, folder = config or ProbeConfig(), Path(run_dir) / "label_efficiency"
     grid = label_grid(methods=methods, n_labels=n_labels, seeds=seeds)
@@ -98,13 +101,18 @@ def label_efficiency(
     data = LabelledCutouts(model, cutouts, target, task=task, split=split, weights=weights)
     available = len(data.labels.rows[TRAIN])
     if too_many := [n for n in n_labels if not 0 <= n <= available]:
-        raise ValueError(f"n_labels={too_many}: the training part has 1 to {available} labels")
+        message = f"n_labels={too_many}: the training part has 1 to {available} labels"
+        if not cap or min(too_many) < 0:
+            raise ValueError(message)
+        log.warning("%s; all are taken", message)
     setting: dict[str, Any] = {"target": target, "model": fingerprint(model)}
     study = json.dumps([data.key(), target, task, to_dict(config)], sort_keys=True)
     setting["study"] = hashlib.sha256(study.encode()).hexdigest()[:10]
     wanted = {
-        folder / f"{target}-{method}-{n or available}-{seed}-{setting['study']}.json": (method, n or available, seed)
-        for method, n, seed in (grid if row is None else [grid[row]])
+        folder / f"{target}-{method}-{n}-{seed}-{setting['study']}.json": (method, n, seed)
+        for method, n, seed in (
+            (m, min(n or available, available), s) for m, n, s in (grid if row is None else [grid[row]])
+        )
     }
     missing = {path: one for path, one in wanted.items() if not path.is_file()}
     for path, (method, n, seed) in tqdm(missing.items(), desc="label efficiency", unit="run"):

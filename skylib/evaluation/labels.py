@@ -12,6 +12,7 @@ import pandas as pd
 
 from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
+from skylib.data.plain import as_label
 from skylib.data.splits import TEST, TRAIN, VALIDATION
 
 Task = Literal["classification", "regression"]
@@ -78,8 +79,8 @@ def select_labels(
     check_choice("task", task, get_args(Task))
     get = column.__getitem__ if isinstance(column, Mapping) else column
     name = target if isinstance(target, str) else "target"
-    values = get(target) if isinstance(target, str) else np.asarray(target)
-    parts = np.asarray(get(split) if isinstance(split, str) else split)
+    values = get(target) if isinstance(target, str) else as_label(name, target)[0]
+    parts = get(split) if isinstance(split, str) else as_label("split", split)[0]
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
     numbers = values.dtype.kind in "biuf"

@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 from astropy.table import Table
 
+from skylib.checks import free_name
 from skylib.data.cutouts.layouts import FORMAT, check_links, fixed, name_of, read_column, write_column
+from skylib.data.plain import as_label, degrees
 from skylib.files import replaced, row_sums
 
 
@@ -72,9 +74,9 @@ class Embeddings:
     vectors : ndarray or PartVectors, shape (n, D)
         Kept as float32; `PartVectors` stay on disk.
     ra, dec : ndarray, shape (n,)
-        Degrees ICRS.
+        Degrees ICRS, or angles of any unit.
     columns : mapping of str to ndarray, shape (n,), optional
-        Labels.
+        Labels; what is masked becomes NaN, -1 in a class, empty in text.
     meta : mapping, optional
         What made them; anything that JSON can hold.
 
@@ -99,11 +101,13 @@ class Embeddings:
         columns: Mapping[str, np.ndarray] | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> None:
-        self.vectors: Any = vectors if isinstance(vectors, PartVectors) else np.asarray(vectors, dtype=np.float32)
+        self.vectors: Any = vectors
+        if not isinstance(vectors, PartVectors):  # what is masked is not known
+            self.vectors = np.ma.filled(np.ma.asanyarray(vectors, dtype=np.float32), np.nan)
         if self.vectors.ndim != 2:
             raise ValueError(f"vectors have shape {self.vectors.shape}: must be (n, D)")
-        self.ra, self.dec = np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64)
-        self.columns = {name: np.asarray(values) for name, values in (columns or {}).items()}
+        self.ra, self.dec = degrees(ra, "ra", hours=True), degrees(dec, "dec")
+        self.columns = {name: as_label(name, values)[0] for name, values in (columns or {}).items()}
         self.meta = dict(meta or {})
         for name, values in {"ra": self.ra, "dec": self.dec, **self.columns}.items():
             if values.shape != (len(self),):
@@ -178,4 +182,6 @@ class Embeddings:
 
     def to_table(self) -> Table:
         """Return an astropy table: ra, dec, the labels, and ``vector`` (n, D)."""
-        return Table({"ra": self.ra, "dec": self.dec, **self.columns, "vector": self.vectors}, meta=self.meta)
+        columns: dict[str, Any] = {"ra": self.ra, "dec": self.dec, "vector": self.vectors}
+        columns |= {free_name(name, columns): values for name, values in self.columns.items()}
+        return Table({**columns, "vector": columns.pop("vector")}, meta=self.meta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from skylib.device import pick_device
 from skylib.files import replaced
 from skylib.model.checkpoint import fingerprint, load_last, load_training
 from skylib.model.mim import MaskedImageModel, build_model
+
+log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 
@@ -69,8 +72,8 @@ def load_model(
 def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | None) -> None:
     """Give a new model the weights of another one, or of what `load_model` finds, as far as they mean the same.
 
-    With other bands, those that both have keep their part of the patch embedding; the other layers that belong to bands, and
-    terms of the loss that the other model lacks, stay as they are.
+    With other bands, a warning says which both have: these keep their part of the patch embedding. The other layers that belong
+    to bands, and terms of the loss that the other model lacks, stay as they are.
 
     Raises
     ------
@@ -92,7 +95,16 @@ def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | N
         pixels, source = (
             m.encoder.embed.weight.detach().unflatten(1, (len(m.config.bands), -1)) for m in (model, other)
         )
-        for at in set(new.bands) & set(old.bands):
+        both = [band for band in new.bands if band in old.bands]
+        log.warning(
+            "start=%s has the bands %s, this model %s: the weights of %s are kept; those of other bands, and all that "
+            "predict pixels, begin at random",
+            start if isinstance(start, str | Path) else "the model given",
+            " ".join(old.bands),
+            " ".join(new.bands),
+            " ".join(both) or "no band",
+        )
+        for at in both:
             pixels[:, new.bands.index(at)] = source[:, old.bands.index(at)]
     fitting = {name: x for name, x in given.items() if name in state and x.shape == state[name].shape}
     model.load_state_dict({**state, **fitting})

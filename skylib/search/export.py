@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Column, Table
 
 from skylib.data.cutouts import CutoutFile, slice_cutout, write_cutouts
+from skylib.data.plain import as_label, degrees
 from skylib.data.tiles import TilePaths, read_tile
 from skylib.files import replaced
 
@@ -45,8 +46,6 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
     ['.csv', '.vot', '.fits', '.reg']
     """
     table = _exportable(table)
-    for name in ("ra", "dec"):
-        table[name].unit = "deg"
     paths = []
     for suffix, form in FORMATS.items():
         path = Path(stem).with_name(f"{Path(stem).name}.{suffix}")
@@ -67,9 +66,17 @@ def _exportable(table: Table) -> Table:
     ValueError
         If a column cannot be written; the message names it.
     """
-    table = table.copy()
+    if lacking := [name for name in ("ra", "dec") if name not in table.colnames]:
+        raise ValueError(f"the table has no column {lacking[0]!r}; columns: {', '.join(table.colnames)}")
+    table = Table(table)  # quantities as columns
     table.meta.clear()  # FITS has no place for it
+    for name in ("ra", "dec"):
+        table[name] = Column(degrees(table[name], name, hours=name == "ra"), unit="deg")
     for name in table.colnames:
+        if not isinstance(table[name], Column) or table[name].ndim != 1:
+            raise ValueError(
+                f"column {name!r} is not one number or text per object: it cannot be exported; leave it out"
+            )
         kind, size = table[name].dtype.kind, table[name].dtype.itemsize
         if kind == "f" and size == 2:
             table[name] = table[name].astype(np.float32)
@@ -77,7 +84,11 @@ def _exportable(table: Table) -> Table:
             big = kind == "u" and size == 8 and len(table) and int(table[name].max()) > np.iinfo(np.int64).max
             table[name] = table[name].astype(str if big else np.int64)
         elif kind == "O":
-            table[name] = table[name].astype(str)
+            table[name] = as_label(name, table[name])[0]
+        elif kind == "b" and np.ma.is_masked(table[name]):
+            table[name] = table[name].astype(np.int16)  # FITS has no missing truth values
+        if table[name].dtype.kind in "SU" and np.ma.is_masked(table[name]):
+            table[name] = table[name].filled("")
         if table[name].dtype.kind in "SU":
             if strange := [text for text in map(str, table[name].astype(str)) if not text.isascii()]:
                 raise ValueError(
@@ -146,7 +157,7 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
         image = read_tile(by_name[name]).flux
         for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
             flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
-    columns: dict[str, Any] = {name: np.asarray(hits[name]) for name in hits.colnames if name not in ("ra", "dec")}
+    columns: dict[str, Any] = {name: hits[name] for name in hits.colnames if name not in ("ra", "dec")}
     ra, dec = np.asarray(hits["ra"]), np.asarray(hits["dec"])
     provenance = f"hits of a search through {len(tiles)} tiles"
     return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)

@@ -10,8 +10,8 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from skylib.checks import check_choice
-from skylib.data.sky import near_any
+from skylib.checks import check_choice, free_name
+from skylib.data.sky import best_of_each_place, near_any
 from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Where, matching_rows
@@ -91,6 +91,7 @@ class SearchIndex:
         combine: Combine = "min",
         exclude_targets: bool = True,
         exclude_radius: float = 0.0,
+        min_separation: float = 0.0,
         where: Where | None = None,
         keep: np.ndarray | None = None,
     ) -> Table:
@@ -110,11 +111,18 @@ class SearchIndex:
                 ra, dec = self.embeddings.ra, self.embeddings.dec
                 allowed &= ~near_any(ra, dec, ra[rows], dec[rows], radius=exclude_radius)
         weight, free = self._weight(wanted, weights), torch.from_numpy(allowed).to(self.device)
-        distance, found = nearest(
-            self.vectors, wanted, k=k, metric=metric, weight=weight, combine=combine, keep=free, **self._how
-        )
-        score, index = distance[0].cpu().numpy(), found[0].cpu().numpy()
-        return ranked_table(self.embeddings, index[np.isfinite(score)], score[np.isfinite(score)])
+        how = {"metric": metric, "weight": weight, "combine": combine, "keep": free, **self._how}
+        n = k
+        while True:
+            score, index = (found[0].cpu().numpy() for found in nearest(self.vectors, wanted, k=n, **how))
+            score, index = score[np.isfinite(score)], index[np.isfinite(score)]
+            chosen: Any = slice(None)
+            if min_separation > 0:
+                ra, dec = self.embeddings.ra[index], self.embeddings.dec[index]
+                chosen = best_of_each_place(ra, dec, radius=min_separation, n=k)
+            if len(index[chosen]) == k or len(index) < n:
+                return ranked_table(self.embeddings, index[chosen], score[chosen])
+            n *= 2
 
     def nearest(self, queries: np.ndarray, *, k: int = 100, metric: Metric = "cosine") -> tuple[np.ndarray, np.ndarray]:
         """Find the objects nearest to each of many vectors.
@@ -189,6 +197,7 @@ def search(
     combine: Combine = "min",
     exclude_targets: bool = True,
     exclude_radius: float = 0.0,
+    min_separation: float = 0.0,
     where: Where | None = None,
     tokens: np.ndarray | None = None,
     device: str | torch.device | None = None,
@@ -220,6 +229,8 @@ def search(
         Leave targets given as row numbers out of the answer.
     exclude_radius : float
         Also leave out all objects within this many arcsec of them: the same source, listed twice.
+    min_separation : float
+        Of objects closer together than this many arcsec, return the best only: one entry per source.
     where : mapping, optional
         Only objects that fulfil ``{column: (low, high)}``, ``{column: value}`` or ``{column: [value, …]}``; such as
         ``{"mag_i": (20, 24), "class": 0, "snr": (5, None)}``.
@@ -250,6 +261,7 @@ def search(
         combine=combine,
         exclude_targets=exclude_targets,
         exclude_radius=exclude_radius,
+        min_separation=min_separation,
         where=where,
     )
 
@@ -261,5 +273,7 @@ def ranked_table(embeddings: Embeddings, rows: np.ndarray, score: np.ndarray, **
     """
     columns = {"rank": np.arange(len(rows)), "index": rows, "score": score, **more}
     columns |= {"ra": embeddings.ra[rows], "dec": embeddings.dec[rows]}
-    labels = {f"{name}_label" if name in columns else name: x[rows] for name, x in embeddings.columns.items()}
-    return Table({**columns, **labels})
+    for name, values in embeddings.columns.items():
+        own = free_name(name, columns)
+        columns[own if own == name else free_name(own, embeddings.columns)] = values[rows]
+    return Table(columns)

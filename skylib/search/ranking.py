@@ -12,6 +12,7 @@ from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 
 from skylib.checks import check_choice
+from skylib.data.sky import best_of_each_place
 from skylib.model.embeddings import Embeddings
 from skylib.search.index import SearchIndex, ranked_table
 from skylib.search.nearest import neighbour_graph
@@ -84,6 +85,7 @@ def rank_anomalies(
     *,
     by: Literal["neighbour_distance", "isolation"] = "neighbour_distance",
     n_neighbors: int = 10,
+    min_separation: float = 0.0,
     seed: int = 0,
 ) -> Table:
     """Rank all objects, the oddest first.
@@ -98,6 +100,8 @@ def rank_anomalies(
         of many objects are found approximately (`neighbour_graph`), in a time that grows little faster than n.
     n_neighbors : int
         k. Groups of fewer than k + 1 similar objects are odd too.
+    min_separation : float
+        Of objects closer together than this many arcsec, return the oddest only: one entry per source.
     seed : int
         Of the forest and of the approximate neighbours.
 
@@ -128,5 +132,8 @@ def rank_anomalies(
     isolation = (-IsolationForest(random_state=seed).fit(x).score_samples(x)).astype(np.float32)
     score = distance if by == "neighbour_distance" else isolation
     order = np.lexsort((rows, -score))
+    if min_separation > 0:
+        ra, dec = index.embeddings.ra[rows[order]], index.embeddings.dec[rows[order]]
+        order = order[best_of_each_place(ra, dec, radius=min_separation, n=len(order))]
     more = {"neighbour_distance": distance[order], "isolation": isolation[order]}
     return ranked_table(index.embeddings, rows[order], score[order], **more)

@@ -1,12 +1,14 @@
 """Surveys by description: file names, units, noise, masks, grids and frames, each on small files in the survey's layout."""
 
+import gzip
 import re
 from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+import pandas as pd
 import pytest
-from astropy.coordinates import FK4, SkyCoord
+from astropy.coordinates import FK4, FK5, SkyCoord
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 from astropy.wcs import WCS
@@ -144,6 +146,15 @@ def test_bad_descriptions_are_named(tmp_path):
         ({"FLUXMAG0": 10**10}, 25.0),
         ({"BUNIT": "ELECTRONS/S", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0}, 25.948),
         ({"BUNIT": "ELECTRONS", "PHOTFLAM": 7.0e-20, "PHOTPLAM": 8045.0, "EXPTIME": 100.0}, 30.948),
+        ({"BUNIT": "nmgy"}, 22.5),
+        ({"BUNIT": "1e-9 maggies"}, 22.5),
+        ({"BUNIT": "Jy/pixel"}, 8.9),
+        ({"BUNIT": "UJY / PIX"}, 23.9),
+        ({"BUNIT": "10*nJy"}, 28.9),
+        ({"BUNIT": "W m-2 Hz-1"}, -56.1),
+        ({"BUNIT": "1e-20 erg/s/cm2/Angstrom"}, 50 - 2.408 - 5 * np.log10(7710)),
+        ({"PHOTFLAM": "7.0e-20", "PHOTPLAM": 8045.0}, 25.948),
+        ({"BUNIT": "MJY/SR", "PIXAR_SR": 9.4e-13}, 8.9 - 2.5 * np.log10(0.94e-6)),
         ({"BUNIT": "MJy/sr", "PIXAR_SR": 9.4e-13}, 8.9 - 2.5 * np.log10(0.94e-6)),
         ({"BUNIT": "MJy/sr"}, 8.9 - 2.5 * np.log10(1e6 * (0.2 * u.arcsec).to_value(u.rad) ** 2)),
     ],
@@ -169,6 +180,13 @@ def test_the_unit_of_a_file_is_applied(tmp_path, cards, zero_point):
         ({"FLUXMAG0": -1.0}, "FLUXMAG0=-1.0: must be positive"),
         ({"FLUXMAG0": 1e300}, "zero-point of 750"),
         ({"MAGZERO": "x"}, "MAGZERO='x': must be a finite number"),
+        ({"MAGZERO": True}, "MAGZERO=True: must be a finite number"),
+        ({"MAGZERO": 25.0, "FLUXMAG0": 1e10 * 2}, "stated differently: FLUXMAG0 says 25.753, MAGZERO says 25.000"),
+        ({"MAGZERO": 25.0, "MAGSYS": "Vega"}, "MAGZERO is in the system MAGSYS='Vega': must be AB"),
+        ({"BUNIT": "Jy/beam"}, "BUNIT='Jy/beam' is no unit of flux"),
+        ({"BUNIT": "mag"}, "BUNIT='mag' is no unit of flux"),
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": 0.0}, "PIXAR_SR=0.0: must be positive"),
+        ({"BUNIT": "ELECTRONS", "PHOTFLAM": 7e-20, "PHOTPLAM": 8e3, "EXPTIME": 0.0}, "EXPTIME=0.0: must be positive"),
     ],
 )
 def test_a_calibration_that_is_not_clear_is_asked_for(tmp_path, cards, message):
@@ -195,6 +213,26 @@ def test_pan_starrs_arcsinh_fluxes_and_exposure_time(tmp_path):
     np.testing.assert_allclose(flux_to_mag(tile.flux[i]), 25 + 2.5 * np.log10(100) - 2.5 * np.log10(linear), rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("cards", "zero_point"),
+    [
+        ({"BUNIT": "counts"}, 30.0),
+        ({"BUNIT": "counts/s"}, 25.0),
+        ({"BUNIT": "cps"}, 25.0),
+        ({"MAGZERO": 26.0}, 31.0),
+        ({"MAGZERO": 26.0, "BUNIT": "ELECTRONS/S"}, 26.0),
+        ({"BUNIT": "nJy"}, 31.4),
+    ],
+)
+def test_the_exposure_counts_where_images_are_summed_over_it(tmp_path, cards, zero_point):
+    image = noise()
+    image[40, 40] = 1e4
+    write(tmp_path / "a_i.fits", image, EXPTIME=100.0, **cards)
+    survey = Survey(name="x", bands="i", file_names="{tile}_{band}", zero_point=25, exposure_keyword="EXPTIME")
+    flux = read_tile(find_tiles(tmp_path, survey=survey)[0]).flux[0, 40, 40]
+    assert flux_to_mag(flux) == pytest.approx(zero_point - 10, abs=0.001)
+
+
 @pytest.mark.parametrize("kind", ["variance", "weight", "sigma"])
 def test_noise_is_read_as_variance_whatever_is_stored(tmp_path, kind):
     stored = {"variance": 0.01, "weight": 100.0, "sigma": 0.1}[kind]
@@ -209,6 +247,15 @@ def test_noise_is_read_as_variance_whatever_is_stored(tmp_path, kind):
     }
     tile = read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind=kind))[0], variance=True)
     np.testing.assert_allclose(tile.variance, 0.01 * 100, rtol=1e-5)  # 2.5 magnitudes: a factor 10 in flux
+    bad = np.array([-1, 0, np.nan, np.inf], "f4")
+    with fits.open(tmp_path / "a_i_wht.fits", mode="update") as hdus:
+        hdus[0].data[5, :4] = bad
+    tile = read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind=kind))[0], variance=True)
+    assert np.isnan(tile.variance[0, 5, :4]).all()  # no variance, whatever the kind
+    assert np.isfinite(tile.variance[0, 6:]).all()
+    if kind == "variance":  # given as a standard deviation, it is a hundred times too small
+        with pytest.raises(ValueError, match=r"a_i_sci\.fits: the sigma is 0\.01 .*variance_kind='variance'"):
+            read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind="sigma"))[0], variance=True)
     if kind != "sigma":
         wrong = Survey(**description, variance_kind="weight" if kind == "variance" else "variance")
         with pytest.raises(ValueError, match=rf"a_i_sci\.fits: .*variance_kind='{kind}'"):
@@ -285,7 +332,29 @@ def test_grids_are_compared_at_their_corners_too(tmp_path):
             read_tile(two_bands(tmp_path / name, grid(), other))
 
 
-@pytest.mark.parametrize("frame", ["galactic", "ecliptic", "fk4", "fk5", "swapped", "third axis", "sip"])
+@pytest.mark.parametrize("name", ["a_i.FITS", "a_i.fts", "a_i.fit", "a_i.fits.GZ"])
+def test_endings_of_file_names(tmp_path, name):
+    path = write(tmp_path / "x.fits", noise()[None, None])  # with two axes of one pixel
+    content = path.read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
+    path.unlink()
+    mask = Survey(name="x", bands="i", file_names="{tile}_{band}", zero_point=27)
+    np.testing.assert_array_equal(read_tile(find_tiles(tmp_path, survey=mask)[0]).flux[0], noise())
+
+
+def test_masks_and_noise_may_have_axes_of_one_pixel(tmp_path):
+    flags = (np.arange(N * N).reshape(1, N, N) == 7).astype("i2")
+    more = [fits.ImageHDU(flags, name="MASK"), fits.ImageHDU(np.full((1, N, N), 0.01, "f4"), name="VARIANCE")]
+    write(tmp_path / "HSC-I-9813-4,5.fits", noise(), hdu=1, name="IMAGE", more=more)
+    tile = read_tile(find_tiles(tmp_path, bands="i")[0], bad_planes=[0], variance=True)
+    assert np.argwhere(np.isnan(tile.flux[0])).tolist() == [[0, 7]]
+    np.testing.assert_allclose(tile.variance, 0.01, rtol=1e-6)
+
+
+FRAMES = ["galactic", "ecliptic", "fk4", "fk5", "fk5 of 1975", "swapped", "third axis", "sip", "scamp"]
+
+
+@pytest.mark.parametrize("frame", FRAMES)
 def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
     place = SkyCoord(150.0, 2.2, unit="deg")
     header = grid().to_header()
@@ -300,6 +369,12 @@ def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
         header.update({"RADESYS": "FK4", "EQUINOX": 1950.0})
     elif frame == "fk5":
         header.update({"RADESYS": "FK5", "EQUINOX": 2000.0})
+    elif frame == "fk5 of 1975":
+        old = place.transform_to(FK5(equinox="J1975"))
+        header = grid(ra=old.ra.deg, dec=old.dec.deg).to_header()
+        header.update({"RADESYS": "FK5", "EQUINOX": 1975.0})
+    elif frame == "scamp":  # says TAN, and has the polynomial of TPV
+        header.update({"PV1_0": 0.0, "PV1_1": 1.0, "PV1_4": 1e-4, "PV2_0": 0.0, "PV2_1": 1.0, "PV2_4": 1e-4})
     elif frame == "swapped":
         header = grid(ra=2.2, dec=150.0, ctype=("DEC--TAN", "RA---TAN")).to_header()
     elif frame == "third axis":
@@ -331,6 +406,14 @@ def test_positions_are_icrs_whatever_the_frame(tmp_path, frame):
         np.testing.assert_array_equal(image[0], tile.flux[0, row - 8 : row + 8, col - 8 : col + 8])
 
 
+def test_a_grid_without_pixel_scale_is_refused(tmp_path):
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.2, "CRPIX1": 40.0})
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(noise(), header, name="IMAGE")]
+    fits.HDUList(hdus).writeto(tmp_path / "HSC-I-9813-4,5.fits")
+    with pytest.raises(OSError, match=r"9813-4,5\.fits: .*the pixel scale is missing: .* but no CDELT or CD"):
+        make_cutouts(find_tiles(tmp_path, bands="i"), Table({"ra": [150.0], "dec": [2.2]}), tmp_path / "c.h5", size=8)
+
+
 def test_tiles_without_sky_coordinates_are_refused_by_name(tmp_path):
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(noise(), name="IMAGE")]).writeto(tmp_path / "HSC-I-9813-4,5.fits")
     (paths,) = find_tiles(tmp_path, bands="i")
@@ -346,6 +429,8 @@ def test_tiles_without_sky_coordinates_are_refused_by_name(tmp_path):
 
 GALACTIC = [[x] for x in (lambda c: (c.l.deg, c.b.deg))(SkyCoord(150.0005, 2.2, unit="deg").galactic)]
 
+FK4_PLACE = [[x] for x in (lambda c: (c.ra.deg, c.dec.deg))(SkyCoord(150.0005, 2.2, unit="deg").fk4)]
+
 
 @pytest.mark.parametrize(
     ("cards", "message"),
@@ -356,6 +441,8 @@ GALACTIC = [[x] for x in (lambda c: (c.l.deg, c.b.deg))(SkyCoord(150.0005, 2.2, 
             "axes of the image are FREQ DEC--TAN RA---TAN",
         ),
         ({"CRVAL1": "150.0"}, "CRVAL1='150.0': must be a number"),
+        ({"RADESYS": "WEIRD"}, "RADESYS='WEIRD': must be ICRS, FK5, FK4 or FK4-NO-E"),
+        ({"CUNIT1": "m"}, "the sky coordinates are damaged: ERROR 6"),
     ],
 )
 def test_grids_that_cannot_be_used_are_named(tmp_path, cards, message):
@@ -389,6 +476,13 @@ def one_tile(tmp_path):
         Table(dict(zip("lb", GALACTIC, strict=True))),
         Table([Column(["10 00 00.12"], "RAJ2000", unit='"h:m:s"'), Column(["+02 12 00"], "DEJ2000", unit='"d:m:s"')]),
         Table({"ra": [150.0005, np.inf], "dec": [2.2, 2.2]}),
+        Table({"RA (deg)": [150.0005], "Dec (deg)": [2.2]}),
+        Table({"Right Ascension": ["10h00m00.12s"], "Declination": ["2d12m"]}),
+        Table({"ra": [150.0005 / 15] * u.hourangle, "dec": [2.2 * 3600] * u.arcsec}),
+        Table({"place": SkyCoord([150.0005], [2.2], unit="deg").transform_to(FK5(equinox="J1975"))}),
+        Table({"ra": FK4_PLACE[0], "dec": FK4_PLACE[1]}, meta={"RADESYS": "FK4", "EQUINOX": 1950.0}),
+        {"ra": [150.0005], "dec": [2.2]},
+        pd.DataFrame({"ra": [150.0005], "dec": [2.2]}),
     ],
 )
 def test_positions_in_their_usual_forms(one_tile, tmp_path, table):
@@ -402,7 +496,13 @@ def test_catalogues_in_files_of_any_kind(one_tile, tmp_path):
     fits.HDUList([fits.PrimaryHDU(), other, fits.BinTableHDU(table, name="LDAC_OBJECTS")]).writeto(tmp_path / "a.cat")
     (tmp_path / "b.txt").write_text("ra dec\n150.0005 2.2\n")
     table.write(tmp_path / "c.vot", format="votable")
-    for name in ("a.cat", "b.txt", "c.vot"):
+    (tmp_path / "d.csv").write_text("ra,dec\n150.0005,2.2\n", encoding="utf-8-sig")  # as spreadsheets write it
+    table["ra"], table["dec"] = FK4_PLACE
+    table.write(tmp_path / "e.vot", format="votable")
+    text = (tmp_path / "e.vot").read_text()
+    system = '<COOSYS ID="old" system="eq_FK4" equinox="B1950"/>'
+    (tmp_path / "e.vot").write_text(re.sub(r"(<RESOURCE[^>]*>)", rf"\1{system}", text))
+    for name in ("a.cat", "b.txt", "c.vot", "d.csv", "e.vot"):
         assert make_cutouts(one_tile, tmp_path / name, tmp_path / f"{name}.h5", size=8).ra == pytest.approx(150.0005)
     fits.PrimaryHDU(noise()).writeto(tmp_path / "image.fits")
     with pytest.raises(OSError, match=r"image\.fits: cannot be read as a catalogue: no table among the HDUs"):
@@ -424,6 +524,8 @@ def test_units_of_positions_as_archives_write_them(one_tile, tmp_path, unit):
         (Table({"ra": [150.0], "dec": [95.0]}), "values of dec such as 95 are not -90 to 90"),
         (Table({"Ra": [150.0], "RA": [150.0], "dec": [2.0]}), "which of them is ra is not clear"),
         (Table({"z": [1.0]}), "no column 'ra'; columns: z"),
+        (Table({"ra": [1.0], "dec": [1.0]}, meta={"RADESYS": "GAPPT"}), "RADESYS='GAPPT', EQUINOX='': must be ICRS"),
+        ([1, 2], "catalogue of type list: must be a path or a table"),
     ],
 )
 def test_positions_that_cannot_be_used_are_named(one_tile, tmp_path, table, message):
@@ -445,6 +547,7 @@ def test_labels_keep_their_values(one_tile, tmp_path):
     table["id"] = MaskedColumn(ids, mask=[False, True])
     table["good"] = MaskedColumn([True, True], mask=[False, True])
     table["when"], table["flags"] = np.array([1, 255], "u1"), np.array([0.5, 1.5], ">f4")
+    table["catalogue_tile"] = ["his", "hers"]
     table["pair"], table["place"] = np.ones((2, 2)), SkyCoord([1, 2], [3, 4], unit="deg")
     made = make_cutouts(one_tile, table, tmp_path / "c.h5", size=8)
     assert made.column("B/T").tolist() == [0.25, 0.5]
@@ -452,11 +555,15 @@ def test_labels_keep_their_values(one_tile, tmp_path):
     assert made.column("id")[1] == made.missing_value("id") == -1
     np.testing.assert_array_equal(made.column("good"), [1, np.nan])
     assert made.column("flags").dtype == np.dtype("=f4")
-    assert made.column("catalogue_tile").tolist() == ["mine", "yours"]
+    assert made.column("catalogue_tile").tolist() == ["his", "hers"]
+    assert made.column("catalogue_tile_label").tolist() == ["mine", "yours"]
     assert made.column("tile").tolist() == ["9813-4,5"] * 2
     assert not {"pair", "place"} & set(made.columns)
     with pytest.raises(ValueError, match="column 'pair' is not one number or text per object"):
         make_cutouts(one_tile, table, tmp_path / "d.h5", size=8, columns=["pair"])
+    for size in (8.0, True, 0):
+        with pytest.raises(ValueError, match=f"size={size}: must be at least 1 pixel, a whole number"):
+            make_cutouts(one_tile, table, tmp_path / "d.h5", size=size)
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,12 @@ def test_intervals_over_seeds_know_how_few_there_are():
     assert labels_to_match(alone)[["low", "high"]].isna().all(axis=None)
 
 
-def test_what_cannot_be_studied(easy, model, tmp_path):
+def test_what_cannot_be_studied(easy, model, tmp_path, caplog):
     with pytest.raises(ValueError, match=r"n_labels=\[500\]: the training part has 1 to 100 labels"):
         label_efficiency(model, easy, "class", n_labels=[10, 500], run_dir=tmp_path, split="split")
+    few = {"methods": ["linear"], "seeds": [0], "run_dir": tmp_path, "split": "split", "cap": True}
+    table = label_efficiency(model, easy, "class", n_labels=[10, 400, 500], **few)
+    assert table["n_labels"].tolist() == [10, 100]
+    assert "n_labels=[400, 500]: the training part has 1 to 100 labels; all are taken" in caplog.text
     with pytest.raises(ValueError, match="method='magic'"):
         train_head(model, easy, "class", method="magic", split="split")

@@ -125,11 +125,12 @@ def test_a_checkpoint_of_another_structure_is_named(tmp_path, content, message):
         load_model(tmp_path / "best.pt", device="cpu")
 
 
-def test_a_start_with_other_bands_keeps_those_that_both_have():
+def test_a_start_with_other_bands_keeps_those_that_both_have(caplog):
     old = build_model(ModelConfig(**{**CONFIG.__dict__, "bands": ("r", "g", "y")}), seed=1)
     new = build_model(CONFIG, seed=2)
     before = {name: x.clone() for name, x in new.state_dict().items()}
     start_from(new, old)
+    assert "bands g r y, this model g r i z y: the weights of g r y are kept; those of other bands" in caplog.text
     of_old, of_new, fresh = (
         x.unflatten(1, (-1, 64))
         for x in (old.encoder.embed.weight, new.encoder.embed.weight, before["encoder.embed.weight"])

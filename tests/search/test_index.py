@@ -136,6 +136,23 @@ def test_filters_and_positions_limit_the_answer(embeddings):
     twins = Embeddings(embeddings.vectors, ra=150 + np.arange(300) // 2 * 0.01, dec=np.zeros(300))
     assert 7 in search(twins, 6, k=300, exclude_radius=0)["index"]
     assert set(range(300)) - set(search(twins, 6, k=300, exclude_radius=1.0)["index"].tolist()) == {6, 7}
+
+
+def test_one_entry_per_source_anywhere_in_the_list(embeddings):
+    ra = 150 + np.arange(300) // 2 * 0.01
+    ra[100:] = np.nan  # where no position is known, each is a source of its own
+    twins = Embeddings(embeddings.vectors, ra=ra, dec=np.zeros(300))
+    whole = search(twins, 6, k=300)["index"].tolist()
+    first = {}
+    for row in whole:
+        first.setdefault(row // 2 if row < 100 else row, row)
+    for k in (5, 40, 300):
+        assert search(twins, 6, k=k, min_separation=1.0)["index"].tolist() == list(first.values())[:k]
+    odd = rank_anomalies(twins, min_separation=1.0)["index"].tolist()
+    assert len({row // 2 if row < 100 else row for row in odd}) == len(odd) == 250 - (299 - len(whole))
+
+
+def test_filters_that_cannot_be_used(embeddings):
     with pytest.raises(KeyError, match="no column 'snr'"):
         search(embeddings, 0, where={"snr": (5, None)})
     with pytest.raises(ValueError, match="a range is"):

@@ -11,14 +11,16 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
-from astropy.coordinates import Angle, SkyCoord
-from astropy.io import fits
+from astropy.coordinates import FK4, FK5, FK4NoETerms, SkyCoord
+from astropy.io import fits, votable
 from astropy.io.registry import IORegistryError
 from astropy.table import Column, MaskedColumn, Table
 
 from skylib.data.fitsfile import opened
+from skylib.data.plain import degrees, plain_column
 
 log = logging.getLogger(__name__)
+_MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # with which some programs begin a text file
 
 # Pairs of columns that hold a position, in lower case, and the frame that they are in; of several in one table, the first counts.
 _NAMES = """icrs: ra/dec raj2000/dej2000 raj2000/decj2000 ra_j2000/dec_j2000 _raj2000/_dej2000 ra_icrs/de_icrs ra_icrs/dec_icrs
@@ -28,17 +30,6 @@ _NAMES = """icrs: ra/dec raj2000/dej2000 raj2000/decj2000 ra_j2000/dec_j2000 _ra
 POSITION_NAMES = {
     tuple(pair.split("/")): frame for frame, pairs in re.findall(r"(\w+):([^;]+)", _NAMES) for pair in pairs.split()
 }
-_HOURS = ("h", "hr", "hour", "hourangle")
-_UNITS = {
-    "deg": u.deg,
-    "degree": u.deg,
-    "rad": u.rad,
-    "radian": u.rad,
-    "arcsec": u.arcsec,
-    "arcmin": u.arcmin,
-    "mas": u.mas,
-}
-_UNITS |= dict.fromkeys(_HOURS, u.hourangle)
 
 
 def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = (), pixels: bool = False) -> Table:
@@ -75,8 +66,17 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
         table = catalogue.copy(copy_data=False)
     elif hasattr(catalogue, "iloc"):
         table = Table.from_pandas(catalogue)
-    else:
+    elif isinstance(catalogue, str | Path):
         table = _load(Path(catalogue))
+    else:
+        try:
+            table = Table(catalogue)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"catalogue of type {type(catalogue).__name__}: must be a path or a table: {error}"
+            ) from error
+    if table.colnames and table.colnames[0].startswith(_MARK):
+        table.rename_column(table.colnames[0], table.colnames[0].removeprefix(_MARK))
     for name in columns:
         if name not in table.colnames:
             raise ValueError(f"catalogue{where} has no column {name!r}; columns: {', '.join(table.colnames)}")
@@ -84,7 +84,7 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     pair, frame = _pair(table, where)
     if pair is None and sky:
         place = table[sky[0]].icrs
-        values = {name: _plain(getattr(place, name).deg) for name in ("ra", "dec")}
+        values = {name: degrees(getattr(place, name), name) for name in ("ra", "dec")}
     elif pair is None and pixels and (names := _named(table, ("x", "y"), where)):
         for name, column in zip(("x", "y"), names, strict=True):
             table[name] = _pixels(table[column], column, where)
@@ -98,16 +98,17 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     else:
         unit = _unstated_unit(table, pair, where)
         values = {
-            name: _degrees(table[column], column, where, hours=name == "ra" and frame != "galactic", unit=unit)
+            name: _angles(table[column], column, where, hours=name == "ra" and frame != "galactic", unit=unit)
             for name, column in zip(("ra", "dec"), pair, strict=True)
         }
     for name, low, high in (("ra", -360, 720), ("dec", -90, 90)):
-        values[name] = np.where(np.isfinite(values[name]), values[name], np.nan)
         bad = (values[name] < low) | (values[name] > high)
         if bad.any():
             raise ValueError(
                 f"catalogue{where}: {bad.sum()} values of {name} such as {values[name][bad][0]:g} are not {low} to {high} degrees"
             )
+    if frame == "icrs" and pair is not None:
+        frame = _stated_frame(table, where)
     if frame != "icrs":
         place = SkyCoord(values["ra"], values["dec"], unit="deg", frame=frame).icrs
         values = {"ra": place.ra.deg, "dec": place.dec.deg}
@@ -129,8 +130,10 @@ def is_label(column: Any) -> bool:
     if not isinstance(column, Column | MaskedColumn | np.ndarray | u.Quantity) or getattr(column, "ndim", 0) != 1:
         return False
     values = np.asarray(getattr(column, "value", column))
-    texts = str | bytes | None | np.ma.core.MaskedConstant
-    return values.dtype.kind in "fiubSU" or (values.dtype.kind == "O" and all(isinstance(v, texts) for v in values))
+    if values.dtype.kind != "O":
+        return values.dtype.kind in "fiubSU"
+    array, missing, _ = plain_column(column)
+    return array.dtype.kind in "fiub" or all(isinstance(value, str | bytes) for value in array[~missing])
 
 
 def _load(path: Path) -> Table:
@@ -150,13 +153,26 @@ def _load(path: Path) -> Table:
             return next((table for table in tables if _pair(table, f" {path}")[0]), tables[0])
         try:
             try:
-                return Table.read(path)
+                table = Table.read(path)
+                if path.read_bytes()[:5000].find(b"<VOTABLE") >= 0:
+                    table.meta |= _coordinate_system(path)
+                return table
             except IORegistryError:  # a name that tells no format
                 return Table.read(path, format="ascii")
         except Exception as error:  # each format raises its own
             raise OSError(
                 f"{path}: cannot be read as a catalogue: {(str(error) or repr(error)).splitlines()[0]}"
             ) from error
+
+
+def _coordinate_system(path: Path) -> dict[str, str]:
+    """Return system and equinox that a VOTable states."""
+    for resource in votable.parse(path, verify="ignore").resources:
+        for system in resource.coordinate_systems:
+            kind = {"eq_FK4": "FK4", "eq_FK5": "FK5", "ICRS": "ICRS"}.get(system.system)
+            if kind is not None:
+                return {"RADESYS": kind, "EQUINOX": system.equinox or ""}
+    return {}
 
 
 def _pair(table: Table, where: str) -> tuple[list[str] | None, str]:
@@ -171,7 +187,11 @@ def _named(table: Table, names: tuple[str, ...], where: str) -> list[str] | None
     """Return the columns of these names, as they are written in the table; None unless all exist."""
     found = []
     for name in names:
-        same = [c for c in table.colnames if c.lower() == name and not isinstance(table[c], SkyCoord)]
+        same = [
+            c
+            for c in table.colnames
+            if re.sub(r"\W+", "_", c.lower()).rstrip("_") == name and not isinstance(table[c], SkyCoord)
+        ]
         if len(same) > 1 and name not in same:
             raise ValueError(f"catalogue{where} has columns {', '.join(same)}: which of them is {name} is not clear")
         if not same:
@@ -180,61 +200,42 @@ def _named(table: Table, names: tuple[str, ...], where: str) -> list[str] | None
     return found
 
 
+def _stated_frame(table: Table, where: str) -> Any:
+    """Return the frame that a table states: by RADESYS and EQUINOX as in FITS, or by the COOSYS of a VOTable."""
+    meta = {str(name).upper(): str(value).strip().upper() for name, value in table.meta.items()}
+    system = meta.get("RADESYS") or meta.get("RADECSYS") or ""
+    equinox = (meta.get("EQUINOX") or "").lstrip("JB")
+    if system in ("", "ICRS", "FK5") and equinox in ("", "2000", "2000.0"):
+        return "icrs"  # with which FK5 agrees within 0.03 arcsec
+    try:
+        frame = {"": FK5 if float(equinox or 2000) >= 1984 else FK4, "FK5": FK5, "FK4": FK4, "FK4-NO-E": FK4NoETerms}[
+            system
+        ]
+        return frame(equinox=f"{'J' if frame is FK5 else 'B'}{float(equinox or (2000 if frame is FK5 else 1950))}")
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"catalogue{where}: positions are in RADESYS={system!r}, EQUINOX={equinox!r}: must be ICRS, FK5 or FK4"
+        ) from error
+
+
 def _unstated_unit(table: Table, pair: list[str], where: str) -> u.UnitBase | None:
     """Return radians or degrees for ``coord_ra`` and ``coord_dec`` without a unit, as the pipelines write them."""
     if pair[0].lower() != "coord_ra" or any(getattr(table[name], "unit", None) is not None for name in pair):
         return None
-    ra, dec = (np.abs(_plain(table[name]).astype(np.float64)) for name in pair)
+    ra, dec = (np.abs(degrees(table[name], name, where=f"catalogue{where}: ")) for name in pair)
     unit = u.rad if np.nanmax(ra, initial=0) <= 2 * np.pi and np.nanmax(dec, initial=0) <= np.pi / 2 else u.deg
     log.warning("catalogue%s: %s and %s have no unit; taken as %s", where, *pair, unit.long_names[0] + "s")
     return unit
 
 
-def _degrees(column: Any, name: str, where: str, *, hours: bool, unit: u.UnitBase | None) -> np.ndarray:
-    """Return one coordinate in degrees, float64; NaN where it is masked or empty. Sexagesimal text may be in hours."""
+def _angles(column: Any, name: str, where: str, *, hours: bool, unit: u.UnitBase | None) -> np.ndarray:
     if column.ndim != 1:
         raise ValueError(f"catalogue{where}: column {name!r} has several values per object")
-    if isinstance(column, Angle):
-        return _plain(column.deg)
-    values, stated = _plain(getattr(column, "value", column)), str(getattr(column, "unit", None) or "").strip().lower()
-    unit = unit or _UNITS.get(stated, _UNITS.get(stated.rstrip("s")))
-    if values.dtype.kind in "OSU":
-        return np.array([_from_text(value, name, where, hours, unit) for value in values], dtype=np.float64)
-    if stated and unit is None:
-        raise ValueError(f"catalogue{where}: column {name!r} is in {stated!r}; known are {', '.join(_UNITS)}")
-    if values.dtype.kind not in "fiu":
-        raise ValueError(f"catalogue{where}: column {name!r} holds {values.dtype}: must be numbers in degrees, or text")
-    return (values.astype(np.float64) * (unit or u.deg)).to_value(u.deg)
-
-
-def _from_text(value: Any, name: str, where: str, hours: bool, unit: u.UnitBase | None) -> float:
-    """Return degrees of text such as ``"10:00:00.12"``, ``"+02 12 00"`` or ``"150.0005"``."""
-    text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
-    if text.lower() in ("", "nan", "none", "--", "null"):
-        return np.nan
-    try:
-        return float((float(text) * (unit or u.deg)).to_value(u.deg))
-    except ValueError:
-        try:
-            return float(Angle(text, unit or (u.hourangle if hours else u.deg)).deg)
-        except ValueError as error:
-            raise ValueError(
-                f"catalogue{where}: column {name!r} holds {text!r}: must be degrees, or sexagesimal as in '10:00:00.1'"
-            ) from error
+    return degrees(column, name, where=f"catalogue{where}: ", hours=hours, unit=unit)
 
 
 def _pixels(column: Any, name: str, where: str) -> np.ndarray:
-    values = _plain(column)
+    values, missing, _ = plain_column(column)
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(f"catalogue{where}: column {name!r} holds {values.dtype}: must be pixel positions")
-    return values.astype(np.float64)
-
-
-def _plain(column: Any) -> np.ndarray:
-    """Return values as an ndarray, what is masked as NaN (numbers) or empty (text)."""
-    values = np.asarray(getattr(column, "unmasked", column))
-    mask = getattr(column, "mask", None)
-    if mask is None or not np.any(mask):
-        return values
-    empty, kind = ("", object) if values.dtype.kind in "OSU" else (np.nan, np.float64)
-    return np.where(mask, np.array(empty, kind), values.astype(kind))
+    return np.where(missing, np.nan, values.astype(np.float64))

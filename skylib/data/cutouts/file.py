@@ -17,12 +17,16 @@ from skylib.data.cutouts.layouts import (
     check_links,
     detect,
     find_columns,
+    number_of,
     read_column,
     stated_bands,
     text,
+    unit_of,
+    zero_point_of_unit,
 )
 from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.description import Survey
+from skylib.data.plain import degrees
 from skylib.data.surveys import get_survey
 
 Index = int | slice | Sequence[int] | np.ndarray
@@ -96,8 +100,8 @@ class CutoutFile:
             self.shape: tuple[int, int, int, int] = images.shape
             if self.shape[2] != self.shape[3]:
                 raise ValueError(f"cutouts of {self.shape[2]} x {self.shape[3]} pixels: must be square")
-            order = stated_bands(file, self._layout, self.path) if bands is None else bands
-            if order is None:
+            stated = stated_bands(file, self._layout, self.path)
+            if (order := stated if bands is None else bands) is None:
                 raise ValueError("the file does not say which bands it holds; give bands='…' in its order")
             if len(order := split_bands(order) if isinstance(order, str) else list(order)) != self.shape[1]:
                 raise ValueError(f"{len(order)} bands {order} stated for {self.shape[1]} planes")
@@ -106,17 +110,22 @@ class CutoutFile:
                     register_band(band, float(wavelength))
             self.bands = sort_bands(order)
             planes = [canonical_band(band) for band in order]
+            if "bands" in file.attrs and stated is not None and planes != [canonical_band(band) for band in stated]:
+                raise ValueError(f"bands={' '.join(order)} is given, but the file states {' '.join(stated)}")
             order_of_planes = [planes.index(band) for band in self.bands]
             own = get_survey(survey or "hsc")
-            self.pixel_scale = _number(file, "pixel_scale", pixel_scale, own.pixel_scale)
+            self.pixel_scale = number_of(file, "pixel_scale", pixel_scale, own.pixel_scale)
             self.simulated = bool(file.attrs.get("simulated", False))
-            self.file_zero_point = _number(file, "zero_point", zero_point, own.zero_point)
+            of_unit = zero_point_of_unit(images, self.bands, self.pixel_scale, survey, zero_point)
+            default = own.zero_point if of_unit is None else of_unit
+            self.file_zero_point = number_of(file, "zero_point", zero_point, default)
+            self._is_checked = "checksum" in file  # and so written here, without infinite pixels
             apart = ZERO_POINT - self.file_zero_point
             self._scale = np.float32(1 if abs(apart) < 1e-4 else 10 ** (0.4 * apart))
             self.survey = text(file.attrs.get("survey", "" if survey is None else own.name))
             self._columns = find_columns(file, self._layout, len(self), self.path)
-            held = {key: file[key] for key in self._layout.images if isinstance(file.get(key), h5py.Dataset)}
-            stored = {key: data for key, data in held.items() if data.ndim == 4}
+            held = {key: file.get(key) for key in self._layout.images}
+            stored = {key: data for key, data in held.items() if isinstance(data, h5py.Dataset) and data.ndim == 4}
             for key, data in stored.items():
                 if data.shape != self.shape:
                     raise ValueError(f"{key!r} has shape {data.shape}, the images {self.shape}")
@@ -166,13 +175,13 @@ class CutoutFile:
     def class_names(self, name: str = "class") -> tuple[str, ...]:
         """Return what the integers of a class column stand for: as the file says, or else the numbers.
 
-        Galaxy, qso and star are what those of ``class`` mean where the file does not say.
+        Galaxy, qso and star are what 0, 1 and 2 of ``class`` mean where the file does not say.
         """
         values = self.column(name)
         with self._open() as file:
-            names = file[self._columns[name][0]].attrs.get("names", CLASS_NAMES if name == "class" else None)
-        numbers = range(int(np.max(values, initial=-1, where=values >= 0)) + 1)
-        return tuple(map(text, numbers if names is None else names))
+            names = file[self._columns[name][0]].attrs.get("names", CLASS_NAMES if name == "class" else ())
+        most = int(max(values[values >= 0].tolist(), default=-1))
+        return tuple(map(text, (*names, *range(len(names), most + 1))))
 
     def flux(
         self, index: Index = slice(None), *, size: int | None = None, pad: bool = False, out: np.ndarray | None = None
@@ -206,14 +215,16 @@ class CutoutFile:
         """
         if pad and size is not None and size > self.size:
             inner = self.flux(index)
-            flux = np.full((*inner.shape[:2], size, size), np.nan, np.float32) if out is None else out
+            flux = np.empty((*inner.shape[:2], size, size), np.float32) if out is None else out
             flux[:] = np.nan
-            start = size // 2 - self.size // 2
-            flux[:, :, start : start + self.size, start : start + self.size] = inner
+            inside = slice(start := size // 2 - self.size // 2, start + self.size)
+            flux[:, :, inside, inside] = inner
             return flux
         flux = self._read(self._layout.flux, index, size=size, out=out)
         if self._layout.good is not None and self._layout.good in self._images:
             flux[~self._read(self._layout.good, index, size=size, dtype=bool)] = np.nan
+        if not self._is_checked:
+            flux[np.isinf(flux)] = np.nan
         if flux.shape[1] > 1 and (maybe := flux[:, :, 0, 0] == 0).any():
             zero = np.zeros(maybe.shape, bool)
             zero[maybe] = (flux[maybe] == 0).all(axis=(-2, -1))
@@ -265,10 +276,9 @@ class CutoutFile:
     def _position(self, name: str) -> np.ndarray:
         if name not in self._columns:
             return np.full(len(self), np.nan)
-        values = self.column(name)
-        if values.dtype.kind not in "fiu":
-            raise ValueError(f"{self.path}: column {name!r} holds {values.dtype}: must be degrees")
-        return values.astype(np.float64)
+        with self._open() as file:
+            unit = unit_of(file[self._columns[name][0]])
+        return degrees(self.column(name), name, where=f"{self.path}: ", hours=name == self._layout.ra, unit=unit)
 
     @contextmanager
     def _open(self) -> Iterator[h5py.File]:
@@ -287,13 +297,3 @@ class CutoutFile:
                 raise error if named else ValueError(f"{self.path}: {error}") from error
             except Exception as error:  # damage raises errors of many kinds in the layers below
                 raise OSError(f"{self.path}: damaged, or not as expected: {type(error).__name__}: {error}") from error
-
-
-def _number(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
-    """Return what the file states, which goes first, what the user states, or what the survey has."""
-    value = file.attrs.get(name, default if given is None else given)
-    if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise ValueError(f"{name}={value!r}: must be a number")
-    if name in file.attrs and given is not None and abs(given - float(value)) > 1e-3 * abs(float(value)):
-        raise ValueError(f"{name}={given!r} is given, but the file states {float(value)!r}")
-    return float(value)

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from skylib.data.calibration import unit_zero_point
 from skylib.files import crc32
 
 FORMAT = "v108"  # of HDF5 files: a checksum on all of their structure
@@ -188,6 +189,10 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
         If a column has another number of rows than there are cutouts.
     """
     ours = {theirs: name for name, theirs in layout.rename.items()}
+    for name in (layout.ra, layout.dec):
+        same = [key for key in file if key.lower() == name.lower()]
+        if name not in file and len(same) == 1:
+            ours[same[0]] = name
     columns: dict[str, tuple[str, int | None]] = {}
     for key, data in file.items():
         if key in layout.images or not isinstance(data, h5py.Dataset) or data.ndim not in (1, 2):
@@ -197,8 +202,8 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
         name = ours.get(key, name_of(key, data))
         if len(data) != n:
             raise ValueError(f"{path}: column {name!r} has {len(data)} rows for {n} cutouts")
-        if data.ndim == 1:
-            columns[name] = (key, None)
+        if data.ndim == 1 or data.shape[1] == 1:
+            columns[name] = (key, None if data.ndim == 1 else 0)
         else:
             columns |= {f"{name}_{i}": (key, i) for i in range(min(data.shape[1], _MAX_DATASETS))}
     return columns
@@ -258,3 +263,40 @@ def name_of(key: str, data: h5py.Dataset) -> str:
 def text(value: Any) -> str:
     """Return text that HDF5 or FITS gave as bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def unit_of(held: h5py.File | h5py.Dataset) -> str:
+    """Return the unit that a file or dataset states as an attribute."""
+    found = (held.attrs[name] for name in ("unit", "units", "BUNIT", "bunit", "flux_unit") if name in held.attrs)
+    return next((text(value).strip() for value in found if isinstance(value, str | bytes)), "")
+
+
+def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale: float, *given: Any) -> float | None:
+    """Return the zero-point of the unit that images or their file state, or None of counts and where none or a zero-point is stated.
+
+    Raises
+    ------
+    ValueError
+        If it is no unit of flux, and nothing of what decides otherwise was `given`; the message names it.
+    """
+    if "zero_point" in images.file.attrs:
+        return None
+    try:
+        unit = unit_of(images) or unit_of(images.file)
+        return unit_zero_point(unit, bands, name="unit of flux", area=pixel_scale**2)
+    except ValueError as error:
+        if not any(value is not None for value in given):
+            raise ValueError(f"{error}; zero_point=… or survey=… decides") from error
+        return None
+
+
+def number_of(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
+    """Return what the file states, which goes first, what the user states, or what the survey has."""
+    value = file.attrs.get(name, default if given is None else given)
+    if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be a number")
+    if name == "pixel_scale" and value <= 0:
+        raise ValueError(f"{name}={float(value)!r}: must be positive")
+    if name in file.attrs and given is not None and abs(given - float(value)) > 1e-3 * abs(float(value)):
+        raise ValueError(f"{name}={given!r} is given, but the file states {float(value)!r}")
+    return float(value)

@@ -15,7 +15,7 @@ from astropy.table import Table
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT
-from skylib.checks import check_choice
+from skylib.checks import check_choice, free_name
 from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
 from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
@@ -94,12 +94,13 @@ def make_cutouts(
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     check_choice("edge", edge, ("pad", "drop"))
+    columns = [columns] if isinstance(columns, str) else columns
     table = read_catalogue(catalogue, columns=columns or (), pixels=True)
     where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if not tiles:
         raise ValueError("no tiles given")
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1 pixel")
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"size={size}: must be at least 1 pixel, a whole number")
     bands = tuple(tiles[0].paths)
     for tile in tiles:
         if tuple(tile.paths) != bands:
@@ -245,7 +246,7 @@ def _describe(
     ours |= {"tile": np.array([tiles[t].name for t in tile_of]), "file": np.array([files[t] for t in tile_of])}
     for name, values in ours.items():
         if name in labels and np.asarray(labels[name]).astype(str).tolist() != values.astype(str).tolist():
-            labels[f"catalogue_{name}"] = labels.pop(name)
+            labels[free_name(f"catalogue_{name}", labels)] = labels.pop(name)
     for name in ("ra", "dec"):
         labels[name] = table[name] if name in table.colnames else np.full(len(table), np.nan)
     attributes = {

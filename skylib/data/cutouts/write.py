@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import astropy.units as u
 import h5py
 import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
+from skylib.data.calibration import unit_zero_point
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, fixed, key_of, name_of, text, write_column
 from skylib.data.description import PIXEL_SCALE
+from skylib.data.plain import as_label, degrees, plain_column
 from skylib.files import replaced, row_sums
-
-_EXACT = 2**53  # up to here float64 holds every integer
 
 
 def write_cutouts(
@@ -37,9 +38,9 @@ def write_cutouts(
     ----------
     path : path
     flux : ndarray, shape (n, C, S, S)
-        In units of AB magnitude `zero_point`; NaN = no data, as is what a masked array masks.
+        In units of AB magnitude `zero_point`, unless it is a Quantity; NaN = no data, as is what a masked array masks.
     ra, dec : ndarray, shape (n,)
-        Degrees ICRS.
+        Degrees ICRS, or angles of any unit.
     bands : str or sequence of str
         Of the planes of `flux`, in any order.
     weight : ndarray, shape (n, C, S, S), optional
@@ -57,33 +58,47 @@ def write_cutouts(
     Raises
     ------
     ValueError
-        If shapes do not match.
+        If shapes do not match, or values are no fluxes, positions or weights; the message says which.
     OSError
         If the file cannot be written.
     """
-    flux, given = (
-        np.ma.filled(np.ma.asarray(flux, dtype=np.float32), np.nan),
-        split_bands(bands) if isinstance(bands, str) else list(bands),
-    )
+    given = split_bands(bands) if isinstance(bands, str) else [text(band) for band in bands]
     order = sort_bands(given)
+    flux, unit = _numbers("flux", flux)
+    if (stated := unit_zero_point(unit, order, name="unit of flux")) is not None:
+        zero_point = stated
+    flux[~np.isfinite(flux)] = np.nan
     if flux.ndim != 4 or flux.shape[1] != len(order) or flux.shape[2] != flux.shape[3]:
         raise ValueError(f"flux has shape {flux.shape}: must be (n, {len(order)}, S, S) for bands {' '.join(given)}")
     if weight is not None and np.shape(weight) != flux.shape:
         raise ValueError(f"weight has shape {np.shape(weight)}: must be that of flux, {flux.shape}")
+    pixel_scale, zero_point = u.Quantity(pixel_scale, u.arcsec).value, getattr(zero_point, "value", zero_point)
     for name, value in (("pixel_scale", pixel_scale), ("zero_point", zero_point)):
-        if not np.isfinite(value) or (name == "pixel_scale" and value <= 0):
+        if (
+            not isinstance(value, int | float | np.number)
+            or not np.isfinite(value)
+            or (name == "pixel_scale" and value <= 0)
+        ):
             raise ValueError(f"{name}={value!r}: must be a {'positive' if name == 'pixel_scale' else 'finite'} number")
     canonical = [canonical_band(band) for band in given]
     planes = [canonical.index(band) for band in order]
     attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
-    labels = prepare_columns({"ra": ra, "dec": dec, **columns}, len(flux))
+    place = {"ra": degrees(ra, "ra", hours=True), "dec": degrees(dec, "dec")}
+    if (bad := place["dec"][np.abs(place["dec"]) > 90]).size:
+        raise ValueError(f"{bad.size} values of dec such as {bad[0]:g} are not -90 to 90 degrees")
+    if weight is not None:
+        weight, weight_unit = _numbers("weight", weight)
+        if (weight < 0).any() or (weight_unit and not (u.Unit(weight_unit) * u.Unit(unit or 1) ** 2).is_unity()):
+            raise ValueError(f"weight holds {weight.min():.3g} {weight_unit}: must be inverse variances, not negative")
+        weight[np.isnan(weight)] = 0
+    labels = prepare_columns({**place, **columns}, len(flux))
     with replaced(path) as partial:
         form = {"bands": order, "size": flux.shape[-1], "weight": weight is not None}
         create(partial, n=len(flux), columns=labels, attributes=attributes, **form)
         with h5py.File(partial, "r+") as file:
             put(file, "cutouts", slice(None), flux[:, planes])
             if weight is not None:
-                put(file, "weight", slice(None), np.ma.filled(np.ma.asarray(weight, dtype=np.float32), 0)[:, planes])
+                put(file, "weight", slice(None), weight[:, planes])
     return CutoutFile(path)
 
 
@@ -190,42 +205,30 @@ def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
                     put(new, name, slice(start, start + len(some)), block[some - some[0]])
 
 
+def _numbers(name: str, values: Any) -> tuple[np.ndarray, str]:
+    """Return pixels as a new array of float32, NaN where they are masked, and their unit."""
+    array, missing, unit = plain_column(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype}: must be numbers")
+    with np.errstate(over="ignore"):
+        pixels = array.astype(np.float32)
+    pixels[missing] = np.nan
+    return pixels, unit
+
+
 def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a label as HDF5 can hold it, and attributes: its unit, and what stands for a missing value."""
-    about: dict[str, Any] = {"names": fixed(CLASS_NAMES)} if name == "class" else {}
-    if (unit := getattr(values, "unit", None)) is not None and str(unit):
-        about["unit"] = fixed(str(unit))
-    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", None)
-    plain = getattr(values, "unmasked", values)
-    array = np.asarray(np.ma.getdata(getattr(plain, "value", plain)))
+    """Return a label as HDF5 can hold it, and attributes: its unit, the names of classes, and what stands for a missing value."""
+    array, about = as_label(name, values)
     if array.shape != (n,):
         raise ValueError(f"column {name!r} has shape {array.shape}: must be ({n},)")
-    missing = np.zeros(n, bool) if mask is None else np.broadcast_to(np.asarray(mask, bool), (n,))
-    if array.dtype.kind in "OSU":
-        texts = ["" if gone or value is None else text(value) for value, gone in zip(array, missing, strict=True)]
-        if name != "class":
-            return fixed(texts), about
-        words, names = [word.strip().lower() for word in texts], list(CLASS_NAMES)
-        if not set(words) <= {*names, ""}:  # classes of the user's own
-            words, names = [word.strip() for word in texts], sorted({word.strip() for word in texts} - {""})
-        return np.array([names.index(word) if word else -1 for word in words]), about | {"names": fixed(names)}
-    if array.dtype.kind == "M":
-        return fixed(np.where(missing, "", array.astype(str)).tolist()), about
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
-    array = array.astype(array.dtype.newbyteorder("="))
-    if not missing.any():
+    about = {key: fixed(value) if isinstance(value, str) else value for key, value in about.items()}
+    if name == "class":
+        about["names"] = fixed(CLASS_NAMES)
+    if array.dtype.kind != "U":
         return array, about
-    if array.dtype.kind == "f":
-        return np.where(missing, np.array(np.nan, array.dtype), array), about
-    if name == "class" and array.dtype.kind in "iu":
-        return np.where(missing, -1, array.astype(np.int64)), about
-    good = array[~missing]
-    if not len(good) or array.dtype.kind == "b" or (int(good.max()) < _EXACT and int(good.min()) > -_EXACT):
-        return np.where(missing, np.nan, array.astype(np.float64)), about
-    info = np.iinfo(array.dtype)
-    free = next(
-        value for value in (-1, info.min, info.max, 0, 1) if info.min <= value <= info.max and value not in good
-    )
-    about["missing"] = array.dtype.type(free)
-    return np.where(missing, array.dtype.type(free), array), about
+    if name != "class":
+        return fixed(array.tolist()), about
+    words, names = [word.strip().lower() for word in array.tolist()], list(CLASS_NAMES)
+    if not set(words) <= {*names, ""}:  # classes of the user's own
+        words, names = [word.strip() for word in array.tolist()], sorted({word.strip() for word in array} - {""})
+    return np.array([names.index(word) if word else -1 for word in words]), about | {"names": fixed(names)}

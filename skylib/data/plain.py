@@ -1,0 +1,137 @@
+"""Columns of tables, data frames and quantities as plain arrays: what is masked stays missing, and units are applied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import Angle
+from astropy.table import Table
+
+_EXACT = 2**53  # up to here float64 holds every integer
+_UNITS = {"degree": u.deg, "radian": u.rad, "hr": u.hourangle, "h": u.hourangle, "hour": u.hourangle}
+_UNITS |= {str(unit): unit for unit in (u.deg, u.rad, u.arcsec, u.arcmin, u.mas, u.hourangle)}
+
+
+def plain_column(values: Any) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return values as a plain array, which of them are missing (bool), and their unit as text.
+
+    Examples
+    --------
+    >>> plain_column(np.ma.array([1, 2], mask=[False, True]))
+    (array([1, 2]), array([False,  True]), '')
+    """
+    if hasattr(values, "iloc"):  # of pandas, whose missing values numpy takes for objects
+        values = Table.from_pandas(values.to_frame(name="x"))["x"]
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", False)
+    held = getattr(values, "unmasked", values)
+    unit = getattr(held, "unit", None)
+    array = np.asarray(np.ma.getdata(held if unit is None else getattr(held, "value", held)))
+    missing = np.broadcast_to(np.asarray(mask, bool), array.shape)
+    if array.dtype.kind == "O" and array.ndim == 1:
+        missing = missing | np.array([value is None or value is np.ma.masked for value in array], bool)
+        numbers = np.array(array[~missing].tolist())
+        if numbers.ndim == 1 and numbers.dtype.kind in "biuf" and len(numbers):
+            array = np.zeros(len(array), numbers.dtype)
+            array[~missing] = numbers
+    return array, missing, "" if unit is None else str(unit).strip()
+
+
+def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a label as an array of numbers, truth values or text, and attributes: its unit, and what stands for a missing value.
+
+    Missing is NaN, empty in text, and -1 in whole numbers of ``class`` and in those too large for float64; where -1 is
+    one of these, the attribute ``missing`` says which number it is.
+
+    Raises
+    ------
+    ValueError
+        If they are neither; the message names the label.
+    """
+    if type(values) is np.ndarray and values.dtype.kind in "biufU":
+        return values.astype(values.dtype.newbyteorder("="), copy=False), {}
+    array, missing, unit = plain_column(values)
+    about: dict[str, Any] = {"unit": unit} if unit else {}
+    if array.dtype.kind in "OSUM":
+        texts = array.astype(str) if array.dtype.kind == "M" else [_text(value) for value in array.flat]
+        return np.where(missing, "", np.array(texts, dtype=str).reshape(array.shape)), about
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
+    array = array.astype(array.dtype.newbyteorder("="))
+    if not missing.any():
+        return array, about
+    if array.dtype.kind == "f":
+        return np.where(missing, np.array(np.nan, array.dtype), array), about
+    if name == "class" and array.dtype.kind in "iu":
+        return np.where(missing, -1, array.astype(np.int64)), about
+    good = array[~missing]
+    if not len(good) or array.dtype.kind == "b" or (int(good.max()) < _EXACT and int(good.min()) > -_EXACT):
+        return np.where(missing, np.nan, array.astype(np.float64)), about
+    info = np.iinfo(array.dtype)
+    free = next(
+        value for value in (-1, info.min, info.max, 0, 1) if info.min <= value <= info.max and value not in good
+    )
+    about["missing"] = array.dtype.type(free)
+    return np.where(missing, array.dtype.type(free), array), about
+
+
+def degrees(
+    values: Any, name: str, *, where: str = "", hours: bool = False, unit: u.UnitBase | str | None = None
+) -> np.ndarray:
+    """Return angles in degrees, float64; NaN where one is missing, empty or infinite.
+
+    Parameters
+    ----------
+    values : array, Quantity, Angle, column or list
+        Numbers in degrees, or in the unit that they state; or text, sexagesimal or in degrees.
+    name, where : str
+        What they are, and in which file, for messages.
+    hours : bool
+        Sexagesimal text without a unit is in hours.
+    unit : Unit or str, optional
+        Instead of the one that they state.
+
+    Raises
+    ------
+    ValueError
+        If they are no angles; the message names them.
+
+    Examples
+    --------
+    >>> degrees([np.pi, 0] * u.rad, "ra"), degrees(["10:00:00.12"], "ra", hours=True)
+    (array([180.,   0.]), array([150.0005]))
+    """
+    array, missing, stated = plain_column(values)
+    if not isinstance(unit, u.UnitBase):
+        stated = (unit or stated).lower()
+        unit = _UNITS.get(stated, _UNITS.get(stated.rstrip("s")))
+    if array.dtype.kind in "OSU":
+        texts = ["" if gone else _text(value) for value, gone in zip(array.flat, missing.flat, strict=True)]
+        return np.array([_from_text(text, name, where, hours, unit) for text in texts]).reshape(array.shape)
+    if stated and unit is None:
+        raise ValueError(f"{where}column {name!r} is in {stated!r}; known are {', '.join(_UNITS)}")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{where}column {name!r} holds {array.dtype}: must be numbers in degrees, or text")
+    found = (array.astype(np.float64) * (unit or u.deg)).to_value(u.deg)
+    return np.where(missing | ~np.isfinite(found), np.nan, found)
+
+
+def _from_text(text: str, name: str, where: str, hours: bool, unit: u.UnitBase | None) -> float:
+    """Return degrees of text such as ``"10:00:00.12"``, ``"+02 12 00"`` or ``"150.0005"``."""
+    text = text.strip()
+    if text.lower() in ("", "nan", "none", "--", "null", "inf", "-inf"):
+        return np.nan
+    try:
+        return float((float(text) * (unit or u.deg)).to_value(u.deg))
+    except ValueError:
+        try:
+            return float(Angle(text, unit or (u.hourangle if hours else u.deg)).deg)
+        except ValueError as error:
+            raise ValueError(
+                f"{where}column {name!r} holds {text!r}: must be degrees, or sexagesimal as in '10:00:00.1'"
+            ) from error
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else "" if value is None else str(value)
