@@ -43,8 +43,12 @@ def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise ValueError(f"band {name!r}: must be letters, digits, '_', '.', '+' or '-', such as 'F814W'")
-    if not 1 <= wavelength <= 1e7:
-        raise ValueError(f"band {name!r}: wavelength={wavelength!r} must be 1 to 10,000,000 nm")
+    if (
+        isinstance(wavelength, bool)
+        or not isinstance(wavelength, int | float | np.number)
+        or not 1 <= wavelength <= 1e7
+    ):
+        raise ValueError(f"band {name!r}: wavelength={wavelength!r} must be a number from 1 to 10,000,000 nm")
     same = [band for band in (*BROAD_BANDS, *NARROW_BANDS) if band.lower() == name.lower()]
     if same:
         before = wavelength_of(same[0])
@@ -147,20 +151,22 @@ def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def flux_to_mag(flux: np.ndarray, zero_point: float = ZERO_POINT) -> np.ndarray:
-    """Return AB magnitudes; NaN where the flux is not positive.
+    """Return AB magnitudes; NaN where the flux is not positive, or masked.
 
     Examples
     --------
     >>> flux_to_mag(np.array([1.0, 100.0, -1.0]))
     array([27., 22., nan])
     """
-    flux = np.asarray(flux, dtype=np.float64)
+    if unit := str(getattr(flux, "unit", None) or ""):
+        raise ValueError(f"flux is in {unit}: give its value, and the zero_point of that unit, such as 31.4 for nJy")
+    flux = np.ma.filled(np.ma.asarray(flux, dtype=np.float64), np.nan)
     return zero_point - 2.5 * np.log10(np.where(flux > 0, flux, np.nan))
 
 
 def mag_to_flux(mag: np.ndarray | float, zero_point: float = ZERO_POINT) -> np.ndarray:
     """Return flux in counts; the inverse of `flux_to_mag`."""
-    return 10 ** (-0.4 * (np.asarray(mag, dtype=np.float64) - zero_point))
+    return 10 ** (-0.4 * (np.ma.filled(np.ma.asarray(mag, dtype=np.float64), np.nan) - zero_point))
 
 
 def _find(name: str) -> str | None:

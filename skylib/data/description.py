@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import numpy as np
+
 from skylib.bands import canonical_band, is_band, register_band, sort_bands
 from skylib.checks import check_choice
 
@@ -101,10 +103,22 @@ class Survey:
             for band, wavelength in self.bands.items():
                 register_band(band, wavelength)
         object.__setattr__(self, "bands", sort_bands(self.bands if isinstance(self.bands, str) else tuple(self.bands)))
-        for name in ("zero_point", "pixel_scale"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        for name in ("zero_point", "pixel_scale", "no_data"):
+            if (value := getattr(self, name)) is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
                 raise ValueError(f"survey {self.name}: {name}={value!r} must be a number")
+            if name == "pixel_scale" and value <= 0:
+                raise ValueError(f"survey {self.name}: {name}={value!r} must be positive")
+        for name in ("trust_header", "align", "sky"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"survey {self.name}: {name}={value!r} must be true or false")
+        if isinstance(self.bad_planes, str):
+            object.__setattr__(self, "bad_planes", (self.bad_planes,))
+        if wrong := {
+            n: bit for n, bit in self.mask_planes.items() if isinstance(bit, bool) or not isinstance(bit, int)
+        }:
+            raise ValueError(f"survey {self.name}: mask_planes={wrong!r}: must be numbers of bits")
         if not self.trust_header and self.zero_point is None:
             raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
         for name in ("image_hdu", "mask_hdu", "variance_hdu", "mask_file", "variance_file", "bad_planes"):
@@ -155,6 +169,10 @@ class Survey:
         templates: list[tuple[str | None, str]]
         if isinstance(self.file_names, Mapping):
             templates = [(canonical_band(band), name) for band, name in self.file_names.items()]
+            if unknown := [band for band, _ in templates if band not in self.bands]:
+                raise ValueError(
+                    f"survey {self.name}: file_names gives {unknown[0]!r}, bands are {' '.join(self.bands)}"
+                )
         else:
             names = [self.file_names] if isinstance(self.file_names, str) else self.file_names
             templates = [(None, name) for name in names]

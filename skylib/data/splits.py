@@ -224,6 +224,10 @@ def _check_finite(ra: np.ndarray, dec: np.ndarray) -> None:
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         bad = int((~(np.isfinite(ra) & np.isfinite(dec))).sum())
         raise ValueError(f"{bad} of {len(ra)} positions are not finite: these objects cannot be split on the sky")
+    if ra.shape != dec.shape or (np.abs(dec) > 90).any():
+        raise ValueError(
+            f"ra {ra.shape}, dec {dec.shape} up to {np.abs(dec).max()}: must be of one shape, dec -90 to 90"
+        )
 
 
 def _read_parts(values: np.ndarray, where: str) -> np.ndarray:

@@ -48,7 +48,7 @@ def get_survey(survey: str | Path | Survey) -> Survey:
         return survey
     if str(survey).lower() in _SURVEYS:
         return _SURVEYS[str(survey).lower()]
-    path = Path(survey)
+    path = Path(str(survey))
     if path.suffix != ".toml":
         names = ", ".join(repr(name) for name in sorted(_SURVEYS))
         raise ValueError(f"survey={str(survey)!r}: one of {names}, a Survey, or the path of a .toml file")

@@ -66,7 +66,8 @@ def select_labels(
     column : callable or mapping
         Gives a column by its name, such as `Embeddings.column` or `CutoutFile.column`.
     target : str or ndarray, shape (n,)
-        A column, or the values. Negative classes and numbers that are not finite count as unlabelled; text is a class.
+        A column, or the values. Negative classes and numbers that are not finite count as unlabelled, as does
+        empty text; other text is a class.
     split : str or ndarray of int, shape (n,)
         A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
     task : {"classification", "regression"}
@@ -84,7 +85,7 @@ def select_labels(
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
     numbers = values.dtype.kind in "biuf"
-    labelled = np.isfinite(values) if numbers else values == values
+    labelled = np.isfinite(values) if numbers else values != ""
     if task == "classification" and numbers:
         labelled &= values >= 0
         if (broken := values[labelled] % 1 != 0).any():

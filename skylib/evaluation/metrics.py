@@ -33,6 +33,8 @@ def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold:
     (0.167, 0.0, 0.333, 3)
     """
     z_pred, z_spec = _pair(z_pred, z_spec)
+    if (z_spec <= -1).any():
+        raise ValueError(f"z_spec holds {z_spec.min():g}: no redshift; select the objects with a known one first")
     dz = normalised_error(z_pred, z_spec)
     return {
         "bias": float(dz.mean()),

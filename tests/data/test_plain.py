@@ -8,7 +8,19 @@ import pytest
 from astropy.coordinates import SkyCoord
 from astropy.table import Column, MaskedColumn, QTable, Table
 
-from skylib import CutoutFile, Embeddings, linear_probe, search, sky_split, write_cutouts, write_objects
+from skylib import (
+    CutoutFile,
+    CutoutLoader,
+    Embeddings,
+    copy_cutouts,
+    linear_probe,
+    photoz_metrics,
+    search,
+    sky_split,
+    write_cutouts,
+    write_objects,
+)
+from skylib.bands import flux_to_mag, mag_to_flux
 from skylib.data.plain import as_label
 
 N = 4
@@ -100,6 +112,29 @@ def test_fluxes_have_the_unit_that_they_state(tmp_path):
             cutouts(tmp_path, **wrong)
 
 
+def test_copies_keep_units_and_what_stands_for_missing_values(tmp_path):
+    ids = np.ma.array([2**60] * N, mask=[True, False, False, False])
+    made = copy_cutouts(cutouts(tmp_path, q=np.arange(N) * u.Jy, id=ids), tmp_path / "d.h5")
+    assert made.about("q")["unit"] == b"Jy"
+    assert made.missing_value("id") == made.column("id")[0] == -1
+
+
+def test_magnitudes_of_masked_fluxes_and_of_fluxes_with_a_unit():
+    np.testing.assert_array_equal(flux_to_mag(np.ma.array([1.0, 100.0], mask=[True, False])), [np.nan, 22.0])
+    np.testing.assert_array_equal(mag_to_flux(np.ma.array([27.0, 22.0], mask=[True, False])), [np.nan, 100.0])
+    with pytest.raises(ValueError, match="flux is in nJy: give its value"):
+        flux_to_mag([1.0] * u.nJy)
+
+
+def test_what_no_number_can_be_made_of_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"c\.h5: column 'name' holds text, which batches cannot"):
+        CutoutLoader(cutouts(tmp_path, name=list("abcd")), batch_size=2, columns=["name"])
+    with pytest.raises(ValueError, match="z_spec holds -99: no redshift"):
+        photoz_metrics(np.array([0.1, 0.2]), np.array([0.1, -99.0]))
+    with pytest.raises(ValueError, match=r"dec \(4,\) up to 153.0: must be of one shape, dec -90 to 90"):
+        sky_split(PLACE, PLACE)
+
+
 def foreign(path, **attributes):
     with h5py.File(path, "w") as file:
         file["cutouts"], file["RA"], file["DEC"] = np.ones((N, 2, 4, 4), "f4"), np.deg2rad(PLACE), np.zeros((N, 1))
@@ -156,6 +191,9 @@ def test_masked_vectors_and_targets_are_not_used():
     result = linear_probe(some, wrong, task="classification", split=np.arange(300) % 3, seed=0)
     assert result.metrics["balanced_accuracy"] == 1.0
     assert result.metrics["n"] == (~hidden & (np.arange(300) % 3 == 2)).sum()
+    words = np.where(hidden, "", np.array(["a", "b"])[truth])  # empty text is no class
+    again = linear_probe(some, words, task="classification", split=np.arange(300) % 3, seed=0)
+    assert again.metrics["n"] == result.metrics["n"]
 
 
 def test_exported_tables_keep_units_masks_and_positions(tmp_path):

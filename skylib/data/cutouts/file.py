@@ -112,7 +112,6 @@ class CutoutFile:
             planes = [canonical_band(band) for band in order]
             if "bands" in file.attrs and stated is not None and planes != [canonical_band(band) for band in stated]:
                 raise ValueError(f"bands={' '.join(order)} is given, but the file states {' '.join(stated)}")
-            order_of_planes = [planes.index(band) for band in self.bands]
             own = get_survey(survey or "hsc")
             self.pixel_scale = number_of(file, "pixel_scale", pixel_scale, own.pixel_scale)
             self.simulated = bool(file.attrs.get("simulated", False))
@@ -130,7 +129,8 @@ class CutoutFile:
                 if data.shape != self.shape:
                     raise ValueError(f"{key!r} has shape {data.shape}, the images {self.shape}")
             self.has_weight = self._layout.weight in stored
-            self._images = {key: StoredImages(self.path, data, order_of_planes) for key, data in stored.items()}
+            places = [planes.index(band) for band in self.bands]
+            self._images = {key: StoredImages(self.path, data, places) for key, data in stored.items()}
         self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
 
     def __len__(self) -> int:
@@ -168,9 +168,12 @@ class CutoutFile:
 
     def missing_value(self, name: str) -> int | None:
         """Return the integer that stands for masked values of a column, or None where none does."""
+        return None if (value := self.about(name).get("missing")) is None else int(value)
+
+    def about(self, name: str) -> dict[str, Any]:
+        """Return what the file states of a column: ``unit``, ``names`` of classes, ``missing`` (see `missing_value`)."""
         with self._open() as file:
-            value = file[self._columns[name][0]].attrs.get("missing") if name in self._columns else None
-        return None if value is None else int(value)
+            return dict(file[self._columns[name][0]].attrs) if name in self._columns else {}
 
     def class_names(self, name: str = "class") -> tuple[str, ...]:
         """Return what the integers of a class column stand for: as the file says, or else the numbers.
@@ -178,8 +181,7 @@ class CutoutFile:
         Galaxy, qso and star are what 0, 1 and 2 of ``class`` mean where the file does not say.
         """
         values = self.column(name)
-        with self._open() as file:
-            names = file[self._columns[name][0]].attrs.get("names", CLASS_NAMES if name == "class" else ())
+        names = self.about(name).get("names", CLASS_NAMES if name == "class" else ())
         most = int(max(values[values >= 0].tolist(), default=-1))
         return tuple(map(text, (*names, *range(len(names), most + 1))))
 
@@ -276,8 +278,7 @@ class CutoutFile:
     def _position(self, name: str) -> np.ndarray:
         if name not in self._columns:
             return np.full(len(self), np.nan)
-        with self._open() as file:
-            unit = unit_of(file[self._columns[name][0]])
+        unit = unit_of(self.about(name))
         return degrees(self.column(name), name, where=f"{self.path}: ", hours=name == self._layout.ra, unit=unit)
 
     @contextmanager

@@ -265,9 +265,9 @@ def text(value: Any) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def unit_of(held: h5py.File | h5py.Dataset) -> str:
-    """Return the unit that a file or dataset states as an attribute."""
-    found = (held.attrs[name] for name in ("unit", "units", "BUNIT", "bunit", "flux_unit") if name in held.attrs)
+def unit_of(attributes: Mapping[str, Any]) -> str:
+    """Return the unit that the attributes of a file or dataset state."""
+    found = (attributes[name] for name in ("unit", "units", "BUNIT", "bunit", "flux_unit") if name in attributes)
     return next((text(value).strip() for value in found if isinstance(value, str | bytes)), "")
 
 
@@ -282,7 +282,7 @@ def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale
     if "zero_point" in images.file.attrs:
         return None
     try:
-        unit = unit_of(images) or unit_of(images.file)
+        unit = unit_of(images.attrs) or unit_of(images.file.attrs)
         return unit_zero_point(unit, bands, name="unit of flux", area=pixel_scale**2)
     except ValueError as error:
         if not any(value is not None for value in given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import astropy.units as u
 import numpy as np
 
 from skylib.data.cutouts.file import CutoutFile, Index
@@ -54,6 +55,7 @@ def at_scale(cutouts: CutoutFile, pixel_scale: float) -> CutoutFile:
     ValueError
         If the scale is not positive.
     """
+    pixel_scale = u.Quantity(pixel_scale, u.arcsec).value
     if not (np.isfinite(pixel_scale) and pixel_scale > 0):
         raise ValueError(f"pixel_scale={pixel_scale!r}: must be a positive number of arcsec")
     return ScaledCutouts(cutouts, float(pixel_scale))

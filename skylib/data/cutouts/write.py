@@ -108,6 +108,10 @@ def copy_cutouts(cutouts: CutoutFile, path: str | Path) -> CutoutFile:
     if "class" in columns and columns["class"].dtype.kind == "i":  # its names go along
         columns["class"] = np.array([*cutouts.class_names(), ""])[columns["class"].clip(-1)]
     labels = prepare_columns({"ra": cutouts.ra, "dec": cutouts.dec, **columns}, len(cutouts))
+    for name in columns:
+        labels[name][1].update(
+            {key: x for key, x in cutouts.about(name).items() if key in ("unit", "missing", "names")}
+        )
     attributes = {"pixel_scale": cutouts.pixel_scale, "zero_point": ZERO_POINT, "survey": cutouts.survey}
     attributes |= {"provenance": f"copied from {cutouts.path.name}", "simulated": cutouts.simulated}
     form: dict[str, Any] = {

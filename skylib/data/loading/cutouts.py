@@ -13,7 +13,7 @@ from torch import Tensor
 from skylib.bands import split_bands
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
-from skylib.data.loading.batch import Batch, Buffers, Window, to_device
+from skylib.data.loading.batch import Batch, Buffers, Window, numbers_of, to_device
 from skylib.data.loading.cropping import gather
 from skylib.data.photometry import measure_sky_noise
 from skylib.device import ahead, keyed_generator, pick_device
@@ -104,7 +104,7 @@ class CutoutLoader:
             raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
         self.size = cutouts.size if size is None else size
         self.bands = tuple(split_bands(bands) if isinstance(bands, str) else bands or cutouts.bands)
-        self.columns = {name: cutouts.column(name) for name in columns}
+        self.columns = {name: numbers_of(cutouts, name) for name in columns}
         self.pad = pad
         if not self.size > 0 or (self.size > cutouts.size and not pad):
             raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
