@@ -17,14 +17,12 @@ from skylib.data.cutouts.layouts import (
     check_links,
     detect,
     find_columns,
-    number_of,
     read_column,
     stated_bands,
     text,
-    unit_of,
-    zero_point_of_unit,
 )
 from skylib.data.cutouts.pixels import StoredImages
+from skylib.data.cutouts.stated import number_of, unit_of, zero_point_of_unit
 from skylib.data.description import Survey
 from skylib.data.plain import degrees
 from skylib.data.surveys import get_survey

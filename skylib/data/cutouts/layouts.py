@@ -13,7 +13,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from skylib.data.calibration import unit_zero_point
 from skylib.files import crc32
 
 FORMAT = "v108"  # of HDF5 files: a checksum on all of their structure
@@ -263,40 +262,3 @@ def name_of(key: str, data: h5py.Dataset) -> str:
 def text(value: Any) -> str:
     """Return text that HDF5 or FITS gave as bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def unit_of(attributes: Mapping[str, Any]) -> str:
-    """Return the unit that the attributes of a file or dataset state."""
-    found = (attributes[name] for name in ("unit", "units", "BUNIT", "bunit", "flux_unit") if name in attributes)
-    return next((text(value).strip() for value in found if isinstance(value, str | bytes)), "")
-
-
-def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale: float, *given: Any) -> float | None:
-    """Return the zero-point of the unit that images or their file state, or None of counts and where none or a zero-point is stated.
-
-    Raises
-    ------
-    ValueError
-        If it is no unit of flux, and nothing of what decides otherwise was `given`; the message names it.
-    """
-    if "zero_point" in images.file.attrs:
-        return None
-    try:
-        unit = unit_of(images.attrs) or unit_of(images.file.attrs)
-        return unit_zero_point(unit, bands, name="unit of flux", area=pixel_scale**2)
-    except ValueError as error:
-        if not any(value is not None for value in given):
-            raise ValueError(f"{error}; zero_point=… or survey=… decides") from error
-        return None
-
-
-def number_of(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
-    """Return what the file states, which goes first, what the user states, or what the survey has."""
-    value = file.attrs.get(name, default if given is None else given)
-    if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise ValueError(f"{name}={value!r}: must be a number")
-    if name == "pixel_scale" and value <= 0:
-        raise ValueError(f"{name}={float(value)!r}: must be positive")
-    if name in file.attrs and given is not None and abs(given - float(value)) > 1e-3 * abs(float(value)):
-        raise ValueError(f"{name}={given!r} is given, but the file states {float(value)!r}")
-    return float(value)
