@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as arrays
 
 from skylib import CutoutFile, CutoutLoader, Embeddings, make_cutouts, read_tile, simulate_sky, write_cutouts
 from skylib.data.cutouts.catalogue import read_catalogue
+from skylib.data.cutouts.write import keep_rows
 from skylib.data.simulate import tile_wcs
 from skylib.data.tiles import TilePaths
 from skylib.files import replaced, row_sums, write_json
@@ -107,6 +108,16 @@ def test_swapped_and_zeroed_pages_and_checksums_of_older_files_are_found(tmp_pat
         file["cutouts"][1, 0, 9, 9] = 2
     with pytest.raises(OSError, match=r"c\.h5: .*checksum of row 1 is wrong"):
         CutoutFile(path).flux(size=32)
+
+
+def test_damaged_images_are_not_copied_to_a_file_with_good_checksums(tmp_path):
+    path = small(tmp_path / "c.h5").path
+    keep_rows(path, tmp_path / "d.h5", np.array([0, 2, 5]))
+    np.testing.assert_array_equal(CutoutFile(tmp_path / "d.h5").flux(), CutoutFile(path).flux([0, 2, 5]))
+    with h5py.File(path, "r+") as file:
+        file["cutouts"][2, 0, 0, 0] = 7
+    with pytest.raises(OSError, match=r"c\.h5: the checksum of row 2 is wrong"):
+        keep_rows(path, tmp_path / "e.h5", np.array([0, 2, 5]))
 
 
 def test_references_and_links_in_groups_are_refused(tmp_path):

@@ -189,7 +189,13 @@ def put(file: h5py.File, name: str, rows: slice, images: np.ndarray) -> None:
 
 
 def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
-    """Copy some rows of a file to another."""
+    """Copy some rows of a file to another.
+
+    Raises
+    ------
+    OSError
+        If the checksum of an image is wrong.
+    """
     with h5py.File(path, "r") as file:
         columns = {
             name_of(key, data): (data[:][rows], dict(data.attrs))
@@ -206,7 +212,10 @@ def keep_rows(path: Path, out: Path, rows: np.ndarray) -> None:
                 for start in range(0, len(rows), 1024):
                     some = rows[start : start + 1024]
                     block = file[name][some[0] : some[-1] + 1]  # rows come in order
-                    put(new, name, slice(start, start + len(some)), block[some - some[0]])
+                    images, sums = block[some - some[0]], file[f"checksum/{name}"][:][some]
+                    if (bad := some[row_sums(images, sums.dtype) != sums]).size:
+                        raise OSError(f"{path}: the checksum of row {bad[0]} is wrong: delete the file to begin anew")
+                    put(new, name, slice(start, start + len(some)), images)
 
 
 def _numbers(name: str, values: Any) -> tuple[np.ndarray, str]:
