@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run-dir", **run_dir, help="gets all results (default: %(default)s)")
     demo.add_argument("--tiles", **folder, help="your FITS tiles")
     demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
+    demo.add_argument("--survey", metavar="NAME", help="of the tiles: a name such as sdss, or a .toml file")
 
     notebooks = add(
         "notebooks", _notebooks, "copy the project's notebooks into a folder, to work with them", "  skylib notebooks ."
@@ -233,7 +234,8 @@ def _status(arguments: argparse.Namespace) -> None:
 def _demo(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import demo
 
-    page = demo(arguments.run_dir, tiles=arguments.tiles, catalogue=arguments.catalogue, overrides=arguments.overrides)
+    given = [*arguments.overrides, *([f"survey={arguments.survey!r}"] if arguments.survey else [])]
+    page = demo(arguments.run_dir, tiles=arguments.tiles, catalogue=arguments.catalogue, overrides=given)
     print(f"\nDone. All figures and numbers on one page, next to the executed notebooks:\n  {page}")
 
 

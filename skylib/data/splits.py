@@ -233,12 +233,14 @@ def _check_finite(ra: np.ndarray, dec: np.ndarray) -> None:
 def _read_parts(values: np.ndarray, where: str) -> np.ndarray:
     """Turn numbers or names of parts into numbers."""
     if values.dtype.kind == "U":
-        unknown = sorted({v for v in np.unique(values) if v.strip().lower() not in PART_NAMES})
-        if unknown:
+        parts = {**PART_NAMES, "": UNUSED}
+        if unknown := sorted({str(v) for v in np.unique(values) if v.strip().lower() not in parts}):
             raise ValueError(f"{where} holds {unknown[:3]}: must be one of {', '.join(PART_NAMES)}")
-        return np.array([PART_NAMES[v.strip().lower()] for v in values], dtype=np.int64)
-    if unknown := sorted(set(np.unique(values).tolist()) - {-1, 0, 1, 2}):
-        raise ValueError(f"{where} holds {unknown[:3]}: must be 0 train, 1 validation, 2 test, or -1")
+        return np.array([parts[v.strip().lower()] for v in values], dtype=np.int64)
+    values = np.where(np.isnan(values), UNUSED, values) if values.dtype.kind == "f" else values
+    unknown_numbers = sorted(set(np.unique(values).tolist()) - {-1, 0, 1, 2})
+    if unknown_numbers or values.dtype.kind == "b":
+        raise ValueError(f"{where} holds {unknown_numbers[:3] or 'bool'}: must be 0 train, 1 validation, 2 test, or -1")
     return values.astype(np.int64)
 
 

@@ -17,6 +17,7 @@ from skylib import (
     photoz_metrics,
     search,
     sky_split,
+    split_cutouts,
     write_cutouts,
     write_objects,
 )
@@ -133,6 +134,23 @@ def test_what_no_number_can_be_made_of_is_named(tmp_path):
         photoz_metrics(np.array([0.1, 0.2]), np.array([0.1, -99.0]))
     with pytest.raises(ValueError, match=r"dec \(4,\) up to 153.0: must be of one shape, dec -90 to 90"):
         sky_split(PLACE, PLACE)
+
+
+@pytest.mark.parametrize(
+    ("split", "right"),
+    [
+        (["Train", "val", "test ", ""], [0, 1, 2, -1]),
+        ([0.0, 1.0, 2.0, np.nan], [0, 1, 2, -1]),
+        ([True, False] * 2, None),
+    ],
+)
+def test_a_split_of_ones_own_may_leave_objects_out(tmp_path, split, right):
+    made = cutouts(tmp_path, split=split)
+    if right is None:  # which part True stands for is not known
+        with pytest.raises(ValueError, match="column 'split' holds bool: must be 0 train"):
+            split_cutouts(made, size=4)
+    else:
+        assert split_cutouts(made, size=4).tolist() == right
 
 
 def foreign(path, **attributes):

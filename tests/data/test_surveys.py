@@ -437,6 +437,15 @@ def test_tiles_without_sky_coordinates_are_refused_by_name(tmp_path):
         make_cutouts([paths], Table({"ra": [100.0], "dec": [85.0]}), tmp_path / "c.h5", size=8)
     made = make_cutouts([paths], Table({"x": [30.0], "y": [20.0]}), tmp_path / "c.h5", size=8)
     np.testing.assert_array_equal(made.flux(0)[0, 0], read_tile(paths, sky=False).flux[0, 16:24, 26:34])
+    for table, message in (
+        ({"x": [3.0] * u.mm, "y": [2.0] * u.mm}, "column 'x' is in 'mm': must be pixels"),
+        ({"x": [3.0], "y": [2.0], "tile": ["a"]}, "column 'tile' holds 'a'; the tiles are 9813-4,5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_cutouts([paths], Table(table), tmp_path / "d.h5", size=8)
+    named = MaskedColumn(["9813-4,5 ", "9813-4,5"], mask=[False, True])  # of the second the tile is not known
+    made = make_cutouts([paths], Table({"x": [30, 31], "y": [20, 20], "tile": named}), tmp_path / "e.h5", size=8)
+    assert made.column("x").tolist() == [30]
     with pytest.raises(ValueError, match="has no sky coordinates: its positions are pixels"):
         read_tile(paths, sky=False).sky_at(1, 1)
 

@@ -9,6 +9,7 @@ import numpy as np
 from astropy.table import Table
 
 from skylib.data.grids import centre_and_corners, pixel_position, sky_position
+from skylib.data.plain import as_label
 from skylib.data.sky import separation
 from skylib.data.tiles import TilePaths, read_wcs
 
@@ -62,7 +63,12 @@ def assign_tiles(
         raise ValueError(
             f"positions are pixels (x, y), and there are {len(tiles)} tiles: a column 'tile' must name them"
         )
-    names = np.asarray(table["tile"]).astype(str) if by_pixel and "tile" in table.colnames else None
+    names = (
+        np.char.strip(as_label("tile", table["tile"])[0].astype(str)) if by_pixel and "tile" in table.colnames else None
+    )
+    held = [paths.name for paths in tiles]
+    if names is not None and len(names) and not np.isin(names, held).any():
+        raise ValueError(f"the catalogue's column 'tile' holds {str(names[0])!r}; the tiles are {', '.join(held[:5])}")
     best = np.full(n, -np.inf)
     for t, paths in enumerate(tiles):
         try:

@@ -235,7 +235,9 @@ def _angles(column: Any, name: str, where: str, *, hours: bool, unit: u.UnitBase
 
 
 def _pixels(column: Any, name: str, where: str) -> np.ndarray:
-    values, missing, _ = plain_column(column)
+    values, missing, unit = plain_column(column)
+    if unit.lower() not in ("", "pix", "pixel", "pixels"):
+        raise ValueError(f"catalogue{where}: column {name!r} is in {unit!r}: must be pixels")
     if values.ndim != 1 or values.dtype.kind not in "fiu":
         raise ValueError(f"catalogue{where}: column {name!r} holds {values.dtype}: must be pixel positions")
     return np.where(missing, np.nan, values.astype(np.float64))
