@@ -57,7 +57,7 @@ def at_scale(cutouts: CutoutFile, pixel_scale: float) -> CutoutFile:
     """
     pixel_scale = u.Quantity(pixel_scale, u.arcsec).value
     if not (np.isfinite(pixel_scale) and pixel_scale > 0):
-        raise ValueError(f"pixel_scale={pixel_scale!r}: must be a positive number of arcsec")
+        raise ValueError(f"pixel_scale={pixel_scale:g}: must be a positive number of arcsec")
     return ScaledCutouts(cutouts, float(pixel_scale))
 
 
