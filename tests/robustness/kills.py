@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -31,6 +32,7 @@ import pandas as pd
 import torch
 from astropy.io import fits
 from astropy.table import Table
+from tqdm.auto import tqdm
 
 import skylib
 from skylib import CutoutFile, Embeddings, ModelConfig, PretrainConfig
@@ -38,6 +40,7 @@ from skylib.config import ProbeConfig
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # its own is shared by all forks, and one that is killed never gives it back
 MODEL = ModelConfig(bands=("g", "i"), size="nano", image_size=16, patch_size=8, decoder_width=32, decoder_depth=1)
 CELL = """
 import time
