@@ -81,7 +81,7 @@ from skylib.search.maps import (
     trustworthiness as trustworthiness,
     umap_map as umap_map,
 )
-from skylib.search.queries import target_vectors as target_vectors
+from skylib.search.queries import find_object as find_object, target_vectors as target_vectors
 from skylib.search.ranking import feedback_scores as feedback_scores, rank_anomalies as rank_anomalies
 from skylib.search.sky_search import search_tiles as search_tiles
 from skylib.search.stream import search_files as search_files

@@ -16,9 +16,10 @@ from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Where, matching_rows
 from skylib.search.nearest import BLOCK, Combine, Metric, distances, nearest
+from skylib.search.queries import find_object
 from skylib.search.standard import CACHED, Standardiser
 
-Targets = int | Sequence[int] | np.ndarray
+Targets = int | str | Sequence[int] | Sequence[str] | np.ndarray
 
 
 class SearchIndex:
@@ -171,6 +172,8 @@ class SearchIndex:
         wanted, width = np.atleast_1d(np.asarray(targets)), self.vectors.shape[-1]
         if wanted.size == 0:
             raise ValueError("no targets given")
+        if wanted.dtype.kind == "U":
+            wanted = np.array([find_object(self.embeddings, text, radius=5.0)[0] for text in wanted.ravel()])
         if wanted.dtype.kind in "iu":
             if wanted.ndim != 1 or wanted.min() < 0 or wanted.max() >= len(self):
                 raise ValueError(f"targets {wanted.tolist()}: row numbers must be 0 to {len(self) - 1}")
@@ -210,8 +213,9 @@ def search(
     ----------
     embeddings : Embeddings
         The objects to search.
-    targets : int, sequence of int, or ndarray of float, shape (t, D)
-        Row numbers of `embeddings`, or vectors of the same model, such as those of `target_vectors`.
+    targets : int, str, sequence of int or str, or ndarray of float, shape (t, D)
+        Row numbers of `embeddings`; texts for `find_object`, such as the position ``"150.1 2.2"`` within 5 arcsec; or
+        vectors of the same model, such as those of `target_vectors`.
     k : int
         How many to return; fewer if there are no more.
     metric : {"cosine", "mse", "mae"}

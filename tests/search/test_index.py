@@ -152,6 +152,14 @@ def test_one_entry_per_source_anywhere_in_the_list(embeddings):
     assert len({row // 2 if row < 100 else row for row in odd}) == len(odd) == 250 - (299 - len(whole))
 
 
+def test_examples_may_be_positions(embeddings):
+    twins = Embeddings(embeddings.vectors, ra=150 + np.arange(300) // 2 * 0.01, dec=np.zeros(300))
+    by_place = search(twins, ["150.03 0", "150.05 0.001"], k=5)
+    assert by_place["index"].tolist() == search(twins, [6, 10], k=5)["index"].tolist()
+    with pytest.raises(ValueError, match="no object within 5 arcsec"):
+        search(twins, "150.035 0")
+
+
 def test_filters_that_cannot_be_used(embeddings):
     with pytest.raises(KeyError, match="no column 'snr'"):
         search(embeddings, 0, where={"snr": (5, None)})
