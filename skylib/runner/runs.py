@@ -204,6 +204,8 @@ def demo(
 ) -> Path:
     """Run all notebooks in order into one folder, and write a page of results.
 
+    If an earlier call did not reach its end, notebooks that it had finished with the same parameters are kept.
+
     Parameters
     ----------
     run_dir : path
@@ -239,11 +241,16 @@ def demo(
     values = share([*texts, *(f"{name}={str(path.resolve())!r}" for name, path in sky.items())], paths)
 
     start = time.perf_counter()
+    states = {earlier_record(Path(run_dir) / "status" / f"{path.stem}.json").get("state") for path in paths}
+    resumes = "done" in states and len(states) > 1
     try:
         for number, path in enumerate(paths, 1):
             log.info("[%d/%d] %s ...", number, len(paths), path.stem)
             began = time.perf_counter()
-            run_notebook(path, run_dir, **values[path])
+            if resumes:
+                run(path, run_dir, values[path], skip_done=True)
+            else:
+                run_notebook(path, run_dir, **values[path])
             log.info("[%d/%d] %s took %.0f s", number, len(paths), path.stem, time.perf_counter() - began)
     except NotebookError:
         write_report(run_dir)

@@ -518,6 +518,23 @@ def test_demo_runs_all_notebooks_and_hands_out_the_overrides(chain, tmp_path):
     assert [values for _, values in done] == [{"seed": 4}] * len(runs.CHAIN)
 
 
+def test_demo_keeps_what_was_finished_before_it_was_interrupted(chain, tmp_path, monkeypatch):
+    notebooks, done = chain
+    (tmp_path / "run" / "status").mkdir(parents=True)
+    for name, state in zip(runs.CHAIN, ("done", "done", "interrupted"), strict=False):
+        (tmp_path / "run" / "status" / f"{name}.json").write_text(json.dumps({"state": state}))
+    kept = []
+
+    def note(notebook, run_dir, values, *, skip_done):
+        kept.append((notebook.stem, skip_done))
+        return write_notebook(Path(run_dir) / notebook.name)
+
+    monkeypatch.setattr(runs, "run", note)
+    demo(tmp_path / "run", notebooks=notebooks)
+    assert kept == [(name, True) for name in runs.CHAIN]
+    assert not done
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
