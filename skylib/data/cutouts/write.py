@@ -72,7 +72,7 @@ def write_cutouts(
         raise ValueError(f"flux has shape {flux.shape}: must be (n, {len(order)}, S, S) for bands {' '.join(given)}")
     if weight is not None and np.shape(weight) != flux.shape:
         raise ValueError(f"weight has shape {np.shape(weight)}: must be that of flux, {flux.shape}")
-    pixel_scale, zero_point = u.Quantity(pixel_scale, u.arcsec).value, getattr(zero_point, "value", zero_point)
+    pixel_scale, zero_point = float(u.Quantity(pixel_scale, u.arcsec).value), getattr(zero_point, "value", zero_point)
     for name, value in (("pixel_scale", pixel_scale), ("zero_point", zero_point)):
         if (
             not isinstance(value, int | float | np.number)
