@@ -20,7 +20,7 @@ from rattler.package import BuildString
 import skylib
 
 ROOT = Path(__file__).parents[1]
-CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}  # conda-forge's name: PyPI's name
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "python-isal": "isal"}  # conda-forge: PyPI
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
