@@ -1,4 +1,4 @@
-"""Embedding: images a second from an HDF5 file of cutouts to a saved file of embeddings, beside a plain loop.
+"""Embedding: images per second from an HDF5 file of cutouts to a saved file of embeddings, beside a plain loop.
 
 The plain loop is what one would write first: fp32, eager, batch by batch from the open file, vectors gathered in a list.
 """

@@ -49,7 +49,7 @@ JOBS = (
     "training nano mae",
 )
 QUICK = ("tests", "training nano mae", "embedding nano", "search", "profile")
-BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images a step, on a GPU of 80 GB
+BATCH = {"nano": 1024, "tiny": 2048, "small": 2048, "base": 1024}  # images per step, on a GPU of 80 GB
 Row = dict[str, Any]
 
 

@@ -82,7 +82,7 @@ def tiles(folder: Path, *, side: int, seconds: float) -> dict[str, dict[str, Any
 
 
 def stream(batches: Iterator[Any], *, seconds: float) -> tuple[float, float]:
-    """Return images a second, masks included, and by how many MB the process has grown meanwhile."""
+    """Return images per second, masks included, and by how many MB the process has grown meanwhile."""
     generator = torch.Generator().manual_seed(0)
     start = time.perf_counter()
     while time.perf_counter() - start < seconds / 2:  # until memory for tiles has been used again

@@ -14,7 +14,7 @@
 tile and core); `--extra-tiles 24` adds fields of varied seeing and depth to pretrain on (`run --extra`). `--quick` makes
 everything tiny: to see that it works, not to measure. `rivals` measures what anyone gets without pretraining. `study`
 runs all recipes with the first seed, then with the next; every result is one file, `RESULTS/rows/RECIPE-SEED.json`; made
-again, it goes on. With `--compile`, long runs of a small model are several times faster on a GPU, after a minute or so.
+again, it resumes. With `--compile`, long runs of a small model are several times faster on a GPU, after a minute or so.
 Each recipe is given as many steps as cost the floating point operations of `--steps` of `plain`.
 
 A recipe is a sum of settings (`SETTINGS`), such as ``noise+flux+bands25``. Those that this version of the library does

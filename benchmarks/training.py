@@ -1,4 +1,4 @@
-"""Training: images a second of whole optimiser steps, beside Hugging Face's ViTMAE and the published recipe as it ran.
+"""Training: images per second of whole optimiser steps, beside Hugging Face's ViTMAE and the published recipe as it ran.
 
 Every case makes the same kind of step: forward, backward, clipping where the case has it, AdamW. "model" takes images
 that are in memory already; "from file" reads them from HDF5 through the loader. On a CPU each case has a process of its
@@ -190,7 +190,7 @@ def main() -> None:
     options = harness.parser(__doc__)
     options.add_argument("--sizes", nargs="+", default=["tiny", "small", "base"], choices=list(VIT_SIZES))
     options.add_argument(
-        "--batch", type=int, default=None, help="images a step; 64, as published, on a CPU, 1024 on CUDA"
+        "--batch", type=int, default=None, help="images per step; 64, as published, on a CPU, 1024 on CUDA"
     )
     options.add_argument("--compile", action="store_true", help="compile on a CPU too (a minute a case)")
     options.add_argument("--precision", default=fast_precision(DEVICE), choices=["bf16", "fp32"], help="of our steps")

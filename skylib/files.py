@@ -92,7 +92,7 @@ def row_sums(values: np.ndarray, dtype: Any = np.uint32) -> np.ndarray:
     Examples
     --------
     >>> row_sums(np.array([[0, 1], [1, 0]])).tolist()
-    [2547889144, 4099895829]
+    [538004427, 1121180356]
     """
     rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
     if dtype != np.uint64:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Embeddings of a file of cutouts too large for one task: a folder of parts, one a cell of the sky (`skylib embed --help`).
+# Embeddings of a file of cutouts too large for one task: a folder of parts, one per cell of the sky (`skylib embed --help`).
 # As an array, each task makes its share; parts that exist are not made again, so failed tasks are submitted again as they were.
 #   sbatch --array=0-99 --account=def-someone slurm/embed.sh run_dir=embeddings cutouts.h5 --model=papermill_runs/first --order=5
 # Some tasks again, such as --array=3,5: add --n-shards=100.

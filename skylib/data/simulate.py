@@ -120,7 +120,7 @@ def simulate_sky(
     if tile_size < 64:
         raise ValueError(f"tile_size={tile_size}: must be at least 64 pixels")
     if n_objects is not None and n_objects < n_tiles:
-        raise ValueError(f"n_objects={n_objects}: must be at least one a tile")
+        raise ValueError(f"n_objects={n_objects}: must be at least one per tile")
     seeings, depths = _each_tile("seeing", seeing, n_tiles), _each_tile("depth", depth, n_tiles)
     if min(seeings) <= 0:
         raise ValueError(f"seeing={seeing}: a factor must be above 0")

@@ -83,7 +83,7 @@ def select_labels(
     values = get(target) if isinstance(target, str) else as_label(name, target)[0]
     parts = get(split) if isinstance(split, str) else as_label("split", split)[0]
     if values.shape != parts.shape or values.ndim != 1:
-        raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value an object")
+        raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value per object")
     numbers = values.dtype.kind in "biuf"
     labelled = np.isfinite(values) if numbers else values != ""
     if task == "classification" and numbers:

@@ -1,4 +1,4 @@
-"""Embeddings of a whole survey: a folder of parts, one a cell of the sky, made by many tasks and opened as one."""
+"""Embeddings of a whole survey: a folder of parts, one per cell of the sky, made by many tasks and opened as one."""
 
 from __future__ import annotations
 

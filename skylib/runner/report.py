@@ -112,7 +112,7 @@ def _is_shown(output: dict[str, Any], caption: str) -> bool:
         output["traceback"] = [f"{output['ename']}: {output['evalue']}"]
         return True
     data = output.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data:
+    if "application/vnd.jupyter.widget-view+json" in data or output["metadata"].get("live"):
         return False
     for kind in {"image/png", "image/jpeg"} & data.keys():
         output["metadata"] = {kind: {"alt": caption}}

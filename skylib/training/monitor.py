@@ -226,10 +226,8 @@ class Display:
                 self._show(path)
 
     def close(self) -> None:
-        """Leave the bar as it is, and take the figures away: they are in the run folder."""
+        """Leave the bar as it is."""
         self._bar.close()
-        for shown in self._handles.values():
-            shown.update({"text/plain": ""}, raw=True)
         if not self._quiet:
             self._workers.unlink(missing_ok=True)
 
@@ -241,10 +239,11 @@ class Display:
             return
         if getattr(get_ipython(), "kernel", None) is None:  # no notebook
             return
+        live = {"live": True}  # the page of results leaves them out
         if path in self._handles:
-            self._handles[path].update(Image(path))
+            self._handles[path].update(Image(path), metadata=live)
         else:
-            self._handles[path] = display(Image(path), display_id=True)
+            self._handles[path] = display(Image(path), display_id=True, metadata=live)
 
 
 def _changed(path: Path) -> int:

@@ -205,6 +205,7 @@ def finished(tmp_path_factory) -> Path:
         "print(repr((tiles, learning_rate, steps, bands, size)))",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()",
         "*A line that rises to `2`.*\n\nMore about it.",
+        "from IPython.display import display\nplt.ioff()\ndisplay(plt.figure(), metadata={'live': True})",
         "import pandas as pd\npd.DataFrame({'band': ['<g>'], 'depth': [26.5]})",
         "print(*range(100), sep='\\n')\nprint('not shown', file=sys.stderr)",
     )

@@ -26,8 +26,10 @@ def test_in_a_notebook_the_figures_are_updated_in_place(cutouts, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     outputs = json.loads(book.read_text())["cells"][0]["outputs"]
-    shown = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    shown = [output["data"]["image/png"] for output in pictures]
     assert len(shown) == 2  # drawn four times each
+    assert all(output["metadata"]["live"] for output in pictures)
     for image, name in zip(shown, ("progress", "reconstruction"), strict=True):
         assert base64.b64decode(image) == (run_dir / "figures" / f"{name}.png").read_bytes(), name
 
