@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from skylib.plotting.style import COLOURS, METRIC_LABELS, draw_equality, metric_label, plain
 
 REACH = 1.2  # a score that is lower than the best by more is not drawn to scale
+LEAST_RANGE = 0.1  # of the axis of a score, in the figure of a training
 
 
 def plot_counts(
@@ -69,6 +70,9 @@ def plot_progress(metrics: pd.DataFrame) -> Figure:
     for ax, name in zip(axes[0, 1:], probes, strict=True):
         measured = metrics[["step", name]].dropna()
         ax.plot(measured["step"], measured[name], marker="o", ms=4, color=COLOURS[2])
+        low, high = ax.get_ylim()
+        if (wider := (LEAST_RANGE - (high - low)) / 2) > 0:  # changes as small as chance makes them look small
+            ax.set_ylim(low - wider, high + wider)
         endings = sorted((m for m in METRIC_LABELS if name.endswith(f"_{m}")), key=len)
         metric = endings[-1] if endings else name.rpartition("_")[2]  # the longest: balanced_accuracy, not accuracy
         target = plain(name.removeprefix("probe_").removesuffix(f"_{metric}"))

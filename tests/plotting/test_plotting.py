@@ -195,3 +195,14 @@ def test_little_to_show_is_shown():
     assert not plotting.plot_label_efficiency(one, reference="a").collections
     nothing = pd.DataFrame({name: [] for name in ("nuisance", "value", "low", "high", "chance")})
     assert not plotting.plot_nuisances(nothing).get_yticks().size
+
+
+def test_small_changes_of_a_score_look_small():
+    metrics = pd.DataFrame(
+        {"step": [1, 2], "loss": [1.0, 0.9], "probe_z_r2": [0.489, 0.474], "probe_class_accuracy": [0.3, 0.8]}
+    )
+    _, small, large = plotting.plot_progress(metrics).axes
+    low, high = small.get_ylim()
+    assert high - low == pytest.approx(0.1)
+    assert (low + high) / 2 == pytest.approx((0.489 + 0.474) / 2)
+    assert np.ptp(large.get_ylim()) < 0.6
