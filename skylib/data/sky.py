@@ -50,8 +50,8 @@ def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray,
 def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int) -> np.ndarray:
     """Return the first `n` positions that are not within `radius` (arcsec) of an earlier one that was returned.
 
-    The positions come best first; an unknown one (NaN) is near no other. What is returned of a list is also what is returned of any longer list that begins
-    with it, as far as it goes.
+    The positions come best first; an unknown one (NaN) is near no other. What is returned of a list is also what is
+    returned of any longer list that begins with it, as far as it goes.
 
     Examples
     --------

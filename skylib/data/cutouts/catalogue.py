@@ -154,7 +154,9 @@ def _load(path: Path) -> Table:
         try:
             try:
                 table = Table.read(path)
-                if path.read_bytes()[:5000].find(b"<VOTABLE") >= 0:
+                with open(path, "rb") as file:
+                    is_votable = b"<VOTABLE" in file.read(5000)
+                if is_votable:
                     table.meta |= _coordinate_system(path)
                 return table
             except IORegistryError:  # a name that tells no format
