@@ -187,15 +187,11 @@ def _candidates(
         q = torch.nn.functional.normalize(q, dim=1)
     bound, rows = torch.empty(0, device=q.device), torch.empty(0, dtype=torch.int64, device=q.device)
     step = max(1, block // n_tokens)
+    factor = torch.ones_like(q[0]) if scale is None else scale.float()
     for start in range(0, len(vectors), step):
         x = vectors[start : start + step].flatten(0, -2)
-        if scale is not None:
-            x = x * scale.float()
-        if squares is None or scale is not None:
-            square = x.square().sum(dim=1)
-        else:
-            square = squares[start : start + step].flatten()
-        value = _lower_bounds(q, x, square, metric)
+        square = None if squares is None or scale is not None else squares[start : start + step].flatten()
+        value = _lower_bounds(q, x, square, factor, metric)
         if n_tokens > 1:
             value = _pool(value.view(len(q), -1, n_tokens), str(combine), 2)
         if combine is not None:
@@ -210,14 +206,19 @@ def _candidates(
     return bound, rows
 
 
-def _lower_bounds(queries: Tensor, x: Tensor, square: Tensor, metric: str) -> Tensor:
-    """Return lower bounds of the distance of vectors (n, D), of given squared norms, to queries, (q, n)."""
-    width = x.shape[1]
+def _lower_bounds(queries: Tensor, x: Tensor, square: Tensor | None, factor: Tensor, metric: str) -> Tensor:
+    """Return lower bounds of the distance of vectors (n, D) times a factor (D,) to queries, (q, n).
+
+    `square` is the squared norms of the scaled vectors, if they are known.
+    """
+    width, parts = x.shape[1], x.split(1024)  # as many as a CPU's cache holds
     slack = (width + 64) * ROUNDING
     if metric == "mae":
-        parts = [torch.cdist(queries, part, p=1.0) for part in x.split(1024)]  # as many as a CPU's cache holds
-        return torch.cat(parts, dim=1).mul_((1 - slack) / width)
-    product = queries @ x.T
+        found = [torch.cdist(queries, part * factor, p=1.0) for part in parts]
+        return torch.cat(found, dim=1).mul_((1 - slack) / width)
+    if square is None:
+        square = torch.cat([part.square() @ factor.square() for part in parts])
+    product = (queries * factor) @ x.T
     if metric == "cosine":
         return product.mul_(-square.clamp(min=1e-30).rsqrt()).add_(1 - 2 * slack)
     norms = queries.square().sum(dim=1)[:, None]
