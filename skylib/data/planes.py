@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
-from scipy import ndimage
 
 from skylib.bands import sort_bands
 from skylib.data.calibration import flux_scale, undo_asinh
 from skylib.data.description import Hdu, Survey
 from skylib.data.fitsfile import opened, refuse
 from skylib.data.grids import pixel_scale, read_grid
+
+_ROWS = 64  # of an image at a time, which a cache holds
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,24 @@ class BandImage:
 
     def flux(self, out: np.ndarray) -> np.ndarray:
         """Write the flux at zero-point 27 to `out`, float32 (H, W), with NaN for no data, and return it."""
-        out[...] = self.image
-        if (infinite := np.isinf(out)).any():
-            out[infinite] = np.nan
-        if self.survey.no_data is not None:
-            out[out == np.float32(self.survey.no_data)] = np.nan
-        if self.bad is not None:
-            out[self.bad] = np.nan
-        if (zero := out == 0).any():
+        zero = np.empty(out.shape, dtype=bool)
+        for start in range(0, len(out), _ROWS):
+            rows = slice(start, start + _ROWS)
+            part = out[rows]
+            part[...] = self.image[rows]
+            bad = np.isinf(part)
+            if self.survey.no_data is not None:
+                bad |= part == np.float32(self.survey.no_data)
+            if self.bad is not None:
+                bad |= self.bad[rows]
+            if self.noise is not None and self.survey.variance_kind == "weight":
+                bad |= ~(self.noise[rows] > 0)  # a weight of 0 is how surveys mark what was not observed
+            part[bad] = np.nan
+            np.equal(part, 0, out=zero[rows])
+            if self.scale != 1:
+                part *= self.scale
+        if zero.any():
             out[_areas(zero)] = np.nan
-        if self.noise is not None and self.survey.variance_kind == "weight":
-            out[~(self.noise > 0)] = np.nan  # a weight of 0 is how surveys mark what was not observed
-        if self.scale != 1:
-            out *= self.scale
         return out
 
     def variance(self, out: np.ndarray) -> np.ndarray:
@@ -241,6 +247,12 @@ def _areas(zero: np.ndarray) -> np.ndarray:
     """Return which zero pixels lie in areas of zeros, 3 x 3 at least: padding, where nothing was observed."""
     if zero.all():
         return zero
-    square = np.ones((3, 3), bool)
-    core = ndimage.binary_erosion(zero, square, border_value=1)
-    return zero & ndimage.binary_dilation(core, square) if core.any() else core
+    core = ~_grown(~zero)
+    return zero & _grown(core) if core.any() else core
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """Return a mask grown by a pixel on all sides, corners too."""
+    wide = np.pad(mask, 1)
+    tall = wide[:-2] | wide[1:-1] | wide[2:]
+    return tall[:, :-2] | tall[:, 1:-1] | tall[:, 2:]
