@@ -110,18 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     demo = add(
         "demo",
         _demo,
-        "run all notebooks in order, on a simulated sky or on your own tiles",
-        "  skylib demo\n  skylib demo --run-dir runs/mine --tiles tiles/ --catalogue objects.fits",
+        "run all notebooks in order, on a simulated sky or on your own tiles, and write a page of results",
+        "  skylib demo\n  skylib demo --run-dir runs/mine --tiles tiles/ --catalogue objects.fits --survey my.toml",
     )
     demo.add_argument("overrides", nargs="*", metavar="name=value", help="given to every notebook that has it")
     run_dir = {**folder, "default": Path("papermill_runs/demo")}
     demo.add_argument("--run-dir", **run_dir, help="gets all results (default: %(default)s)")
     demo.add_argument("--tiles", **folder, help="your FITS tiles")
     demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
-    demo.add_argument("--survey", metavar="NAME", help="of the tiles: a name such as sdss, or a .toml file")
+    demo.add_argument(
+        "--survey", metavar="NAME", help="of the tiles: a name such as sdss, or a .toml file (default: hsc)"
+    )
 
     notebooks = add(
-        "notebooks", _notebooks, "copy the project's notebooks into a folder, to work with them", "  skylib notebooks ."
+        "notebooks",
+        _notebooks,
+        "copy the project's notebooks into a folder, to work with them",
+        "  skylib notebooks notebooks",
     )
     notebooks.add_argument("directory", type=Path, help="where to; notebooks that exist there are kept")
 
@@ -141,10 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--survey", help="states unit and pixel scale where the file does not (default: hsc)")
     embed.add_argument("--rescale", action="store_true", help="bring the images to the pixel scale of the model first")
     embed.add_argument(
-        "--order", type=int, help="make a folder of parts, one a HEALPix cell of this order; parts that exist are kept"
+        "--order", type=int, help="make a folder of parts, one per HEALPix cell of this order; existing ones are kept"
     )
-    embed.add_argument("--shard", type=int, default=0, help="of the parts, make each n-th only, from this one on")
-    embed.add_argument("--n-shards", type=int, default=1, help="the n of it (default: %(default)s)")
+    embed.add_argument("--shard", type=int, default=0, help="with --order: make only every n-th part, from this one on")
+    embed.add_argument("--n-shards", type=int, default=1, help="this n (default: %(default)s)")
 
     simulate = add(
         "simulate",

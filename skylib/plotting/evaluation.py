@@ -177,5 +177,5 @@ def plot_label_efficiency(
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.set(xlabel="labelled training objects", ylabel=f"{metric_label(metric)} on test")
     ax.minorticks_off()
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, ncols=len(methods), loc="lower center", bbox_to_anchor=(0.5, 1))  # no line crosses it
     return ax
