@@ -118,15 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--run-dir", **run_dir, help="gets all results (default: %(default)s)")
     demo.add_argument("--tiles", **folder, help="your FITS tiles")
     demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
-    demo.add_argument(
-        "--survey", metavar="NAME", help="of the tiles: a name such as sdss, or a .toml file (default: hsc)"
-    )
+    demo.add_argument("--survey", metavar="NAME", help="a name such as sdss, or a .toml file (default: hsc)")
 
     notebooks = add(
-        "notebooks",
-        _notebooks,
-        "copy the project's notebooks into a folder, to work with them",
-        "  skylib notebooks notebooks",
+        "notebooks", _notebooks, "copy the project's notebooks into a folder", "  skylib notebooks notebooks"
     )
     notebooks.add_argument("directory", type=Path, help="where to; notebooks that exist there are kept")
 

@@ -127,14 +127,16 @@ class SimilarityBrowser(BrowserView):
             A row; a position, ``object_id`` or name (`find_object`); a vector (D,) of the same model; or an image
             (C, S, S) in the model's bands, for which the browser needs the `model`.
         """
+        how = ""
         if isinstance(query, str):
             query, how = find_object(self._embeddings, query)
-            self._say_file(f"found object {query}: {how}")
         if isinstance(query, (int, np.integer)):
             if not 0 <= query < len(self._embeddings):
                 raise ValueError(f"query {query}: rows are 0 to {len(self._embeddings) - 1}")
             self._ask(Question("alike", (int(query),)))
             self._look_at(int(query))
+            if how:
+                self._say_file(f"found object {query}: {how}")
         else:
             vectors = query_vectors(np.asarray(query)[None], self._embeddings, self._model)
             self._ask(Question("alike", vectors=tuple(tuple(map(float, vector)) for vector in vectors)))
@@ -161,6 +163,7 @@ class SimilarityBrowser(BrowserView):
         """Draw the grid again, in a thread, so that the notebook stays free."""
         self._began = time.perf_counter()
         self._keep()
+        self._files.value = ""  # what was said of the question before
         self._say("looking …" if self._answers.ready else "preparing the embeddings …")
         self._worker.submit("grid", self._draw)
 

@@ -125,6 +125,7 @@ class BrowserView(widgets.VBox):
     def _say_error(self, text: str) -> None:
         style = "color:var(--jp-error-color1,#b3261e)"
         self._error.value = f"<b class='sky-error' role='alert' style='{style}'>{escape(text, quote=False)}</b>"
+        self._files.value = ""
         self._say("could not be done")
 
     def _say_file(self, text: str) -> None:

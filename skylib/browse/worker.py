@@ -54,4 +54,4 @@ class Worker:
                 expected = isinstance(error, (ValueError, KeyError))  # such as a filter with a typing error
                 log.log(logging.DEBUG if expected else logging.ERROR, "in the browser", exc_info=error)
                 message = error.args[0] if isinstance(error, KeyError) and error.args else error
-                self._on_error(f"{type(error).__name__}: {message}")
+                self._on_error(str(message) if expected else f"{type(error).__name__}: {message}")

@@ -183,12 +183,11 @@ def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation]) -> str
     run_dir : path
         Its ``figures/classification.png`` or ``figures/regression.png`` is named as the figure to show.
     evaluations : sequence of Evaluation
-        A sentence for each, of `summarise`; nothing is written if there are none.
+        A sentence for each, of `summarise`. Without any, the page opens with the look-alikes of `05_similarity`.
     """
-    if not evaluations:
-        return "Nothing was evaluated: the file has no labels."
-    text = " ".join(summarise(one) for one in evaluations)
-    figure = f"figures/{evaluations[0].task}.png"
+    text = " ".join(summarise(one) for one in evaluations) or "Nothing was evaluated: the file has no labels."
+    figure = f"figures/{evaluations[0].task if evaluations else 'similar'}.png"
     alt = "Test scores of the pretrained network and of all baselines, with 95 % intervals"
+    alt = alt if evaluations else "The query object and its look-alikes"
     write_json(Path(run_dir) / "summary.json", {"text": text, "figure": figure, "alt": alt})
     return text

@@ -56,6 +56,7 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
         summary=_summary(run_dir),
         tasks=_numbers(run_dir),
         notebooks=[_section(path) for path in paths],
+        lists=[name for name in ("candidates.csv", "odd.csv") if (run_dir / name).is_file()],
     )
     with replaced(run_dir / "index.html") as partial:
         partial.write_text(page, encoding="utf-8")
@@ -69,6 +70,7 @@ def _section(path: Path) -> dict[str, str]:
     book = _read_notebook(path)
     title = heading = _title(book, path)
     cells: list[dict[str, Any]] = []
+    outputs: list[Any] | None = None  # since the last text; None: there was no code
     for number, cell in enumerate(book["cells"]):
         tags = cell["metadata"].get("tags", [])
         if any("papermill-error" in tag for tag in tags):
@@ -78,6 +80,9 @@ def _section(path: Path) -> dict[str, str]:
             cell["source"] = f"<details><summary>{_plain(heading)}</summary>\n\n{table}\n\n</details>"
         elif cell["cell_type"] == "markdown":
             source = re.sub(r"^\s*# .+", "", cell["source"])  # the title stands above already
+            if outputs is not None and all(out["output_type"] == "stream" for out in outputs):
+                source = re.sub(r"^\s*\*(?!\*).+", "", source)  # the caption of a figure that was skipped
+            outputs = None
             heading = next(iter(re.findall(r"^#+ (?:\d+\. )?(.+)$", _plain(source), re.MULTILINE)[-1:]), heading)
             cell["source"] = source
         else:
@@ -85,6 +90,7 @@ def _section(path: Path) -> dict[str, str]:
             caption = re.match(r"\s*\*(?!\*).+", below)  # in italics, below the figure
             alt = shorten(f"{heading}. {_plain(caption[0]) if caption else ''}", 250, placeholder=" …")
             cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, alt)]
+            outputs = [*(outputs or []), *cell["outputs"]]
         cells.append(cell)
     exporter = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True
