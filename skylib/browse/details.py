@@ -15,6 +15,7 @@ from astropy.table import Table
 from skylib.browse.answers import number
 from skylib.browse.state import BrowserState
 from skylib.data.cutouts import CutoutFile
+from skylib.data.plain import degrees
 from skylib.model.embeddings import Embeddings
 from skylib.search.export import sky_links
 from skylib.search.filters import Names
@@ -78,11 +79,13 @@ def known_objects(ra: np.ndarray, dec: np.ndarray, catalogue: Table) -> np.ndarr
     )
     found = np.full(len(ra), "", dtype=object)
     placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    if len(placed) and len(catalogue):
-        others = SkyCoord(np.asarray(catalogue["ra"], float), np.asarray(catalogue["dec"], float), unit="deg")
+    ra0, dec0 = (degrees(catalogue[name], name, hours=name == "ra") for name in ("ra", "dec"))
+    held = np.flatnonzero(np.isfinite(ra0) & np.isfinite(dec0))
+    if len(placed) and len(held):
+        others = SkyCoord(ra0[held], dec0[held], unit="deg")
         nearest, separation, _ = SkyCoord(ra[placed], dec[placed], unit="deg").match_to_catalog_sky(others)
         same = separation < MATCHED * u.arcsec
-        found[placed[same]] = names[nearest[same]]
+        found[placed[same]] = names[held[nearest[same]]]
     return found.astype(str)
 
 

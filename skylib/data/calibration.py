@@ -33,7 +33,7 @@ _SPELLINGS = (  # of units in headers, and how astropy spells them
     (r"\s*(?:/\s*|[ .*])pix(?:el)?\W*(?:-1)?\W*$", ""),  # flux per pixel is what pixels hold
 )
 _AB = 8.9  # magnitude of 1 Jy
-_PLAUSIBLE = (-60.0, 100.0)
+PLAUSIBLE = (-60.0, 100.0)  # zero-points, AB magnitude
 
 
 def flux_scale(
@@ -69,7 +69,7 @@ def flux_scale(
         raise ValueError(
             f"the zero-point is stated differently: {both}; Survey(trust_header=False, zero_point=…) decides"
         )
-    if not _PLAUSIBLE[0] < values[0] < _PLAUSIBLE[1]:
+    if not PLAUSIBLE[0] < values[0] < PLAUSIBLE[1]:
         raise ValueError(f"{next(iter(stated))} gives a zero-point of {values[0]:.4g} mag, which cannot be")
     return 1.0 if abs(values[0] - ZERO_POINT) < 1e-4 else 10 ** (0.4 * (ZERO_POINT - values[0]))
 
@@ -120,6 +120,8 @@ def unit_zero_point(
             unit = u.Unit(spelt, format="fits", parse_strict="silent")
     if isinstance(unit, u.UnrecognizedUnit):
         raise ValueError(f"{name}={text!r} is no flux unit known here, such as nJy, nanomaggy or MJy/sr")
+    if isinstance(unit, u.function.FunctionUnitBase):
+        raise ValueError(f"{name}={text!r} is a logarithm, such as magnitudes: convert to flux, such as nJy")
     if unit.is_equivalent(u.mgy):
         return -2.5 * math.log10(unit.to(u.mgy)) + 0.0
     if unit.is_equivalent(u.Jy / u.sr):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import astropy.units as u
 import numpy as np
+import pandas as pd
 from astropy.coordinates import Angle
 from astropy.table import Table
 
-_EXACT = 2**53  # up to here float64 holds every integer
+log = logging.getLogger(__name__)
+
+EXACT = 2**53  # up to here float64 holds every integer
+_UNSET = [float(f"{'9' * n}") for n in range(3, 9)]  # degrees, of either sign: what tables write for "none"
 _UNITS = {"degree": u.deg, "radian": u.rad, "hr": u.hourangle, "h": u.hourangle, "hour": u.hourangle}
 _UNITS |= {str(unit): unit for unit in (u.deg, u.rad, u.arcsec, u.arcmin, u.mas, u.hourangle)}
 
@@ -22,20 +27,35 @@ def plain_column(values: Any) -> tuple[np.ndarray, np.ndarray, str]:
     >>> plain_column(np.ma.array([1, 2], mask=[False, True]))
     (array([1, 2]), array([False,  True]), '')
     """
-    if hasattr(values, "iloc"):  # of pandas, whose missing values numpy takes for objects
-        values = Table.from_pandas(values.to_frame(name="x"))["x"]
+    if hasattr(values, "isna"):  # of pandas, whose missing values numpy takes for objects
+        values = Table.from_pandas(pd.DataFrame({"x": np.asarray(values) if values.dtype == "O" else values}))["x"]
     mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else getattr(values, "mask", False)
     held = getattr(values, "unmasked", values)
     unit = getattr(held, "unit", None)
     array = np.asarray(np.ma.getdata(held if unit is None else getattr(held, "value", held)))
     missing = np.broadcast_to(np.asarray(mask, bool), array.shape)
     if array.dtype.kind == "O" and array.ndim == 1:
-        missing = missing | np.array([value is None or value is np.ma.masked for value in array], bool)
-        numbers = np.array(array[~missing].tolist())
+        missing = missing | pd.isna(array) | np.array([value is np.ma.masked for value in array], bool)
+        numbers = np.array(array[~missing].tolist()) if all(map(np.isscalar, array[~missing])) else array
         if numbers.ndim == 1 and numbers.dtype.kind in "biuf" and len(numbers):
             array = np.zeros(len(array), numbers.dtype)
             array[~missing] = numbers
     return array, missing, "" if unit is None else str(unit).strip()
+
+
+def filled(values: Any) -> Any:
+    """Return row numbers, a mask of rows, or vectors, where what is masked is not chosen, or not known (NaN).
+
+    Raises
+    ------
+    ValueError
+        If a row number is masked.
+    """
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    if values.dtype.kind not in "bf" and np.ma.is_masked(values):
+        raise ValueError(f"{np.ma.count_masked(values)} of {values.size} row numbers are masked")
+    return values.filled(False if values.dtype.kind == "b" else np.nan if values.dtype.kind == "f" else None)
 
 
 def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -49,16 +69,18 @@ def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
     ValueError
         If they are neither; the message names the label.
     """
-    if type(values) is np.ndarray and values.dtype.kind in "biufU":
+    if type(values) is np.ndarray and values.dtype.kind in "biufU" and values.dtype.char != "g":
         return values.astype(values.dtype.newbyteorder("="), copy=False), {}
     array, missing, unit = plain_column(values)
     about: dict[str, Any] = {"unit": unit} if unit else {}
+    if nested := [value for value in array.flat if np.ndim(value)] if array.dtype.kind == "O" else []:
+        raise ValueError(f"column {name!r} holds {nested[0]!r}: must be one number, truth value or text per object")
     if array.dtype.kind in "OSUM":
         texts = array.astype(str) if array.dtype.kind == "M" else [_text(value) for value in array.flat]
         return np.where(missing, "", np.array(texts, dtype=str).reshape(array.shape)), about
     if array.dtype.kind not in "fiub":
         raise ValueError(f"column {name!r} holds {array.dtype}: must be numbers, truth values or text")
-    array = array.astype(array.dtype.newbyteorder("="))
+    array = array.astype(np.float64 if array.dtype.char == "g" else array.dtype.newbyteorder("="))
     if not missing.any():
         return array, about
     if array.dtype.kind == "f":
@@ -66,7 +88,7 @@ def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
     if name == "class" and array.dtype.kind in "iu":
         return np.where(missing, -1, array.astype(np.int64)), about
     good = array[~missing]
-    if not len(good) or array.dtype.kind == "b" or (int(good.max()) < _EXACT and int(good.min()) > -_EXACT):
+    if not len(good) or array.dtype.kind == "b" or (int(good.max()) < EXACT and int(good.min()) > -EXACT):
         return np.where(missing, np.nan, array.astype(np.float64)), about
     info = np.iinfo(array.dtype)
     free = next(
@@ -115,6 +137,38 @@ def degrees(
         raise ValueError(f"{where}column {name!r} holds {array.dtype}: must be numbers in degrees, or text")
     found = (array.astype(np.float64) * (unit or u.deg)).to_value(u.deg)
     return np.where(missing | ~np.isfinite(found), np.nan, found)
+
+
+def positions(ra: np.ndarray, dec: np.ndarray, *, where: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Return positions in degrees, both NaN where a table holds -999 or the like (also -99 and 99, as declination).
+
+    Raises
+    ------
+    ValueError
+        If another value is no position; the message names what `where` says, row, value and remedy.
+
+    Examples
+    --------
+    >>> positions(np.array([150.0, -999.0]), np.array([2.0, -999.0]))
+    (array([150.,  nan]), array([ 2., nan]))
+    """
+    if ra.shape != dec.shape:
+        raise ValueError(f"{where}ra has shape {ra.shape}, dec {dec.shape}: must be of one shape")
+    unset = np.isin(np.abs(ra), _UNSET) | np.isin(np.abs(dec), [99.0, *_UNSET])
+    if unset.any():
+        row = int(np.argmax(unset))
+        log.warning(
+            "%s%d of %d positions are %g, %g or the like: taken as unknown",
+            *(where, unset.sum(), len(unset), ra[row], dec[row]),
+        )
+        ra, dec = np.where(unset, np.nan, ra), np.where(unset, np.nan, dec)
+    for name, values, low, high in (("ra", ra, -360, 720), ("dec", dec, -90, 90)):
+        if len(bad := np.flatnonzero((values < low) | (values > high))):
+            raise ValueError(
+                f"{where}{len(bad)} values of {name} such as {values[bad[0]]:g} are not {low} to {high} degrees, the first in "
+                f"row {bad[0]}: mend or mask them, or leave these rows out"
+            )
+    return ra, dec
 
 
 def _from_text(text: str, name: str, where: str, hours: bool, unit: u.UnitBase | None) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from astropy_healpix import HEALPix
 
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import degrees
+from skylib.data.plain import degrees, filled
 from skylib.data.sky import near_any
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def split_cutouts(
     ValueError
         If no object has that value, or `sky_split` cannot make the parts.
     """
-    use = np.ones(len(cutouts), bool) if use is None else np.asarray(use, bool)
+    use = np.ones(len(cutouts), bool) if use is None else np.asarray(filled(use), bool)
     guard = (size or cutouts.size) * cutouts.pixel_scale * np.sqrt(2)
     has_place = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
     if column in cutouts.columns:

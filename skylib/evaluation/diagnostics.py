@@ -190,12 +190,13 @@ def nuisance_audit(
         ``nuisance``, ``measure``, ``value``, ``low``, ``high``, ``chance``, ``n``; and ``found``, True where the whole
         interval lies above chance.
     """
-    lines = []
+    lines, finite = [], embeddings.finite
     parts = embeddings.column(split) if isinstance(split, str) else np.asarray(split)
     for name, values in nuisances.items():
         text = values.dtype.kind in "USO"
         target = np.unique(values, return_inverse=True)[1] if text else np.asarray(values, dtype=np.float64)
         labelled = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
+        labelled &= finite
         if any(len(np.unique(target[labelled & (parts == part)])) < 2 for part in PARTS):
             log.info("%s is left out: it has no spread in one of the parts", name)
             continue
@@ -246,7 +247,7 @@ def find_label_errors(
     .. [1] Northcutt, Jiang and Chuang 2021, JAIR 70, 1373.
     """
     labels = embeddings.column(target) if isinstance(target, str) else np.asarray(target)
-    rows = np.flatnonzero(labels >= 0)
+    rows = np.flatnonzero((labels >= 0) & embeddings.finite)
     y, x = labels[rows], embeddings.vectors[rows]
     classes = np.unique(y)
     if len(classes) < 2:

@@ -188,6 +188,6 @@ class Probe:
             shared[key] = embed(model, self.cutouts, rows=rows, **options)
         result = linear_probe(shared[key], self.target, task=self.task, split=split[rows])
         metric = "accuracy" if self.task == "classification" else "r2"
-        vectors = shared[key].vectors
+        vectors = shared[key].vectors[shared[key].finite]
         rank = effective_rank(vectors[:: -(-len(vectors) // MOST_RANKED)])
         return {f"probe_{self.target}_{metric}": result.metrics[metric], "rank": rank}

@@ -20,6 +20,7 @@ from skylib.config import LEARNING_RATES, Method, ProbeConfig, to_dict
 from skylib.data.augment import random_orientation
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
+from skylib.data.plain import filled
 from skylib.data.splits import TEST, TRAIN, VALIDATION, split_cutouts
 from skylib.device import autocast, kept_memory, keyed_generator, seeded_init
 from skylib.evaluation.baselines import moved, random_weights
@@ -110,7 +111,7 @@ class LabelledCutouts:
         split = split_cutouts(cutouts, size=model.config.image_size) if split is None else split
         self.labels = select_labels(cutouts.column, target, split, task)
         given = cutouts.column(weights) if isinstance(weights, str) else weights
-        self.weights = np.ones(len(cutouts)) if given is None else np.asarray(given, dtype=np.float64)
+        self.weights = np.ones(len(cutouts)) if given is None else np.asarray(filled(given), dtype=np.float64)
         shape, train = self.labels.values.shape, self.labels.rows[TRAIN]
         used = self.weights[train] if self.weights.shape == shape else np.array([np.nan])
         if not (np.isfinite(used).all() and (used >= 0).all() and used.any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import as_label
 from skylib.data.splits import TEST, TRAIN, VALIDATION
+
+log = logging.getLogger(__name__)
 
 Task = Literal["classification", "regression"]
 PARTS = {TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -58,6 +61,8 @@ def select_labels(
     target: str | np.ndarray,
     split: str | np.ndarray,
     task: Task,
+    *,
+    usable: np.ndarray | None = None,
 ) -> Labels:
     """Select the objects that have a label and belong to a part.
 
@@ -71,6 +76,9 @@ def select_labels(
     split : str or ndarray of int, shape (n,)
         A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
     task : {"classification", "regression"}
+
+    usable : ndarray of bool, shape (n,), optional
+        Objects with a vector (`Embeddings.finite`); a warning counts the labelled ones that have none and are left out.
 
     Raises
     ------
@@ -93,6 +101,11 @@ def select_labels(
         values = np.where(labelled, values, -1).astype(np.int64)
     elif task == "regression":
         values = values.astype(np.float64)
+    if usable is not None and (n_bad := int((labelled & ~usable).sum())):
+        log.warning(
+            "%d of %d labelled objects have a vector that is not finite and are left out", n_bad, labelled.sum()
+        )
+        labelled &= usable
     rows = {part: np.flatnonzero((parts == part) & labelled) for part in PARTS}
     for part, words in PARTS.items():
         if not len(rows[part]):

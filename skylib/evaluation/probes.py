@@ -287,5 +287,5 @@ def on_test(
 def _probe(
     embeddings: Embeddings, target: str | np.ndarray, task: Task, split: str | np.ndarray, seed: int, models: Models
 ) -> ProbeResult:
-    labels = select_labels(embeddings.column, target, split, task)
+    labels = select_labels(embeddings.column, target, split, task, usable=embeddings.finite)
     return probe(embeddings.vectors[labels.used], labels, models, seed=seed)

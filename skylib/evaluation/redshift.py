@@ -70,7 +70,7 @@ def redshift_pdf(
     .. [2] Chernozhukov et al. 2021, "Distributional conformal prediction", PNAS 118; Kuleshov et al. 2018,
        arXiv:1807.00263.
     """
-    labels = select_labels(embeddings.column, target, split, "regression")
+    labels = select_labels(embeddings.column, target, split, "regression", usable=embeddings.finite)
     z, rows = labels.values, labels.rows
     if (lowest := z[labels.used].min()) <= -1:
         raise ValueError(f"redshifts down to {lowest:.3f}: must lie above -1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -22,6 +23,8 @@ from skylib.model.pooling import POOLS
 
 Key = tuple[int, str]  # layer, pool
 Features = dict[Key, np.ndarray]  # vectors (n, D)
+
+log = logging.getLogger(__name__)
 
 COMPILE_FROM = 500_000  # images, from which on compilation takes less time than it saves
 
@@ -63,12 +66,14 @@ def embed(
     Returns
     -------
     Embeddings
-        With all one-dimensional columns of the file.
+        With all one-dimensional columns of the file. A cutout without a pixel of data (all NaN, or all zero) gets a vector
+        of NaN, which search, maps and probes leave out or refuse; a warning counts them.
     """
     if pool == "tokens":
         raise ValueError("pool='tokens' gives no single vector per object; use embed_tokens")
     rows = cutouts.row_numbers(slice(None) if rows is None else rows)
     precision = pick_precision(precision, model.sky_sigma.device)
+    seen: list[Tensor] = []
     features = encode(
         model,
         cutouts,
@@ -78,7 +83,14 @@ def embed(
         batch_size=batch_size,
         precision=precision,
         compile=compile,
+        seen=seen,
     )
+    if len(empty := np.flatnonzero(~torch.cat(seen)[: len(rows)].cpu().numpy())):
+        features[layer, pool][empty] = np.nan
+        log.warning(
+            "%s: %d of %d cutouts have no pixel of data, the first is row %d: their vectors are NaN",
+            *(cutouts.path, len(empty), len(rows), rows[empty[0]]),
+        )
     meta = {"model": to_dict(model.config), "cutouts": str(cutouts.path), "pool": pool, "layer": layer}
     meta |= {"precision": precision, **model.origin}
     columns = {name: cutouts.column(name)[rows] for name in cutouts.columns}
@@ -110,6 +122,7 @@ def encode(
     batch_size: int = 256,
     precision: str = "fp32",
     compile: bool | None = False,
+    seen: list[Tensor] | None = None,
 ) -> Features:
     """Embed some cutouts at several layers and poolings, in one pass.
 
@@ -126,6 +139,8 @@ def encode(
         Bands to remove: NaN in every cutout.
     batch_size, precision, compile
         As in `embed`.
+    seen : list, optional
+        Gets, for each batch, which of its images have a pixel of data (B,).
 
     Returns
     -------
@@ -142,8 +157,19 @@ def encode(
     batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
     total = -(-len(rows) // batch_size)
     bar = tqdm(batches, total=total, desc="embed", unit="batch", leave=False, disable=total < 20)
-    shown = ((flux.index_fill(1, dropped, torch.nan) if drop_bands else flux, ra, dec) for flux, ra, dec in bar)
-    return encode_batches(model, shown, n=len(rows), pools=pools, layers=layers, precision=precision, compile=compile)
+
+    def shown() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for flux, ra, dec in bar:
+            if seen is not None:
+                seen.append(has_data(flux))
+            yield flux.index_fill(1, dropped, torch.nan) if drop_bands else flux, ra, dec
+
+    return encode_batches(model, shown(), n=len(rows), pools=pools, layers=layers, precision=precision, compile=compile)
+
+
+def has_data(flux: Tensor) -> Tensor:
+    """Return which images (B, C, S, S) have a pixel that is neither NaN nor zero, bool (B,)."""
+    return (flux.abs() > 0).flatten(1).any(dim=1)
 
 
 def encode_batches(

@@ -13,7 +13,7 @@ from astropy.table import Table
 
 from skylib.checks import free_name
 from skylib.data.cutouts.layouts import FORMAT, check_links, fixed, name_of, read_column, write_column
-from skylib.data.plain import as_label, degrees
+from skylib.data.plain import as_label, degrees, filled, positions
 from skylib.files import replaced, row_sums
 
 
@@ -112,6 +112,7 @@ class Embeddings:
         for name, values in {"ra": self.ra, "dec": self.dec, **self.columns}.items():
             if values.shape != (len(self),):
                 raise ValueError(f"column {name!r} has shape {values.shape}: must be ({len(self)},), one per vector")
+        self.ra, self.dec = positions(self.ra, self.dec)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -121,8 +122,15 @@ class Embeddings:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Embeddings:
         """Return some of the objects, by a slice, row numbers or a boolean mask."""
+        rows = filled(rows)
         columns = {name: values[rows] for name, values in self.columns.items()}
         return Embeddings(self.vectors[rows], ra=self.ra[rows], dec=self.dec[rows], columns=columns, meta=self.meta)
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Which objects have a vector without NaN and infinity, bool (n,)."""
+        parts = (self.vectors[start : start + 65_536] for start in range(0, len(self), 65_536))
+        return np.concatenate([np.empty(0, bool), *(np.isfinite(part).all(axis=1) for part in parts)])
 
     def column(self, name: str) -> np.ndarray:
         """Return one label, shape (n,).

@@ -29,7 +29,7 @@ class ApproximateIndex:
     Parameters
     ----------
     embeddings : Embeddings
-        All vectors finite.
+        Objects whose vector is not finite are never an answer.
     n_lists : int, optional
         Into how many lists the objects are sorted; by default 4 sqrt(n).
     code_bytes : int
@@ -60,20 +60,19 @@ class ApproximateIndex:
             import faiss
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError('ApproximateIndex needs faiss: pip install "skylib[scale]"') from error
-        self.embeddings, n = embeddings, len(embeddings)
-        if n < 256:
-            raise ValueError(f"{n} objects: an approximate index needs 256; use SearchIndex")
+        self.embeddings, self._rows = embeddings, np.flatnonzero(embeddings.finite)
+        if (n := len(self._rows)) < 256:
+            raise ValueError(f"{n} objects: an approximate index needs 256 with a finite vector; use SearchIndex")
         n_lists = n_lists or max(1, int(4 * np.sqrt(n)))
-        self._standardise = Standardiser(
-            torch.from_numpy(embeddings.vectors[start : start + ROWS]) for start in range(0, n, ROWS)
-        )
+        blocks = [self._rows[start : start + ROWS] for start in range(0, n, ROWS)]
+        self._standardise = Standardiser(torch.from_numpy(embeddings.vectors[rows]) for rows in blocks)
         width = embeddings.vectors.shape[1]
         codes = max(c for c in range(1, min(code_bytes, width) + 1) if width % c == 0)
         self._index: Any = faiss.index_factory(width, f"IVF{n_lists},PQ{codes}x8", faiss.METRIC_INNER_PRODUCT)
         sample = np.sort(np.random.default_rng(seed).permutation(n)[: max(PER_LIST * n_lists, CACHED)])
-        self._index.train(self._unit(embeddings.vectors[sample]).numpy())
-        for start in range(0, n, ROWS):
-            self._index.add(self._unit(embeddings.vectors[start : start + ROWS]).numpy())
+        self._index.train(self._unit(embeddings.vectors[self._rows[sample]]).numpy())
+        for rows in blocks:
+            self._index.add(self._unit(embeddings.vectors[rows]).numpy())
 
     def nearest(
         self, queries: np.ndarray, *, k: int = 100, n_lists: int = 64, candidates: int = 10
@@ -99,7 +98,7 @@ class ApproximateIndex:
         found = self._index.search(self._unit(queries).numpy(), k * candidates)[1]
         distance, rows = np.full((len(found), k), np.inf, np.float32), np.zeros((len(found), k), np.int64)
         for i, near in enumerate(found):
-            near = np.sort(near[near >= 0])
+            near = self._rows[np.sort(near[near >= 0])]
             if not len(near):
                 continue
             vectors = self._standardise(torch.from_numpy(self.embeddings.vectors[near]))

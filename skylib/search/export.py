@@ -78,8 +78,8 @@ def _exportable(table: Table) -> Table:
                 f"column {name!r} is not one number or text per object: it cannot be exported; leave it out"
             )
         kind, size = table[name].dtype.kind, table[name].dtype.itemsize
-        if kind == "f" and size == 2:
-            table[name] = table[name].astype(np.float32)
+        if kind == "f" and size not in (4, 8):
+            table[name] = table[name].astype(np.float32 if size == 2 else np.float64)
         elif kind in "iu" and (kind, size) not in (("i", 2), ("i", 4), ("i", 8), ("u", 1)):
             big = kind == "u" and size == 8 and len(table) and int(table[name].max()) > np.iinfo(np.int64).max
             table[name] = table[name].astype(str if big else np.int64)
@@ -158,6 +158,5 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
         for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
             flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
     columns: dict[str, Any] = {name: hits[name] for name in hits.colnames if name not in ("ra", "dec")}
-    ra, dec = np.asarray(hits["ra"]), np.asarray(hits["dec"])
     provenance = f"hits of a search through {len(tiles)} tiles"
-    return write_cutouts(out, flux, ra=ra, dec=dec, bands=bands, provenance=provenance, **columns)
+    return write_cutouts(out, flux, ra=hits["ra"], dec=hits["dec"], bands=bands, provenance=provenance, **columns)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from math import ceil, floor
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
+from skylib.data.plain import EXACT
 from skylib.model.embeddings import Embeddings
 
-Where = Mapping[str, Any]
+Where = Mapping[str, Any] | str
 Names = Mapping[str, Sequence[str]]  # column: what its numbers 0, 1, … are called
 
 NUMBER = r"[^\s'\"=<>]+"
@@ -24,7 +27,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     embeddings : Embeddings
     where : mapping
         ``{column: (low, high)}`` with both ends included and None for an open end, ``{column: value}``, or
-        ``{column: [value, …]}``. The columns are the labels, and ``ra`` and ``dec``.
+        ``{column: [value, …]}``; or the same as text, for `parse_filter`. The columns are the labels, and ``ra`` and ``dec``.
     names : mapping, optional
         What the numbers of a column are called, such as ``{"class": ("galaxy", "qso", "star")}``, so that
         ``{"class": "galaxy"}`` is understood.
@@ -39,7 +42,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     KeyError
         If there is no such column; the message lists those there are.
     ValueError
-        If a range is not a pair, or of a column of text; or if text meets a column of numbers, or a number one of text.
+        If a range is not a pair, reversed, or of a column of text; or if NaN is asked for, text meets a column of numbers, or a number one of text.
 
     Examples
     --------
@@ -48,38 +51,55 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     array([False,  True, False])
     """
     chosen = np.ones(len(embeddings), dtype=bool)
-    for name, wanted in where.items():
+    for name, wanted in (parse_filter(where) if isinstance(where, str) else where).items():
         values = getattr(embeddings, name) if name in ("ra", "dec") else embeddings.column(name)
-        of_numbers = values.dtype.kind in "iufb"
+        kind, of_numbers = values.dtype.kind, values.dtype.kind in "iufb"
         if isinstance(wanted, tuple):
             if len(wanted) != 2 or not of_numbers:
                 raise ValueError(f"filter {name}={wanted!r}: a range is (low, high), of a column of numbers")
-            low, high = map(np.float64, open_range(wanted))  # not rounded to float32, whatever the column
+            low, high = open_range(wanted, name=f"filter {name}")  # float64, not rounded, whatever the column
+            if kind in "iu":  # whole numbers above 2^53 are compared as such
+                low, high = (end if abs(end) == np.inf else to(end) for to, end in ((ceil, low), (floor, high)))
             chosen &= (values >= low) & (values <= high)
-        else:
-            wanted = list(wanted) if isinstance(wanted, (list, set, np.ndarray)) else [wanted]
-            called = [str(one).lower() for one in (names or {}).get(name, ())]
-            wanted = [called.index(v.lower()) if isinstance(v, str) and v.lower() in called else v for v in wanted]
-            for value in wanted:
-                if isinstance(value, str) == of_numbers:
-                    hint = f", called {', '.join(called)}" if called else ""
-                    hint = hint if of_numbers else "; put in quotes what looks like a number or holds a comma"
-                    kind = "numbers" if of_numbers else "text"
-                    raise ValueError(f"filter {name}={value!r}: the column holds {kind}{hint}")
-            chosen &= np.isin(values, wanted)
+            continue
+        wanted = list(np.atleast_1d(wanted)) if isinstance(wanted, np.ndarray) else wanted
+        wanted = list(wanted) if isinstance(wanted, list | set) else [wanted]
+        called = [str(one).lower() for one in (names or {}).get(name, ())]
+        wanted = [called.index(v.lower()) if isinstance(v, str) and v.lower() in called else v for v in wanted]
+        for value in wanted:
+            if not (
+                isinstance(value, Real | np.bool_) and abs(value) < 1e300 if of_numbers else isinstance(value, str)
+            ):
+                hint = f", called {', '.join(called)}" if called else ""
+                hint = hint if of_numbers else "; put in quotes what looks like a number or holds a comma"
+                raise ValueError(
+                    f"filter {name}={value!r}: the column holds {'numbers' if of_numbers else 'text'}{hint}"
+                )
+        if kind in "iu":
+            info = np.iinfo(values.dtype)
+            wanted = [int(value) for value in wanted if value % 1 == 0 and info.min <= value <= info.max]
+        chosen &= np.isin(values, np.array(wanted, values.dtype if kind in "iuf" else None))
     return chosen
 
 
-def open_range(ends: tuple[float | None, float | None]) -> tuple[float, float]:
-    """Return the ends of a range, minus and plus infinity for None.
+def open_range(ends: tuple[float | None, float | None], *, name: str = "range") -> tuple[Any, Any]:
+    """Return the ends of a range, minus and plus infinity for None; floats as float64, whole numbers as they are.
+
+    Raises
+    ------
+    ValueError
+        If an end is no number, or the low end is above the high one; the message begins with `name`.
 
     Examples
     --------
     >>> open_range((None, 24.5))
     (-inf, 24.5)
     """
-    low, high = ends
-    return -np.inf if low is None else low, np.inf if high is None else high
+    low, high = (edge if end is None else end for edge, end in zip((-np.inf, np.inf), ends, strict=True))
+    fit = (isinstance(end, Real) and (abs(end) < 1e300 or abs(end) == np.inf) for end in (low, high))  # not NaN
+    if not all(fit) or low > high:
+        raise ValueError(f"{name}={ends!r}: must be (low, high), two numbers or None, and low not above high")
+    return tuple(int(end) if isinstance(end, Integral) else float(end) for end in (low, high))
 
 
 def parse_filter(text: str) -> dict[str, Any]:
@@ -107,7 +127,8 @@ def parse_filter(text: str) -> dict[str, Any]:
         elif compared := re.fullmatch(rf"({NUMBER})\s*(<=|>=|<|>)\s*({NUMBER})", part):
             name, sign, value = compared[1], compared[2], _number(compared[3], part)
             if len(sign) == 1:  # the ends of a range are included
-                value = float(np.nextafter(value, -np.inf if sign == "<" else np.inf))
+                step = -1 if sign == "<" else 1
+                value = value + step if isinstance(value, int) else float(np.nextafter(value, step * np.inf))
             _narrow(where, name, (None, value) if sign[0] == "<" else (value, None))
         elif (equal := re.fullmatch(rf"({NUMBER})\s*==?\s*([^=<>].*)", part)) and (texts := _split(equal[2], ",")):
             values = [_value(value) for value in texts]
@@ -131,7 +152,7 @@ def _narrow(where: dict[str, Any], name: str, ends: tuple[float | None, float | 
 
 def _number(text: str, part: str) -> float:
     try:
-        return float(text)
+        return int(text) if text.lstrip("+-").isdigit() and abs(int(text)) > EXACT else float(text)
     except ValueError as error:
         raise ValueError(f"filter {part!r}: {text!r} is not a number, as a range or a comparison needs") from error
 

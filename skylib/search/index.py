@@ -11,6 +11,7 @@ from astropy.table import Table
 from torch import Tensor
 
 from skylib.checks import check_choice, free_name
+from skylib.data.plain import filled
 from skylib.data.sky import best_of_each_place, near_any
 from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
@@ -103,7 +104,7 @@ class SearchIndex:
         if k < 1:
             raise ValueError(f"k={k}: must be at least 1")
         rows, wanted = self._targets(targets)
-        allowed = self.finite.cpu().numpy() & (True if keep is None else keep)  # a copy, changed below
+        allowed = self.finite.cpu().numpy() & (True if keep is None else filled(keep))  # a copy, changed below
         if where:
             allowed &= matching_rows(self.embeddings, where)
         if exclude_targets and len(rows):
@@ -169,7 +170,7 @@ class SearchIndex:
 
     def _targets(self, targets: Targets) -> tuple[np.ndarray, Tensor]:
         """Return row numbers (empty for given vectors) and standardised vectors of the targets, float32 (t, D)."""
-        wanted, width = np.atleast_1d(np.asarray(targets)), self.vectors.shape[-1]
+        wanted, width = np.atleast_1d(np.asarray(filled(targets))), self.vectors.shape[-1]
         if wanted.size == 0:
             raise ValueError("no targets given")
         if wanted.dtype.kind == "U":

@@ -64,12 +64,14 @@ class EmbeddingMap:
         Returns
         -------
         ndarray of float32, shape (n, 2)
+            NaN for objects whose vector is not finite.
         """
         if embeddings.vectors.shape[1] != len(self.mean):
             raise ValueError(
                 f"vectors of {embeddings.vectors.shape[1]} numbers: the map was made from {len(self.mean)}"
             )
-        new = ((embeddings.vectors - self.mean) / self.scale @ self.directions).astype(np.float32)
+        finite = embeddings.finite
+        new = ((embeddings.vectors[finite] - self.mean) / self.scale @ self.directions).astype(np.float32)
         place = pick_device(device)
         rows, distance = neighbour_graph(
             torch.from_numpy(self.components).to(place), torch.from_numpy(new).to(place), k=self.n_neighbors
@@ -78,7 +80,9 @@ class EmbeddingMap:
         mean = excess.mean(axis=1, keepdims=True)
         weight = np.exp(-excess / np.where(mean > 0, mean, 1.0))
         weight /= weight.sum(axis=1, keepdims=True)
-        return (weight[..., None] * self.xy[rows]).sum(axis=1).astype(np.float32)
+        xy = np.full((len(embeddings), 2), np.nan, dtype=np.float32)
+        xy[finite] = (weight[..., None] * self.xy[rows]).sum(axis=1)
+        return xy
 
     def save(self, path: str | Path) -> None:
         """Write it as ``.npz``; the file takes its name only when it is complete."""
@@ -163,9 +167,7 @@ def fit_map(
     """
     if len(embeddings) <= n_neighbors:
         raise ValueError(f"{len(embeddings)} objects: must be more than n_neighbors={n_neighbors}")
-    if not np.isfinite(embeddings.vectors).all():
-        bad = int((~np.isfinite(embeddings.vectors).all(axis=1)).sum())
-        raise ValueError(f"{bad} of {len(embeddings)} vectors are not finite: leave them out of the map")
+    _check_finite(embeddings)
     scaler = StandardScaler()
     x = scaler.fit_transform(embeddings.vectors)
     pca = PCA(min(n_components, *x.shape), svd_solver="covariance_eigh")
@@ -227,6 +229,7 @@ def trustworthiness(
     True
     """
     n, k = len(embeddings), n_neighbors
+    _check_finite(embeddings)
     if not 0 < k < n / 2:
         raise ValueError(f"n_neighbors={k}: must be 1 to below {n / 2}, half the number of objects")
     place = pick_device(device)
@@ -247,3 +250,10 @@ def trustworthiness(
         rank = torch.searchsorted(order, distance.gather(1, torch.tensor(others, device=place)))
         excess += float((rank - k).clamp(min=0).sum())
     return 1 - 2 / (len(chosen) * k * (2 * n - 3 * k - 1)) * excess
+
+
+def _check_finite(embeddings: Embeddings) -> None:
+    if bad := int((~embeddings.finite).sum()):
+        raise ValueError(
+            f"{bad} of {len(embeddings)} vectors are not finite: leave them out of the map, embeddings[embeddings.finite]"
+        )

@@ -12,7 +12,8 @@ from astropy.coordinates import SkyCoord
 from skylib.data.augment import flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
-from skylib.model.embed import encode_batches
+from skylib.data.plain import filled
+from skylib.model.embed import encode_batches, has_data
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 
@@ -44,9 +45,16 @@ def target_vectors(
     Returns
     -------
     ndarray of float32, shape (t, D), or (8 t, D) with `augment`
+
+    Raises
+    ------
+    ValueError
+        If an image has no pixel of data.
     """
     device = model.sky_sigma.device
-    images = torch.from_numpy(np.asarray(flux, dtype=np.float32)).to(device)
+    images = torch.from_numpy(np.asarray(filled(flux), dtype=np.float32)).to(device)
+    if len(empty := np.flatnonzero(~has_data(images).cpu().numpy())):
+        raise ValueError(f"targets: image {empty[0]} has no pixel of data (all are NaN or zero)")
     unknown = np.full(len(images), np.nan)
     place = [torch.from_numpy(np.asarray(unknown if v is None else v, dtype=np.float64)).to(device) for v in (ra, dec)]
     if augment:
@@ -71,7 +79,7 @@ def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> t
         loader = CutoutLoader(targets, batch_size=1, size=c.image_size, bands=c.bands, shuffle=False, device="cpu")
         flux = loader.flux(np.arange(len(targets)))
         return flux, {"ra": targets.ra, "dec": targets.dec} if c.ra_dec else {}
-    targets = np.asarray(targets, dtype=np.float32)
+    targets = np.asarray(filled(targets), dtype=np.float32)
     if targets.ndim not in (2, 4) or not len(targets):
         raise ValueError(f"targets of shape {targets.shape}: must be images (t, C, S, S), or vectors (t, D)")
     return targets, {}

@@ -34,7 +34,7 @@ def feedback_scores(
     index : SearchIndex
         Of pooled vectors.
     yes, no : sequence of int
-        Rows.
+        Rows; those without a finite vector do not count.
     strength : float
         Inverse of the regularisation (C); small, since there are fewer marks than features.
     seed : int
@@ -56,13 +56,14 @@ def feedback_scores(
     >>> bool(scores[12] > scores[5])
     True
     """
-    if not len(yes):
-        raise ValueError("mark at least one object with yes")
     if both := sorted(set(yes) & set(no)):
         raise ValueError(f"objects {both} are marked both yes and no")
     if index.vectors.ndim != 2:
         raise ValueError("an index of tokens has no single vector per object")
     finite = index.finite.cpu().numpy()
+    yes, no = ([row for row in marked if finite[row]] for marked in (yes, no))
+    if not yes:
+        raise ValueError("mark at least one object with yes, whose vector is finite")
     free = finite.copy()
     free[[*yes, *no]] = False
     free_rows = np.flatnonzero(free)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from astropy.table import Table, vstack
 
+from skylib.data.plain import filled
 from skylib.device import ahead, pick_device
 from skylib.model.embeddings import Embeddings, mapped_vectors
 from skylib.model.parts import part_files
@@ -60,7 +61,7 @@ def search_files(
         If a file cannot be read.
     """
     files = [file for path in paths for file in (part_files(path) if Path(path).is_dir() else [Path(path)])]
-    wanted = np.atleast_2d(np.asarray(targets, dtype=np.float64))
+    wanted = np.atleast_2d(np.asarray(filled(targets), dtype=np.float64))
     if k < 1 or not files or not wanted.size or not np.isfinite(wanted).all():
         raise ValueError(
             f"k={k}, {len(files)} files, targets of shape {wanted.shape}: needs k >= 1, files, finite targets"

@@ -35,6 +35,7 @@ def test_a_map_keeps_clusters_apart_and_repeats_with_its_seed(kinds, fitted):
     )
     with pytest.raises(ValueError, match="1 of 240 vectors are not finite"):
         umap_map(holed)
+    assert np.flatnonzero(np.isnan(fitted.transform(holed)).any(axis=1)).tolist() == [3]
 
 
 def test_new_objects_land_among_their_like_and_the_map_survives_a_file(kinds, fitted, tmp_path):

@@ -17,7 +17,7 @@ from astropy.io.registry import IORegistryError
 from astropy.table import Column, MaskedColumn, Table
 
 from skylib.data.fitsfile import opened
-from skylib.data.plain import degrees, plain_column
+from skylib.data.plain import degrees, plain_column, positions
 
 log = logging.getLogger(__name__)
 _MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # with which some programs begin a text file
@@ -101,12 +101,7 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
             name: _angles(table[column], column, where, hours=name == "ra" and frame != "galactic", unit=unit)
             for name, column in zip(("ra", "dec"), pair, strict=True)
         }
-    for name, low, high in (("ra", -360, 720), ("dec", -90, 90)):
-        bad = (values[name] < low) | (values[name] > high)
-        if bad.any():
-            raise ValueError(
-                f"catalogue{where}: {bad.sum()} values of {name} such as {values[name][bad][0]:g} are not {low} to {high} degrees"
-            )
+    values = dict(zip(("ra", "dec"), positions(values["ra"], values["dec"], where=f"catalogue{where}: "), strict=True))
     if frame == "icrs" and pair is not None:
         frame = _stated_frame(table, where)
     if frame != "icrs":
@@ -153,7 +148,7 @@ def _load(path: Path) -> Table:
             return next((table for table in tables if _pair(table, f" {path}")[0]), tables[0])
         try:
             try:
-                table = Table.read(path)
+                table = Table.read(path, **_csv_dialect(path))
                 with open(path, "rb") as file:
                     is_votable = b"<VOTABLE" in file.read(5000)
                 if is_votable:
@@ -165,6 +160,25 @@ def _load(path: Path) -> Table:
             raise OSError(
                 f"{path}: cannot be read as a catalogue: {(str(error) or repr(error)).splitlines()[0]}"
             ) from error
+
+
+def _csv_dialect(path: Path) -> dict[str, Any]:
+    """Return how a CSV file is to be read, whose header may be a comment, and whose delimiter may be another one."""
+    if path.suffix.lower() != ".csv":
+        return {}
+    comment, header = "", ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if header := line.strip().removeprefix(_MARK):
+                if not header.startswith("#"):
+                    break
+                comment = header.lstrip("# ")
+    delimiter = max(",;\t|", key=header.count)
+    how = {"format": "ascii.csv", "comment": "#", "delimiter": delimiter}
+    names = [name.strip() for name in comment.split(delimiter)]
+    if re.match(r"[-+.\d]", header) and len(names) == header.count(delimiter) + 1 > 1:  # as numpy.savetxt writes it
+        how |= {"format": "ascii.no_header", "names": names}
+    return how
 
 
 def _coordinate_system(path: Path) -> dict[str, str]:

@@ -24,9 +24,10 @@ from skylib.data.cutouts.layouts import (
 from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.cutouts.stated import number_of, unit_of, zero_point_of_unit
 from skylib.data.description import Survey
-from skylib.data.plain import degrees
+from skylib.data.plain import degrees, filled, positions
 from skylib.data.surveys import get_survey
 
+_MAX_CLASSES = 10_000
 Index = int | slice | Sequence[int] | np.ndarray
 
 
@@ -96,7 +97,7 @@ class CutoutFile:
                 names = ", ".join(list(file)[:20])
                 raise ValueError(f"no dataset {self._layout.flux!r} of numbers of shape (n, C, S, S); it holds {names}")
             self.shape: tuple[int, int, int, int] = images.shape
-            if self.shape[2] != self.shape[3]:
+            if self.shape[2] != self.shape[3] or 0 in self.shape[1:]:
                 raise ValueError(f"cutouts of {self.shape[2]} x {self.shape[3]} pixels: must be square")
             stated = stated_bands(file, self._layout, self.path)
             if (order := stated if bands is None else bands) is None:
@@ -129,7 +130,8 @@ class CutoutFile:
             self.has_weight = self._layout.weight in stored
             places = [planes.index(band) for band in self.bands]
             self._images = {key: StoredImages(self.path, data, places) for key, data in stored.items()}
-        self.ra, self.dec = self._position(self._layout.ra), self._position(self._layout.dec)
+        ra, dec = self._position(self._layout.ra), self._position(self._layout.dec)
+        self.ra, self.dec = positions(ra, dec, where=f"{self.path}: ")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -180,7 +182,11 @@ class CutoutFile:
         """
         values = self.column(name)
         names = self.about(name).get("names", CLASS_NAMES if name == "class" else ())
-        most = int(max(values[values >= 0].tolist(), default=-1))
+        most = (
+            int(max(values[(values >= 0) & (values < np.inf)].tolist(), default=-1)) if values.dtype.kind != "U" else -1
+        )
+        if most >= _MAX_CLASSES:
+            raise ValueError(f"{self.path}: column {name!r} holds {most}: classes are 0 to {_MAX_CLASSES - 1}")
         return tuple(map(text, (*names, *range(len(names), most + 1))))
 
     def flux(
@@ -256,7 +262,7 @@ class CutoutFile:
         """
         if isinstance(index, slice):
             return np.arange(len(self))[index]
-        rows = np.atleast_1d(np.asarray(index))
+        rows = np.atleast_1d(np.asarray(filled(index)))
         if rows.dtype == bool:
             if rows.shape != (len(self),):
                 raise IndexError(f"{self.path}: a mask of rows of shape {rows.shape} for {len(self)} cutouts")

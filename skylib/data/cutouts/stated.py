@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import astropy.units as u
 import h5py
 import numpy as np
 
-from skylib.data.calibration import unit_zero_point
+from skylib.data.calibration import PLAUSIBLE, unit_zero_point
 from skylib.data.cutouts.layouts import text
 
 
@@ -39,11 +40,21 @@ def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale
 
 def number_of(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
     """Return what the file states, which goes first, what the user states, or what the survey has."""
-    value = file.attrs.get(name, default if given is None else given)
+    value = checked_number(name, file.attrs.get(name, default if given is None else given))
+    if name in file.attrs and given is not None and abs(given - value) > 1e-3 * abs(value):
+        raise ValueError(f"{name}={given!r} is given, but the file states {value!r}")
+    return value
+
+
+def checked_number(name: str, value: Any) -> float:
+    """Return a pixel scale (arcsec) or zero-point (AB magnitude), given as a number or with a unit; raise ValueError for others."""
+    if isinstance(value, u.Quantity):
+        value = value.to_value(u.arcsec) if name == "pixel_scale" else value.value
     if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise ValueError(f"{name}={value!r}: must be a number")
+        raise ValueError(f"{name}={value!r}: must be a finite number")
+    value = float(value)
     if name == "pixel_scale" and value <= 0:
-        raise ValueError(f"{name}={float(value)!r}: must be positive")
-    if name in file.attrs and given is not None and abs(given - float(value)) > 1e-3 * abs(float(value)):
-        raise ValueError(f"{name}={given!r} is given, but the file states {float(value)!r}")
-    return float(value)
+        raise ValueError(f"{name}={value!r}: must be positive")
+    if name == "zero_point" and not PLAUSIBLE[0] < value < PLAUSIBLE[1]:
+        raise ValueError(f"{name}={value!r}: must be a magnitude, {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}")
+    return value

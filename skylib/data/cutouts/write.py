@@ -14,8 +14,9 @@ from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, sp
 from skylib.data.calibration import unit_zero_point
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, fixed, key_of, name_of, text, write_column
+from skylib.data.cutouts.stated import checked_number
 from skylib.data.description import PIXEL_SCALE
-from skylib.data.plain import as_label, degrees, plain_column
+from skylib.data.plain import as_label, degrees, plain_column, positions
 from skylib.files import replaced, row_sums
 
 
@@ -68,29 +69,20 @@ def write_cutouts(
     if (stated := unit_zero_point(unit, order, name="unit of flux")) is not None:
         zero_point = stated
     flux[~np.isfinite(flux)] = np.nan
-    if flux.ndim != 4 or flux.shape[1] != len(order) or flux.shape[2] != flux.shape[3]:
+    if flux.ndim != 4 or flux.shape[1] != len(order) or flux.shape[2] != flux.shape[3] or not flux.shape[3]:
         raise ValueError(f"flux has shape {flux.shape}: must be (n, {len(order)}, S, S) for bands {' '.join(given)}")
     if weight is not None and np.shape(weight) != flux.shape:
         raise ValueError(f"weight has shape {np.shape(weight)}: must be that of flux, {flux.shape}")
-    pixel_scale, zero_point = float(u.Quantity(pixel_scale, u.arcsec).value), getattr(zero_point, "value", zero_point)
-    for name, value in (("pixel_scale", pixel_scale), ("zero_point", zero_point)):
-        if (
-            not isinstance(value, int | float | np.number)
-            or not np.isfinite(value)
-            or (name == "pixel_scale" and value <= 0)
-        ):
-            raise ValueError(f"{name}={value!r}: must be a {'positive' if name == 'pixel_scale' else 'finite'} number")
+    pixel_scale, zero_point = checked_number("pixel_scale", pixel_scale), checked_number("zero_point", zero_point)
     canonical = [canonical_band(band) for band in given]
     planes = [canonical.index(band) for band in order]
     attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
-    place = {"ra": degrees(ra, "ra", hours=True), "dec": degrees(dec, "dec")}
-    if (bad := place["dec"][np.abs(place["dec"]) > 90]).size:
-        raise ValueError(f"{bad.size} values of dec such as {bad[0]:g} are not -90 to 90 degrees")
+    place = dict(zip(("ra", "dec"), positions(degrees(ra, "ra", hours=True), degrees(dec, "dec")), strict=True))
     if weight is not None:
         weight, weight_unit = _numbers("weight", weight)
         if (weight < 0).any() or (weight_unit and not (u.Unit(weight_unit) * u.Unit(unit or 1) ** 2).is_unity()):
             raise ValueError(f"weight holds {weight.min():.3g} {weight_unit}: must be inverse variances, not negative")
-        weight[np.isnan(weight)] = 0
+        weight[~np.isfinite(weight)] = 0
     labels = prepare_columns({**place, **columns}, len(flux))
     with replaced(path) as partial:
         form = {"bands": order, "size": flux.shape[-1], "weight": weight is not None}

@@ -1,0 +1,224 @@
+"""What a careless or hostile user gives: each is read right, left out with a warning, or refused by name."""
+
+import astropy.units as u
+import numpy as np
+import pandas as pd
+import pytest
+
+from skylib import (
+    Embeddings,
+    ModelConfig,
+    SearchIndex,
+    build_model,
+    embed,
+    feedback_scores,
+    knn_probe,
+    linear_probe,
+    rank_anomalies,
+    search,
+    target_vectors,
+    trustworthiness,
+    umap_map,
+    write_cutouts,
+)
+from skylib.data.cutouts.catalogue import read_catalogue
+from skylib.search.filters import matching_rows
+
+N, EMPTY = 90, [0, 5]
+BIG = 36411448540268123  # above 2^53
+CONFIG = ModelConfig(bands=("g", "r", "i"), size="nano", image_size=16, decoder_width=32, decoder_depth=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory):
+    """Cutouts of which two have no data: one of NaN, one of zeros."""
+    flux = np.random.default_rng(0).normal(size=(N, 3, 16, 16)).astype(np.float32)
+    flux[0], flux[5] = np.nan, 0
+    place, labels = {"ra": 150 + np.arange(N) / 100, "dec": np.zeros(N)}, {"class": np.arange(N) % 2}
+    return write_cutouts(tmp_path_factory.mktemp("holed") / "c.h5", flux, bands="gri", **place, **labels)
+
+
+@pytest.fixture(scope="module")
+def embedded(model, holed):
+    return embed(model, holed)
+
+
+def test_cutouts_without_data_have_no_vector_and_take_part_in_nothing(tmp_path, model, holed, caplog):
+    embed(model, holed).save(tmp_path / "e.h5")
+    assert "2 of 90 cutouts have no pixel of data, the first is row 0: their vectors are NaN" in caplog.text
+    embeddings = Embeddings.load(tmp_path / "e.h5")
+    assert np.flatnonzero(~embeddings.finite).tolist() == EMPTY
+    assert np.isfinite(embed(model, holed, rows=np.array([3, 4])).vectors).all()
+    for found in (search(embeddings, 1, k=N), rank_anomalies(embeddings)):
+        assert not set(EMPTY) & set(found["index"])
+        assert len(found) >= N - 3
+    split = np.arange(N) // 30
+    for probe in (linear_probe, knn_probe):
+        assert probe(embeddings, "class", task="classification", split=split).metrics["n"] == 30
+    assert "2 of 90 labelled objects have a vector that is not finite and are left out" in caplog.text
+    index = SearchIndex(embeddings)
+    np.testing.assert_array_equal(feedback_scores(index, [1, 0], [2, 5]), feedback_scores(index, [1], [2]))
+
+
+def test_vectors_that_are_not_finite_are_refused_by_name(embedded, model, holed):
+    for wrong, message in (
+        (lambda: umap_map(embedded), r"2 of 90 vectors are not finite: leave them out"),
+        (lambda: trustworthiness(embedded, np.zeros((N, 2))), "2 of 90 vectors are not finite"),
+        (lambda: search(embedded, 0), "a vector is not finite"),
+        (lambda: feedback_scores(SearchIndex(embedded), EMPTY), "mark at least one object"),
+        (lambda: target_vectors(model, holed.flux([1, 0])), "image 1 has no pixel of data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+LABELS = {
+    "object_id": BIG + np.arange(4),
+    "unsigned": np.array([BIG, BIG + 1, 2**63 + 1, 1], np.uint64),
+    "z": np.array([0.1, 0.2, 0.3, np.nan], np.float32),
+    "name": np.array(["a", "b", "c", "d"]),
+    "good": np.array([True, False, True, True]),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ({"object_id": (BIG, BIG)}, [0]),
+        ({"object_id": [BIG + 1, -1, 2.5]}, [1]),
+        ({"unsigned": [BIG + 1, -1]}, [1]),
+        (f"object_id {BIG}..{BIG + 1}", [0, 1]),
+        (f"object_id > {BIG}", [1, 2, 3]),
+        ({"object_id": (1, 10**30)}, [0, 1, 2, 3]),
+        ("z = 0.1", [0]),
+        ({"good": True}, [0, 2, 3]),
+        ({"good": 2}, []),
+    ],
+)
+def test_filters_compare_whole_numbers_exactly(where, rows):
+    embeddings = Embeddings(np.eye(4), ra=np.zeros(4), dec=np.zeros(4), columns=LABELS)
+    assert np.flatnonzero(matching_rows(embeddings, where)).tolist() == rows
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"z": (0.3, 0.2)},
+        {"z": (np.nan, 1)},
+        {"z": ("0", 1)},
+        {"z": np.nan},
+        {"z": None},
+        {"z": np.ma.masked},
+        {"z": [[0.1, 0.2]]},
+        {"z": 10**400},
+        "z > 0.3 and z < 0.2",
+        {"name": (1, 2)},
+    ],
+)
+def test_filters_that_nothing_can_fulfil_are_refused_by_name(where):
+    embeddings = Embeddings(np.eye(4), ra=np.zeros(4), dec=np.zeros(4), columns=LABELS)
+    with pytest.raises(ValueError, match=r"filter (z|name)="):
+        search(embeddings, 0, where=where)
+
+
+def test_positions_of_minus_999_are_unknown_and_other_impossible_ones_are_named(tmp_path, caplog):
+    ra, dec = np.array([150.0, -999, -99, 151]), np.array([2.0, -999, -99, -9999])
+    (tmp_path / "c.csv").write_text("ra,dec\n" + "\n".join(f"{a},{d}" for a, d in zip(ra, dec, strict=True)))
+    table = read_catalogue(tmp_path / "c.csv")
+    cutouts = write_cutouts(tmp_path / "c.h5", np.ones((4, 1, 4, 4)), ra=ra, dec=dec, bands="i")
+    for found in (table["ra"], cutouts.ra, Embeddings(np.eye(4), ra=ra, dec=dec).ra):
+        np.testing.assert_array_equal(found, [150, np.nan, np.nan, np.nan])
+    assert "c.csv: 3 of 4 positions are -999, -999 or the like: taken as unknown" in caplog.text
+    (tmp_path / "d.csv").write_text("ra,dec\n150,2\n150,123\n")
+    with pytest.raises(
+        ValueError, match=r"d\.csv: 1 values of dec such as 123 are not .* row 1: .* leave these rows out"
+    ):
+        read_catalogue(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ra;dec;z\n150.1;2.2;a,b\n",
+        "ra\tdec\tz\n150.1\t2.2\tx\n",
+        "# made by hand\n\n# on Monday\nra,dec,z\n150.1,2.2,x\n",
+        "# ra,dec,z\n150.1,2.2,0.1\n",
+        "\ufeffra,dec\r\n150.1,2.2\r\n",
+    ],
+)
+def test_csv_with_other_delimiters_and_comments_is_read(tmp_path, text):
+    (tmp_path / "c.csv").write_bytes(text.encode())
+    table = read_catalogue(tmp_path / "c.csv")
+    assert [*table["ra"], *table["dec"]] == [150.1, 2.2]
+
+
+def test_decimal_commas_are_refused_by_name(tmp_path):
+    (tmp_path / "c.csv").write_text("ra;dec\n150,1;2,2\n")
+    with pytest.raises(ValueError, match=r"c\.csv: column 'ra' holds '150,1'"):
+        read_catalogue(tmp_path / "c.csv")
+
+
+def written(folder, flux=None, **given):
+    place = {"ra": 150 + np.arange(4.0), "dec": np.zeros(4), "bands": "gr", **given}
+    return write_cutouts(folder / "w.h5", np.ones((4, 2, 4, 4)) if flux is None else flux, **place)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (pd.array([BIG, None, BIG + 2, 3], dtype="Int64"), [BIG, -1, BIG + 2, 3]),
+        (pd.array([True, None, False, True], dtype="boolean"), [1, np.nan, 0, 1]),
+        (pd.array(["a", None, "b", "c"], dtype="string"), ["a", "", "b", "c"]),
+        (pd.Categorical(["a", "b", None, "a"]), ["a", "b", "", "a"]),
+        (pd.Index([0.5, None, 1, 2]), [0.5, np.nan, 1, 2]),
+        (np.array([np.nan, "a", None, pd.NA], object), ["", "a", "", ""]),
+        (np.arange(4, dtype="g"), [0, 1, 2, 3]),
+    ],
+)
+def test_what_pandas_calls_missing_is_missing(tmp_path, values, wanted):
+    for found in (
+        written(tmp_path, lab=values),
+        Embeddings(np.eye(4), ra=[0] * 4, dec=[0] * 4, columns={"lab": values}),
+    ):
+        np.testing.assert_array_equal(found.column("lab"), np.array(wanted))
+        assert found.column("lab").dtype != np.longdouble
+
+
+def test_rows_that_are_masked_are_not_chosen(tmp_path):
+    cutouts, mask = written(tmp_path), np.ma.array([True] * 4, mask=[0, 1, 0, 1])
+    embeddings = Embeddings(np.eye(4), ra=cutouts.ra, dec=cutouts.dec)
+    assert len(cutouts.flux(mask)) == len(embeddings[mask]) == 2
+    assert set(SearchIndex(embeddings).search(0, keep=mask)["index"]) == {2}
+    rows = np.ma.array([0, 1], mask=[0, 1])
+    for use in (cutouts.flux, embeddings.__getitem__, lambda rows: search(embeddings, rows)):
+        with pytest.raises(ValueError, match="1 of 2 row numbers are masked"):
+            use(rows)
+    with pytest.raises(ValueError, match="a vector is not finite"):
+        search(embeddings, np.ma.array(np.eye(4)[:1], mask=np.eye(4)[:1] > 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"flux": np.ones((4, 2, 4, 4)) * u.ABmag}, r"unit of flux='mag\(AB\)' is a logarithm"),
+        ({"flux": np.ones((4, 2, 0, 0))}, "flux has shape"),
+        ({"ra": [1, 2, 3]}, r"ra has shape \(3,\), dec \(4,\)"),
+        ({"zero_point": 1e9}, "zero_point=1000000000.0: must be a magnitude, -60 to 100"),
+        ({"pixel_scale": "a"}, "pixel_scale='a': must be a finite number"),
+        ({"lab": np.array([[1], [2, 3], [], [4]], object)}, r"column 'lab' holds \[1\]"),
+    ],
+)
+def test_values_that_cannot_be_are_named(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        written(tmp_path, **given)
+
+
+def test_classes_without_end_have_no_names(tmp_path):
+    assert written(tmp_path, **{"class": [np.inf, 0, 1, np.nan]}).class_names() == ("galaxy", "qso", "star")
+    with pytest.raises(ValueError, match=f"column 'class' holds {BIG}: classes are 0 to 9999"):
+        written(tmp_path, **{"class": [BIG, 0, 1, 2]}).class_names()
