@@ -67,9 +67,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
         called = [str(one).lower() for one in (names or {}).get(name, ())]
         wanted = [called.index(v.lower()) if isinstance(v, str) and v.lower() in called else v for v in wanted]
         for value in wanted:
-            if not (
-                isinstance(value, Real | np.bool_) and abs(value) < 1e300 if of_numbers else isinstance(value, str)
-            ):
+            if not (_is_number(value) if of_numbers else isinstance(value, str)):
                 hint = f", called {', '.join(called)}" if called else ""
                 hint = hint if of_numbers else "; put in quotes what looks like a number or holds a comma"
                 raise ValueError(
@@ -96,10 +94,14 @@ def open_range(ends: tuple[float | None, float | None], *, name: str = "range") 
     (-inf, 24.5)
     """
     low, high = (edge if end is None else end for edge, end in zip((-np.inf, np.inf), ends, strict=True))
-    fit = (isinstance(end, Real) and (abs(end) < 1e300 or abs(end) == np.inf) for end in (low, high))  # not NaN
-    if not all(fit) or low > high:
+    if not (_is_number(low) and _is_number(high)) or low > high:
         raise ValueError(f"{name}={ends!r}: must be (low, high), two numbers or None, and low not above high")
-    return tuple(int(end) if isinstance(end, Integral) else float(end) for end in (low, high))
+    low, high = (int(end) if isinstance(end, Integral) else float(end) for end in (low, high))
+    return low, high
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | np.bool_) and (abs(value) < 1e300 or abs(value) == np.inf)  # not NaN
 
 
 def parse_filter(text: str) -> dict[str, Any]:

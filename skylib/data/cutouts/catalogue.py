@@ -174,7 +174,7 @@ def _csv_dialect(path: Path) -> dict[str, Any]:
                     break
                 comment = header.lstrip("# ")
     delimiter = max(",;\t|", key=header.count)
-    how = {"format": "ascii.csv", "comment": "#", "delimiter": delimiter}
+    how: dict[str, Any] = {"format": "ascii.csv", "comment": "#", "delimiter": delimiter}
     names = [name.strip() for name in comment.split(delimiter)]
     if re.match(r"[-+.\d]", header) and len(names) == header.count(delimiter) + 1 > 1:  # as numpy.savetxt writes it
         how |= {"format": "ascii.no_header", "names": names}

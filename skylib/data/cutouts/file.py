@@ -130,8 +130,7 @@ class CutoutFile:
             self.has_weight = self._layout.weight in stored
             places = [planes.index(band) for band in self.bands]
             self._images = {key: StoredImages(self.path, data, places) for key, data in stored.items()}
-        ra, dec = self._position(self._layout.ra), self._position(self._layout.dec)
-        self.ra, self.dec = positions(ra, dec, where=f"{self.path}: ")
+        self.ra, self.dec = positions(*map(self._position, self._layout.place), where=f"{self.path}: ")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -147,7 +146,7 @@ class CutoutFile:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the labels, without the positions."""
-        return tuple(name for name in self._columns if name not in (self._layout.ra, self._layout.dec))
+        return tuple(name for name in self._columns if name not in self._layout.place)
 
     def column(self, name: str) -> np.ndarray:
         """Return one label of all objects, shape (n,); text as str.
@@ -180,11 +179,8 @@ class CutoutFile:
 
         Galaxy, qso and star are what 0, 1 and 2 of ``class`` mean where the file does not say.
         """
-        values = self.column(name)
-        names = self.about(name).get("names", CLASS_NAMES if name == "class" else ())
-        most = (
-            int(max(values[(values >= 0) & (values < np.inf)].tolist(), default=-1)) if values.dtype.kind != "U" else -1
-        )
+        values, names = self.column(name), self.about(name).get("names", CLASS_NAMES if name == "class" else ())
+        most = -1 if values.dtype.kind == "U" else int(values[(values >= 0) & (values < np.inf)].max(initial=-1))
         if most >= _MAX_CLASSES:
             raise ValueError(f"{self.path}: column {name!r} holds {most}: classes are 0 to {_MAX_CLASSES - 1}")
         return tuple(map(text, (*names, *range(len(names), most + 1))))
