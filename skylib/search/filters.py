@@ -80,7 +80,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     return chosen
 
 
-def open_range(ends: tuple[float | None, float | None], *, name: str = "range") -> tuple[Any, Any]:
+def open_range(ends: tuple[float | None, float | None], *, name: str = "range") -> tuple[float, float]:
     """Return the ends of a range, minus and plus infinity for None; floats as float64, whole numbers as they are.
 
     Raises
@@ -93,15 +93,16 @@ def open_range(ends: tuple[float | None, float | None], *, name: str = "range") 
     >>> open_range((None, 24.5))
     (-inf, 24.5)
     """
-    low, high = (edge if end is None else end for edge, end in zip((-np.inf, np.inf), ends, strict=True))
-    if not (_is_number(low) and _is_number(high)) or low > high:
+    low, high = (np.inf * sign if end is None else end for sign, end in zip((-1, 1), ends, strict=True))
+    if not (_is_number(low) and _is_number(high) and low <= high):
         raise ValueError(f"{name}={ends!r}: must be (low, high), two numbers or None, and low not above high")
     low, high = (int(end) if isinstance(end, Integral) else float(end) for end in (low, high))
     return low, high
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real | np.bool_) and (abs(value) < 1e300 or abs(value) == np.inf)  # not NaN
+    real = isinstance(value, Real | np.bool_)
+    return real and (abs(value) < 1e300 or abs(value) == np.inf)  # not NaN
 
 
 def parse_filter(text: str) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class CutoutFile:
         Galaxy, qso and star are what 0, 1 and 2 of ``class`` mean where the file does not say.
         """
         values, names = self.column(name), self.about(name).get("names", CLASS_NAMES if name == "class" else ())
-        most = -1 if values.dtype.kind == "U" else int(values[(values >= 0) & (values < np.inf)].max(initial=-1))
+        most = max((int(x) for x in np.unique(values) if values.dtype.kind != "U" and 0 <= x < np.inf), default=-1)
         if most >= _MAX_CLASSES:
             raise ValueError(f"{self.path}: column {name!r} holds {most}: classes are 0 to {_MAX_CLASSES - 1}")
         return tuple(map(text, (*names, *range(len(names), most + 1))))
@@ -219,8 +219,8 @@ class CutoutFile:
             inner = self.flux(index)
             flux = np.empty((*inner.shape[:2], size, size), np.float32) if out is None else out
             flux[:] = np.nan
-            inside = slice(start := size // 2 - self.size // 2, start + self.size)
-            flux[:, :, inside, inside] = inner
+            start = size // 2 - self.size // 2
+            flux[:, :, start : start + self.size, start : start + self.size] = inner
             return flux
         flux = self._read(self._layout.flux, index, size=size, out=out)
         if self._layout.good is not None and self._layout.good in self._images:
