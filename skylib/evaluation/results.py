@@ -104,13 +104,13 @@ class Evaluation:
             row["n"] = int(result.metrics["n"])
             if name != BEST:
                 value, low, high = self.margins[name]
-                row[f"{self.score}: pretrained minus it"] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+                row[f"{self.score}: pretrained minus this"] = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
         index = pd.MultiIndex.from_tuples([(self.target, name) for name in self.results], names=["target", "method"])
         table = pd.DataFrame(rows, index=index).fillna("")
         if not short:
             return table
-        names = [c for c in map(str, table) if c in SHORT or c.startswith("completeness_") or c.endswith("minus it")]
+        names = [c for c in map(str, table) if c in SHORT or c.startswith("completeness_") or c.endswith("minus this")]
         order = sorted(self.results, key=lambda name: -self.results[name].metrics[self.score])
         short_table = table.droplevel("target").loc[order][[*names, "n"]]
         return short_table.rename(columns=lambda name: name.replace("_", " ")).rename_axis(None)
@@ -185,7 +185,7 @@ def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation]) -> str
     evaluations : sequence of Evaluation
         A sentence for each, of `summarise`. Without any, the page opens with the look-alikes of `05_similarity`.
     """
-    text = " ".join(summarise(one) for one in evaluations) or "Nothing was evaluated: the file has no labels."
+    text = " ".join(summarise(one) for one in evaluations) or "No labels, so nothing was evaluated."
     figure = f"figures/{evaluations[0].task if evaluations else 'similar'}.png"
     alt = "Test scores of the pretrained network and of all baselines, with 95 % intervals"
     alt = alt if evaluations else "The query object and its look-alikes"
