@@ -246,7 +246,9 @@ def demo(
     try:
         for number, path in enumerate(paths, 1):
             takes = re.search(r"\*Takes\* (.+?(?:minutes?|seconds))", path.read_text(encoding="utf-8"))
-            log.info("[%d/%d] %s%s ...", number, len(paths), path.stem, f", {takes[1]} on two quiet cores" if takes else "")
+            log.info(
+                "[%d/%d] %s%s ...", number, len(paths), path.stem, f", {takes[1]} on two quiet cores" if takes else ""
+            )
             began = time.perf_counter()
             if resumes:
                 run(path, run_dir, values[path], skip_done=True)
