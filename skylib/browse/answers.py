@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Answer:
 
 
 class Answers:
-    """Answers questions about a set of objects; the search index is made at the first.
+    """Answers questions about a set of objects; the search index is made when it is first needed.
 
     Parameters
     ----------
@@ -44,14 +45,16 @@ class Answers:
     """
 
     def __init__(self, embeddings: Embeddings, *, names: Names, odd: Table | None = None, device: Any = None) -> None:
-        self._embeddings, self._names, self._device = embeddings, names, device
-        self._odd = None if odd is None else (np.asarray(odd["index"]), np.asarray(odd["score"]))
-        self._index: SearchIndex | None = None
+        self._embeddings, self._names, self._odd, self._device = embeddings, names, odd, device
+
+    @cached_property
+    def _index(self) -> SearchIndex:
+        return SearchIndex(self._embeddings, device=self._device)
 
     @property
     def ready(self) -> bool:
         """Whether the search index has been made."""
-        return self._index is not None
+        return "_index" in vars(self)
 
     def find(self, question: Question, state: BrowserState, settings: Settings, *, first: int, k: int) -> Answer:
         """Return k objects, from number `first` on, in the order asked for.
@@ -65,8 +68,6 @@ class Answers:
             metric, combine, filter, hide, fold (arcsec), sort, descending.
         first, k : int
         """
-        if self._index is None:
-            self._index = SearchIndex(self._embeddings, device=self._device)
         keep = self._kept(state, settings)
         ranked, meaning, form = self._ranking(question, state, settings, keep)
         n, fold = int(keep.sum()), settings["fold"]
@@ -108,14 +109,14 @@ class Answers:
             chosen[list(question.rows)] = True
             keep &= chosen
         if question.order == "marks":
-            scores = feedback_scores(self._in_use, state.marked("yes"), state.marked("no"))
+            scores = feedback_scores(self._index, state.marked("yes"), state.marked("no"))
             keep &= np.isfinite(scores)
             return _by(scores, keep, descending=True), "likeness to yes", "{:+.2f}".format
         if question.order == "odd":
             if self._odd is None:
-                odd = rank_anomalies(self._in_use)
-                self._odd = np.asarray(odd["index"]), np.asarray(odd["score"])
-            rows, scores = (values[keep[self._odd[0]]] for values in self._odd)
+                self._odd = rank_anomalies(self._index)
+            kept = keep[self._odd["index"]]
+            rows, scores = (np.asarray(self._odd[name])[kept] for name in ("index", "score"))
             return lambda k: (rows[:k], scores[:k]), "distance to its neighbours", "{:.3g}".format
         if question.order == "column" or not (question.targets or question.vectors):
             name = settings["sort"]
@@ -138,15 +139,10 @@ class Answers:
         options = {"metric": settings["metric"], "combine": settings["combine"], "exclude_targets": False, "keep": keep}
 
         def ranked(k: int) -> Ranked:
-            found = self._in_use.search(targets, k=k, **options)
+            found = self._index.search(targets, k=k, **options)
             return np.asarray(found["index"]), np.asarray(found["score"])
 
         return ranked
-
-    @property
-    def _in_use(self) -> SearchIndex:
-        assert self._index is not None  # `find` makes it
-        return self._index
 
 
 def number(value: Any) -> str:

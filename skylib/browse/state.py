@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,12 +193,10 @@ def locked(path: Path) -> Iterator[None]:
     """Let one process at a time pass, on any machine that sees the file; where a disk has no locks, all pass."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f".{path.name}.lock"), "a") as file:
-        try:
+        with suppress(ImportError, OSError):  # Windows; some network file systems
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-        except (ImportError, OSError):  # Windows; some network file systems
-            pass
         yield
 
 

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 
-from skylib.browse.controls import arrange, make_buttons, make_controls, make_orders
+from skylib.browse.controls import BUTTONS, make_controls
 from skylib.browse.grid import ThumbnailGrid
 from skylib.browse.pictures import Look
 from skylib.browse.skymap import MapPanel
 from skylib.browse.state import ORDERS, BrowserState
 from skylib.search.filters import Names
 
-REDRAW = (
-    "metric",
-    "combine",
-    "k",
-    "stretch",
-    "own",
-    "red",
-    "green",
-    "blue",
-    "filter",
-    "sort",
-    "descending",
-    "hide",
-    "fold",
-)
+NO_REDRAW = {"click", "size", "tag"}  # settings that change nothing in the grid, or that the page itself obeys
+ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
 class BrowserView(widgets.VBox):
-    """The widgets of a browser, with what happens to them left to a subclass.
+    """The widgets of a browser. What follows from a change, a click, a lasso is left to a subclass: the methods ``_on_…``.
 
     Parameters
     ----------
@@ -52,6 +39,13 @@ class BrowserView(widgets.VBox):
     """
 
     state: BrowserState
+    _on_setting: Callable[[dict[str, Any]], None]
+    _on_order: Callable[[dict[str, Any]], None]
+    _on_find: Callable[[dict[str, Any]], None]
+    _on_button: Callable[[str], None]
+    _on_event: Callable[[dict[str, Any]], None]
+    _on_lasso: Callable[[list[int]], None]
+    _on_hover: Callable[[int | None], None]
 
     def __init__(
         self,
@@ -65,12 +59,16 @@ class BrowserView(widgets.VBox):
     ) -> None:
         self.state, self._said = state, ""
         self._controls = make_controls(bands, [*columns, "ra", "dec"], state.settings)
-        for name in REDRAW:
+        for name in self._controls.keys() - NO_REDRAW:
             self._controls[name].observe(self._on_setting, "value")
-        self._buttons, self._order = make_buttons(), make_orders()
-        for name, button in self._buttons.items():
+        self._buttons: dict[str, widgets.Button] = {}
+        for name, (icon, tip) in BUTTONS.items():
+            button = widgets.Button(description=name, icon=icon, tooltip=tip, layout={"width": "92px"})
             button.on_click(lambda _, name=name: self._on_button(name))
-        self._order.observe(self._on_order, "value")
+            self._buttons[name] = button
+        orders = list(ORDERS.items())[:4]  # that of the map is chosen by a lasso
+        self._order = widgets.ToggleButtons(options=orders, value=None, style={"button_width": "118px"})
+        self._order.add_class("sky-order").observe(self._on_order, "value")
         self._find = widgets.Text(
             placeholder="150.1 2.2, object_id, name or #row",
             description="find",
@@ -96,10 +94,28 @@ class BrowserView(widgets.VBox):
             )
             self._grid.observe(lambda change: self._map.dark(change["new"]), "dark")
         self._picture.add_class("sky-picture")
-        beside = [self._picture, *([self._map, self._hovered] if self._map else []), self._facts]
-        status = [self._status, self._error, self._files]
-        super().__init__(arrange(self._order, self._find, self._controls, self._buttons, status, self._grid, beside))
+        super().__init__(self._arranged())
         self.add_class("sky-browser")
+
+    def _arranged(self) -> list[widgets.Widget]:
+        """Return all rows from top to bottom; grid and details stand side by side, and both stay in view."""
+        c, b = self._controls, self._buttons
+        rows = [
+            [self._order, c["sort"], c["descending"]],
+            [self._find, c["filter"], c["hide"], c["fold"]],
+            [widgets.Label("click means"), c["click"], *(b[name] for name in ("back", "previous", "next"))],
+            [c["tag"], *(b[name] for name in ("undo", "redo", "keys", "export"))],
+        ]
+        look = [c[name] for name in ("k", "size", "stretch", "own", "red", "green", "blue", "metric", "combine")]
+        more = widgets.Accordion(
+            [widgets.HBox(look, layout=ROW)], titles=("pictures and distance",), selected_index=None
+        )
+        beside = [self._picture, *([self._map, self._hovered] if self._map else []), self._facts]
+        pane = {"height": "700px", "overflow": "auto"}
+        left = widgets.VBox([self._grid], layout={"flex": "1 1 420px", "min_width": "300px", **pane})
+        right = widgets.VBox(beside, layout={"flex": "0 1 480px", "min_width": "320px", **pane})
+        panes = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        return [*(widgets.HBox(row, layout=ROW) for row in rows), more, self._status, self._error, self._files, panes]
 
     def _settings(self) -> dict[str, Any]:
         return {name: control.value for name, control in self._controls.items()}
@@ -130,24 +146,3 @@ class BrowserView(widgets.VBox):
 
     def _say_file(self, text: str) -> None:
         self._files.value = f"<span class='sky-files' role='status'>{escape(text, quote=False)}</span>"
-
-    def _on_setting(self, change: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _on_order(self, change: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _on_find(self, change: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _on_button(self, name: str) -> None:
-        raise NotImplementedError
-
-    def _on_event(self, message: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _on_lasso(self, rows: list[int]) -> None:
-        raise NotImplementedError
-
-    def _on_hover(self, row: int | None) -> None:
-        raise NotImplementedError
