@@ -75,6 +75,32 @@ def write_json(path: str | Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def read_log(path: Path, *, last: int | None = None) -> tuple[list[dict[str, Any]], int]:
+    """Return the lines of a log, each JSON with its ``step``, and how many others cannot be read.
+
+    Parameters
+    ----------
+    path : Path
+        It may be written at the same time; without such a file there are no lines.
+    last : int, optional
+        How many bytes at its end are read; all by default.
+    """
+    lines: list[dict[str, Any]] = []
+    damaged, text = 0, ""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if last is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - last))
+            text = file.read().decode(errors="replace")
+    for row in text.splitlines():
+        try:
+            line = json.loads(row)
+            lines.append(line | {"step": int(line["step"])})
+        except (ValueError, TypeError, KeyError, OverflowError):
+            damaged += 1
+    return lines, damaged
+
+
 def unwritable(path: Path, error: Exception) -> OSError:
     """Return the error that says which file cannot be written, and why."""
     if isinstance(error, OSError) and str(error).startswith(str(path)):

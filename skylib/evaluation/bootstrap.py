@@ -9,18 +9,13 @@ import pandas as pd
 from scipy.stats import t as student
 
 Metric = Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
+LEVEL = 0.95  # of all intervals
 
 
 def bootstrap_intervals(
-    prediction: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 500,
-    seed: int = 0,
+    prediction: np.ndarray, truth: np.ndarray, metric: Metric, *, n_resamples: int = 500, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile bootstrap interval of each measure, by drawing objects with replacement.
+    """Return the 95 % percentile bootstrap interval of each measure, by drawing objects with replacement.
 
     Where the truth is a class, objects are drawn within each, so that every draw measures the same classes.
 
@@ -30,7 +25,6 @@ def bootstrap_intervals(
         A truth of float is a value; any other is a class.
     metric : callable
         From (prediction, truth) to a dict of numbers.
-    level : float
     """
     rng, everyone = np.random.default_rng(seed), np.arange(len(truth))
     strata = [everyone] if truth.dtype.kind == "f" else [everyone[truth == c] for c in np.unique(truth)]
@@ -39,19 +33,12 @@ def bootstrap_intervals(
         rows = np.concatenate([rows[rng.integers(len(rows), size=len(rows))] for rows in strata])
         draws.append(metric(prediction[rows], truth[rows]))
     table = pd.DataFrame(draws).drop(columns="n", errors="ignore").dropna(axis="columns", how="all")
-    ends = table.quantile([(1 - level) / 2, (1 + level) / 2]).to_numpy().T.tolist()
+    ends = table.quantile([(1 - LEVEL) / 2, (1 + LEVEL) / 2]).to_numpy().T.tolist()
     return {str(name): (low, high) for name, (low, high) in zip(table, ends, strict=True)}
 
 
 def paired_margin(
-    first: np.ndarray,
-    second: np.ndarray,
-    truth: np.ndarray,
-    metric: Metric,
-    *,
-    level: float = 0.95,
-    n_resamples: int = 500,
-    seed: int = 0,
+    first: np.ndarray, second: np.ndarray, truth: np.ndarray, metric: Metric
 ) -> dict[str, tuple[float, float, float]]:
     """Return by how much one prediction beats another on the same objects: difference, and its interval.
 
@@ -81,12 +68,12 @@ def paired_margin(
         return {name: one[name] - two[name] for name in one if name != "n"}
 
     both = np.stack([first, second], axis=1)
-    ends = bootstrap_intervals(both, truth, difference, level=level, n_resamples=n_resamples, seed=seed)
+    ends = bootstrap_intervals(both, truth, difference)
     return {name: (value, *ends.get(name, (np.nan, np.nan))) for name, value in difference(both, truth).items()}
 
 
-def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the mean of a few runs, such as seeds, by Student's t; NaN for one run, which has none.
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of a few runs, such as seeds, by Student's t; NaN for one run.
 
     Drawing two or five runs with replacement, as a bootstrap would, gives intervals far too short. What all runs
     share, such as the objects they are judged on, is not in it.
@@ -97,7 +84,7 @@ def mean_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, fl
     [0.552, 1.048]
     """
     error, freedom = seed_error(values)
-    reach = error * student.ppf(0.5 + level / 2, freedom) if freedom else float("nan")
+    reach = error * student.ppf((1 + LEVEL) / 2, freedom) if freedom else float("nan")
     return float(values.mean() - reach), float(values.mean() + reach)
 
 

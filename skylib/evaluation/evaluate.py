@@ -131,13 +131,12 @@ def _sweep(model: MaskedImageModel, features: Features, labels: Labels) -> tuple
     """Return the table of all layers and poolings, and the one with the lowest loss with its model."""
     found = {key: choose(x, labels, candidates("linear", labels.task)) for key, x in features.items()}
     best = min(found, key=lambda key: found[key].loss)
-    table = pd.DataFrame(
-        [
-            (layer % len(model.encoder.blocks), pool, one.score, one.loss, one.setting)
-            for (layer, pool), one in found.items()
-        ],
-        columns=["layer", "pool", "score", "loss", "setting"],
-    ).assign(chosen=[key == best for key in found])
+    depth = len(model.encoder.blocks)
+    rows = [
+        (layer % depth, pool, one.score, one.loss, one.setting, (layer, pool) == best)
+        for (layer, pool), one in found.items()
+    ]
+    table = pd.DataFrame(rows, columns=["layer", "pool", "score", "loss", "setting", "chosen"])
     return table, best, found[best]
 
 

@@ -19,7 +19,7 @@ from skylib.checks import check_choice
 from skylib.config import Method, ProbeConfig, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TRAIN
-from skylib.evaluation.bootstrap import mean_interval, seed_error
+from skylib.evaluation.bootstrap import LEVEL, mean_interval, seed_error
 from skylib.evaluation.heads import LabelledCutouts, train_on
 from skylib.evaluation.labels import Task
 from skylib.evaluation.metrics import metric_for
@@ -133,7 +133,7 @@ def label_efficiency(
     return table
 
 
-def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level: float = 0.95) -> pd.DataFrame:
+def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """Return median and mean over seeds of a score on test, by method and number of labels, and an interval of the mean.
 
     The interval is that of `mean_interval`: how far the mean moves with subsets of labels, fresh weights and order. All
@@ -155,20 +155,14 @@ def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy", level:
     for method in table["method"].unique():
         for n_labels, rows in table[table["method"] == method].groupby("n_labels"):
             scores = rows[metric].to_numpy(dtype=np.float64)
-            low, high = mean_interval(scores, level=level)
+            low, high = mean_interval(scores)
             line = {"method": method, "n_labels": n_labels, "seeds": len(scores), metric: scores.mean()}
             lines.append({**line, "median": np.median(scores), "low": low, "high": high, "n": int(rows["n"].iloc[0])})
     return pd.DataFrame(lines)
 
 
 def labels_to_match(
-    table: pd.DataFrame,
-    *,
-    metric: str = "balanced_accuracy",
-    reference: str = "supervised",
-    level: float = 0.95,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    table: pd.DataFrame, *, metric: str = "balanced_accuracy", reference: str = "supervised", seed: int = 0
 ) -> pd.DataFrame:
     """Find with how many labels each method equals `reference` trained on everything.
 
@@ -209,13 +203,13 @@ def labels_to_match(
         n, note = _crossing({k: v.mean() for k, v in curve.items()}, goal.mean())
         low = high = float("nan")
         if min(map(len, (goal, *curve.values()))) > 1:
-            goals = _drawn_means(goal, n_resamples, rng)
-            drawn = pd.DataFrame({k: _drawn_means(v, n_resamples, rng) for k, v in curve.items()})
+            goals = _drawn_means(goal, rng)
+            drawn = pd.DataFrame({k: _drawn_means(v, rng) for k, v in curve.items()})
             found = [
                 most / _crossing(dict(means), one)[0] for (_, means), one in zip(drawn.iterrows(), goals, strict=True)
             ]
             # Not reached: fewer than any factor.
-            low, high = np.percentile(np.nan_to_num(found, nan=0.0), (50 * (1 - level), 50 * (1 + level)))
+            low, high = np.quantile(np.nan_to_num(found, nan=0.0), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
         text = f"{'at least ' if note else ''}{most / n:.1f} times fewer labels"
         if note == "not reached":
             text = f"not reached with {max(curve)} labels"
@@ -223,10 +217,10 @@ def labels_to_match(
     return pd.DataFrame(lines, columns=["method", "n_labels", "times_fewer", "low", "high", "note", "text"])
 
 
-def _drawn_means(values: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw what the mean of a few runs may be, (n,)."""
+def _drawn_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw what the mean of a few runs may be, (1000,)."""
     error, freedom = seed_error(values)
-    return values.mean() + error * rng.standard_t(freedom, n)
+    return values.mean() + error * rng.standard_t(freedom, 1000)
 
 
 def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:

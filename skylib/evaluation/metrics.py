@@ -163,8 +163,6 @@ def binned_metrics(
     edges: Sequence[float] | np.ndarray,
     metric: Metric,
     min_count: int = 10,
-    level: float = 0.95,
-    n_resamples: int = 300,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure in bins of another quantity: of the true or predicted redshift, magnitude, or signal to noise.
@@ -179,7 +177,7 @@ def binned_metrics(
         From (prediction, truth) to a dict of numbers.
     min_count : int
         Bins with fewer objects have their number alone, and NaN else.
-    level, n_resamples, seed
+    seed : int
         Of the bootstrap.
 
     Returns
@@ -205,7 +203,7 @@ def binned_metrics(
         row: dict[str, float] = {"low": low, "high": high, "centre": (low + high) / 2, "n": len(inside)}
         if len(inside) >= min_count:
             p, t = prediction[inside], truth[inside]
-            intervals = bootstrap_intervals(p, t, metric, level=level, n_resamples=n_resamples, seed=seed)
+            intervals = bootstrap_intervals(p, t, metric, n_resamples=300, seed=seed)
             row["centre"] = float(np.median(by[inside]))
             for name, value in metric(p, t).items():
                 if name in intervals:
@@ -220,8 +218,6 @@ def redshift_bins(
     *,
     by: Literal["z_spec", "z_pred"] = "z_spec",
     n_bins: int = 8,
-    outlier_threshold: float = 0.15,
-    min_count: int = 10,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Measure `photoz_metrics` in even bins of redshift, for `plotting.plot_redshift_panels`.
@@ -233,9 +229,6 @@ def redshift_bins(
         By the spectroscopic redshift, as errors are understood, or by the predicted one, as samples are selected.
     n_bins : int
         From 0, or the lowest redshift below it, to the 99.8th percentile.
-    outlier_threshold : float
-    min_count : int
-        Bins with fewer objects have no measure.
     seed : int
         Of the bootstrap.
 
@@ -247,11 +240,7 @@ def redshift_bins(
     check_choice("by", by, ("z_spec", "z_pred"))
     x = z_spec if by == "z_spec" else z_phot
     edges = np.linspace(min(0.0, float(x.min())), float(np.percentile(x, 99.8)), n_bins + 1)
-
-    def measure(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        return photoz_metrics(prediction, truth, outlier_threshold=outlier_threshold)
-
-    table = binned_metrics(z_phot, z_spec, x, edges=edges, metric=measure, min_count=min_count, seed=seed)
+    table = binned_metrics(z_phot, z_spec, x, edges=edges, metric=photoz_metrics, seed=seed)
     for name in ("outlier_fraction", "outlier_fraction_0.05"):
         for i in table.index[table[name].notna()] if name in table else ():
             n = int(table["n"][i])  # by Wilson 1927: not empty where none, or all, were found

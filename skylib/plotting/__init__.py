@@ -1,4 +1,5 @@
-"""Every figure of the project: arrays and axes in, axes out."""
+"""Every figure of the project: arrays and axes in, axes out. All names imported here are public."""
+# ruff: noqa: F401
 
 from skylib.plotting.diagnostics import plot_layer_sweep, plot_missing_bands, plot_nuisances
 from skylib.plotting.evaluation import (
@@ -13,34 +14,3 @@ from skylib.plotting.images import plot_reconstruction, rgb_image, show_bands, s
 from skylib.plotting.maps import plot_density, plot_map, plot_maps, plot_thumbnails
 from skylib.plotting.redshift import plot_binned, plot_pit, plot_redshift, plot_redshift_panels, plot_residual_by_snr
 from skylib.plotting.style import COLOURS, METRIC_LABELS, column_label, save_figure, set_style
-
-__all__ = [
-    "COLOURS",
-    "METRIC_LABELS",
-    "column_label",
-    "plot_binned",
-    "plot_comparison",
-    "plot_confusion",
-    "plot_counts",
-    "plot_density",
-    "plot_label_efficiency",
-    "plot_layer_sweep",
-    "plot_map",
-    "plot_maps",
-    "plot_missing_bands",
-    "plot_nuisances",
-    "plot_pit",
-    "plot_progress",
-    "plot_reconstruction",
-    "plot_redshift",
-    "plot_redshift_panels",
-    "plot_regression",
-    "plot_residual_by_snr",
-    "plot_thumbnails",
-    "rgb_image",
-    "save_figure",
-    "set_style",
-    "show_bands",
-    "show_cutouts",
-    "show_tile",
-]

@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from skylib.files import replaced
+
 # Okabe & Ito: readers with colour blindness can tell them apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 METRIC_LABELS = {
@@ -55,9 +57,8 @@ def save_figure(drawn: Axes | Figure, run_dir: str | Path, name: str) -> None:
     """Write a figure, or the one that an Axes is in, to ``figures/NAME.png`` of a run folder."""
     figure = drawn if isinstance(drawn, Figure) else drawn.get_figure(root=True)
     assert figure is not None
-    folder = Path(run_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png")
+    with replaced(Path(run_dir) / "figures" / f"{name}.png") as partial:
+        figure.savefig(partial, format="png")
 
 
 def plain(text: object) -> str:

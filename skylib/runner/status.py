@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from skylib.files import read_log
 from skylib.lock import BEAT, SILENT
 
 log = logging.getLogger(__name__)
@@ -168,13 +169,8 @@ def _trained(run_dir: Path, record: Mapping[str, Any]) -> bool:
 def _newest(metrics: Path) -> dict[str, float]:
     """Return the last value of each quantity that was logged."""
     newest: dict[str, float] = {}
-    if metrics.is_file():
-        with open(metrics, "rb") as file:
-            file.seek(max(0, metrics.stat().st_size - _TAIL))
-            lines = file.read().decode(errors="replace").splitlines()
-        for line in lines:
-            with suppress(ValueError, AttributeError):  # cut off at the start of the tail, or not written to its end
-                newest |= {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
+    for line in read_log(metrics, last=_TAIL)[0]:
+        newest |= {name: value for name, value in line.items() if isinstance(value, int | float)}
     return newest
 
 

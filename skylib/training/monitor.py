@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from skylib.config import PretrainConfig
 from skylib.data.loading import CutoutLoader, Loader
 from skylib.device import autocast, keyed_generator
-from skylib.files import replaced
+from skylib.files import read_log, replaced
 from skylib.model.mim import MaskedImageModel
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Recorder:
     def __init__(self, run_dir: str | Path, *, step: int = 0, tensorboard: bool = False) -> None:
         run_dir = Path(run_dir)
         self._path = run_dir / "metrics.jsonl"
-        lines, damaged = _parsed(_read(self._path))
+        lines, damaged = read_log(self._path)
         run_dir.mkdir(parents=True, exist_ok=True)
         if damaged > 1:  # a kill cuts off one line at most
             aside = run_dir / "metrics.damaged.jsonl"
@@ -133,37 +133,15 @@ class Recorder:
         from skylib import plotting
 
         run_dir = self._path.parent
-        _draw(plotting.plot_progress(read_metrics(run_dir)), run_dir / "figures" / "progress.png")
+        _draw(plotting.plot_progress(read_metrics(run_dir)), run_dir, "progress")
 
 
 def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     """Return ``metrics.jsonl`` of a run as a table, one row per step; it may be read while the run trains."""
     merged: dict[int, dict[str, Any]] = {}
-    for line in _parsed(_read(Path(run_dir) / "metrics.jsonl"))[0]:
+    for line in read_log(Path(run_dir) / "metrics.jsonl")[0]:
         merged.setdefault(line["step"], {}).update(line)
     return pd.DataFrame(merged.values()) if merged else pd.DataFrame({"step": []})
-
-
-def _read(path: Path, last: int | None = None) -> str:
-    """Return the text of a log, or its last bytes; empty if there is no log."""
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        if last is not None:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - last))
-        return file.read().decode(errors="replace")
-
-
-def _parsed(log: str) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of a log, and how many others cannot be read."""
-    lines, damaged = [], 0
-    for text in log.splitlines():
-        try:
-            line = json.loads(text)
-            lines.append(line | {"step": int(line["step"])})
-        except (ValueError, TypeError, KeyError):
-            damaged += 1
-    return lines, damaged
 
 
 class StepFile:
@@ -214,7 +192,7 @@ class Display:
             return
         with suppress(OSError, ValueError):
             self.tick(int(self._workers.read_text()))
-        for line in _parsed(_read(self._log, last=4096))[0][-2:]:  # the last may be of a validation
+        for line in read_log(self._log, last=4096)[0][-2:]:  # the last may be of a validation
             if "loss" in line:
                 self._bar.set_postfix(
                     loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.0f}", refresh=False
@@ -261,15 +239,15 @@ def draw_reconstruction(run_dir: str | Path, model: MaskedImageModel, flux: Tens
     before, after, where, sky_sigma = (x.cpu().numpy() for x in (flux, images, hidden, model.sky_sigma))
     bands, norm_pix = model.config.bands, model.config.norm_pix
     figure = plotting.plot_reconstruction(before, after, where, bands, norm_pix=norm_pix, sky_sigma=sky_sigma)
-    _draw(figure, Path(run_dir) / "figures" / "reconstruction.png")
+    _draw(figure, run_dir, "reconstruction")
 
 
-def _draw(figure: Any, path: Path) -> None:
+def _draw(figure: Any, run_dir: str | Path, name: str) -> None:
     import matplotlib.pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as partial:
-        figure.savefig(partial, format="png")
+    from skylib.plotting import save_figure
+
+    save_figure(figure, run_dir, name)
     plt.close(figure)
 
 

@@ -38,10 +38,8 @@ def learning_rate_at(step: int, config: PretrainConfig) -> float:
     """
     c = config
     warmup = c.steps // 20 if c.warmup_steps is None else c.warmup_steps
-    if c.schedule == "cosine":
+    if c.schedule == "cosine" or step < warmup:
         return cosine_schedule(step, steps=c.steps, warmup=warmup, peak=c.learning_rate, final=c.final_learning_rate)
-    if step < warmup:
-        return c.learning_rate * (step + 1) / warmup
     height = min(1.0, max(0.0, c.steps - step) / max(1.0, c.cooldown * c.steps))
     return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * height
 

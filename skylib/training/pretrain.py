@@ -108,7 +108,7 @@ def pretrain(
     with held, closing(Display(run_dir, steps=config.steps, step=step, quiet=not first)) as display:
         several = processes * int(os.environ.get("SLURM_JOB_NUM_NODES", 1)) > 1
         if several and size == 1 and step < config.steps:
-            work = f"{__name__}:{train_as_worker.__name__}"
+            work = f"{__name__}:{train_here.__name__}"
             launch(work, arguments, run_dir=run_dir, processes=processes, watch=display.refresh)
         else:
             train_here(**arguments, show=display)
@@ -117,16 +117,16 @@ def pretrain(
     return PretrainResult(run_dir=run_dir, model=model, step=config.steps, metrics=read_metrics(run_dir))
 
 
-def train_as_worker(**arguments: Any) -> None:
-    """Train in one of several processes; the one that started them shows how far it got."""
-    train_here(**arguments, show=StepFile(arguments["run_dir"]))
+def train_here(
+    *, run_dir: Path, config: PretrainConfig, device: torch.device, show: Display | None = None, **arguments: Any
+) -> None:
+    """Do this process's part of a run of `pretrain`, which explains the parameters.
 
-
-def train_here(*, run_dir: Path, config: PretrainConfig, device: torch.device, show: Any, **arguments: Any) -> None:
-    """Do this process's part of a run of `pretrain`, which explains the parameters."""
+    Without `show` it is a worker, and the process that started it shows how far it got.
+    """
     products = float32_products("high" if config.tf32 else "highest")
     with join(device) as world, products, kept_memory(device), StopRequest(run_dir) as stop:
-        Trainer(run_dir=run_dir, config=config, world=world, **arguments).run(stop, show)
+        Trainer(run_dir=run_dir, config=config, world=world, **arguments).run(stop, show or StepFile(run_dir))
 
 
 class Trainer:
@@ -172,7 +172,7 @@ class Trainer:
             write_json(run_dir / "config.json", {"model": to_dict(self.model_config), "pretrain": to_dict(config)})
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
 
-    def run(self, stop: StopRequest, show: Any) -> None:
+    def run(self, stop: StopRequest, show: Display | StepFile) -> None:
         """Train until the last step, or until asked to stop."""
         config, world = self.config, self.world
         batches = chain.from_iterable(repeat(self.loader))
