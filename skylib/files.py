@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from skylib.lock import is_running
+
 try:
     from isal.isal_zlib import crc32  # about ten times as fast
 except ImportError:
@@ -143,15 +145,5 @@ def _remove_abandoned(path: Path) -> None:
         pid = rest.partition(".")[0]
         with suppress(OSError):  # another process may delete it too
             running = host != _HOST and time.time() - os.path.getmtime(old) < _ABANDONED
-            if pid.isdigit() and not running and (host != _HOST or not _is_running(int(pid))):
+            if pid.isdigit() and not running and (host != _HOST or not is_running(int(pid))):
                 os.unlink(old)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -115,7 +115,7 @@ def at_work(record: Mapping[str, Any], seen: float) -> str | None:
     host, pid, job = (record.get(name) for name in ("host", "pid", "job"))
     if job and job == os.environ.get("SLURM_JOB_ID"):  # requeued after its node had failed
         return None
-    if host == node() and (pid == os.getpid() or not _is_running(pid, record.get("began"))):
+    if host == node() and (pid == os.getpid() or not is_running(pid, record.get("began"))):
         return None
     if (silent := time.time() - seen) > SILENT:
         return None
@@ -123,7 +123,8 @@ def at_work(record: Mapping[str, Any], seen: float) -> str | None:
     return f"on {host} ({f'job {job}, ' if job else ''}process {pid}, {since}last heartbeat {silent:.0f} s ago)"
 
 
-def _is_running(pid: Any, began: str | None) -> bool:
+def is_running(pid: Any, began: str | None = None) -> bool:
+    """Return whether a process of this machine, which began then, still runs."""
     try:
         os.kill(pid, 0)
     except PermissionError:

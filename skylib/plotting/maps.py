@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -45,19 +45,19 @@ def plot_map(
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     size = float(np.clip(4e4 / max(1, len(xy)), 1, 16))
     has_value = values >= 0 if names else np.isfinite(values)
-    many: dict[str, Any] = {"gridsize": 120, "mincnt": 1, "lw": 0, "extent": _limits(xy).ravel()}
-    if len(xy) <= MANY:
-        ax.scatter(xy[~has_value, 0], xy[~has_value, 1], s=size, c=UNLABELLED, lw=0)
-    else:
-        ax.hexbin(xy[:, 0], xy[:, 1], C=np.ones(len(xy)), cmap=ListedColormap([UNLABELLED]), **many)
+    hexagons: dict[str, Any] = {"gridsize": 120, "mincnt": 1, "extent": _limits(xy).ravel()}
+
+    def draw(rows: np.ndarray, values: np.ndarray, reduce: Callable[..., Any] = np.median, **colours: Any) -> Any:
+        x, y = xy[rows].T
+        if len(xy) <= MANY:
+            return ax.scatter(x, y, s=size, c=values, lw=0, **colours)
+        return ax.hexbin(x, y, C=values, reduce_C_function=reduce, lw=0, **hexagons, **colours)
+
+    below = np.ones(len(xy), dtype=bool) if len(xy) > MANY else ~has_value
+    draw(below, np.zeros(below.sum()), cmap=ListedColormap([UNLABELLED]))
     if names:
         order = np.random.default_rng(0).permutation(np.flatnonzero(has_value))  # no class covers another
-        if len(xy) <= MANY:
-            ax.scatter(xy[order, 0], xy[order, 1], s=size, c=[COLOURS[int(v) % 7] for v in values[order]], lw=0)
-        else:  # the most common class of each cell
-            common: dict[str, Any] = {"cmap": ListedColormap(COLOURS[:7]), "vmin": -0.5, "vmax": 6.5}
-            common["reduce_C_function"] = lambda v: np.bincount(np.asarray(v, dtype=int)).argmax() % 7
-            ax.hexbin(xy[order, 0], xy[order, 1], C=values[order], **common, **many)
+        draw(order, values[order] % 7, _most_common, cmap=ListedColormap(COLOURS[:7]), vmin=-0.5, vmax=6.5)
         for c, name in enumerate(names):
             if (values == c).any():
                 ax.scatter([], [], c=COLOURS[c % 7], s=25, label=plain(name))
@@ -65,18 +65,10 @@ def plot_map(
             ax.scatter([], [], c=UNLABELLED, s=25, label="unlabelled")
         ax.legend(loc="best", title=label or None)
     elif has_value.any():
-        shown_values = values[has_value]
-        low, high = np.percentile(shown_values, [2, 98])
-        shown: dict[str, Any] = {"vmin": low, "vmax": high, "cmap": "viridis"}
-        points: Any
-        if len(xy) <= MANY:
-            points = ax.scatter(xy[has_value, 0], xy[has_value, 1], s=size, c=shown_values, lw=0, **shown)
-        else:
-            points = ax.hexbin(
-                xy[has_value, 0], xy[has_value, 1], C=shown_values, reduce_C_function=np.median, **shown, **many
-            )
-        ends = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
-        extend = ends[bool(shown_values.min() < low), bool(shown_values.max() > high)]
+        shown = values[has_value]
+        low, high = np.percentile(shown, [2, 98])
+        extend = ("neither", "min", "max", "both")[(shown.min() < low) + 2 * (shown.max() > high)]
+        points = draw(has_value, shown, vmin=low, vmax=high, cmap="viridis")
         ax.figure.colorbar(points, ax=ax, label=label, extend=extend)
     _frame(ax, xy)
     return ax
@@ -154,6 +146,10 @@ def plot_thumbnails(
         ax.add_artist(AnnotationBbox(picture, middle[i], frameon=False, pad=0))
     _frame(ax, xy)
     return ax
+
+
+def _most_common(classes: list[float]) -> int:
+    return int(np.bincount(np.asarray(classes, dtype=int)).argmax())
 
 
 def _limits(xy: np.ndarray) -> np.ndarray:

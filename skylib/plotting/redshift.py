@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from skylib.plotting.style import COLOURS, draw_cloud, draw_equality, metric_label
 
 DZ = r"$\Delta z = (z_\mathrm{phot} - z_\mathrm{spec}) / (1 + z_\mathrm{spec})$"
+OUTLIER = 0.15  # of |dz|, beyond which a redshift counts as an outlier
 BY = {"z_spec": r"$z_\mathrm{spec}$", "z_pred": r"$z_\mathrm{phot}$"}
 
 
@@ -22,7 +23,7 @@ def plot_redshift(
     z_spec: np.ndarray,
     *,
     metrics: Mapping[str, float] | None = None,
-    outlier_threshold: float = 0.15,
+    outlier_threshold: float = OUTLIER,
     ax: Axes | None = None,
 ) -> Axes:
     """Show photometric against spectroscopic redshift, with the 1:1 line and the outlier limits (dashed).
@@ -54,7 +55,6 @@ def plot_redshift_panels(
     table: pd.DataFrame,
     *,
     by: Literal["z_spec", "z_pred"] = "z_spec",
-    outlier_threshold: float = 0.15,
 ) -> Figure:
     """Show, from top to bottom: counts, residuals (dashed: outlier limits), bias, scatter and outlier fraction.
 
@@ -65,7 +65,6 @@ def plot_redshift_panels(
         Of `redshift_bins`, by the same redshift.
     by : {"z_spec", "z_pred"}
         By the spectroscopic redshift, as errors are understood, or by the predicted one, as samples are selected.
-    outlier_threshold : float
     """
     if by not in BY:
         raise ValueError(f"by={by!r}: must be one of {', '.join(map(repr, BY))}")
@@ -75,15 +74,15 @@ def plot_redshift_panels(
     axes[0].hist(x, np.linspace(low, high, 4 * len(table) + 1).tolist(), color=COLOURS[0])
     axes[0].set_ylabel("objects\nper bin")
     dz = normalised(z_phot, z_spec)
-    reach = max(2 * outlier_threshold, float(np.percentile(np.abs(dz), 98)))
+    reach = max(2 * OUTLIER, float(np.percentile(np.abs(dz), 98)))
     draw_cloud(axes[1], x, dz, extent=(low, high, -reach, reach))
-    for y, style in ((0, "-"), (-outlier_threshold, "--"), (outlier_threshold, "--")):
+    for y, style in ((0, "-"), (-OUTLIER, "--"), (OUTLIER, "--")):
         axes[1].axhline(y, color="k", lw=0.8, ls=style)
     axes[1].set(ylabel=r"$\Delta z$", ylim=(-reach, reach))
     labels = {
         "bias": "bias",
         "sigma_mad": r"$\sigma_\mathrm{MAD}$",
-        "outlier_fraction": f"fraction with\n$|\\Delta z|$ > {outlier_threshold:g}",
+        "outlier_fraction": f"fraction with\n$|\\Delta z|$ > {OUTLIER:g}",
     }
     for ax, (name, label) in zip(axes[2:], labels.items(), strict=True):
         plot_binned(table, name, ax=ax)

@@ -250,10 +250,7 @@ def demo(
                 "[%d/%d] %s%s ...", number, len(paths), path.stem, f", {takes[1]} on two quiet cores" if takes else ""
             )
             began = time.perf_counter()
-            if resumes:
-                run(path, run_dir, values[path], skip_done=True)
-            else:
-                run_notebook(path, run_dir, **values[path])
+            run(path, run_dir, values[path], skip_done=resumes)
             log.info("[%d/%d] %s took %.0f s", number, len(paths), path.stem, time.perf_counter() - began)
     except NotebookError:
         write_report(run_dir)

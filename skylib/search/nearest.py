@@ -6,6 +6,7 @@ float64, each on its own, so that the answer depends neither on the size of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ SPARE = 32  # rows computed again beyond the k best
 GROUP = 64  # of how many values the smallest is taken first, to find the smallest of all
 ROUNDING = 2.0**-24  # of float32
 PRODUCTS = {True: 2e12, False: 2e14}  # for how many a graph is exact, on a CPU or elsewhere: about a minute
+POOL: dict[str, Callable[..., Tensor]] = {"min": torch.amin, "mean": torch.mean, "max": torch.amax}  # of `combine`
 NUMBERS = {True: 2**20, False: 2**26}  # in float64 at a time, on a CPU (whose cache holds no more) or elsewhere
 
 
@@ -193,9 +195,9 @@ def _candidates(
         square = None if squares is None or scale is not None else squares[start : start + step].flatten()
         value = _lower_bounds(q, x, square, factor, metric)
         if n_tokens > 1:
-            value = _pool(value.view(len(q), -1, n_tokens), str(combine), 2)
+            value = POOL[str(combine)](value.view(len(q), -1, n_tokens), dim=2)
         if combine is not None:
-            value = _pool(value, combine, 0)[None]
+            value = POOL[combine](value, dim=0)[None]
         if keep is not None:
             value.masked_fill_(~keep[start : start + step], torch.inf)
         low, at = smallest(value, m)
@@ -230,8 +232,8 @@ def _exact(x: Tensor, queries: Tensor, metric: str, scale: Tensor | None, combin
     x, y = x.double(), queries.view(len(queries), *[1] * (x.ndim - 2), -1)
     value = _distance(*((x, y) if scale is None else (x * scale, y * scale)), metric)
     if value.ndim == 3:
-        value = _pool(value, str(combine), 2)
-    return (value if combine is None else _pool(value, combine, 0)[None]).float()
+        value = POOL[str(combine)](value, dim=2)
+    return (value if combine is None else POOL[combine](value, dim=0)[None]).float()
 
 
 def _distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
@@ -244,9 +246,3 @@ def _distance(x: Tensor, y: Tensor, metric: str) -> Tensor:
     x, y = (v / torch.where(norm > 0, norm, 1.0) for v, norm in zip((x, y), norms, strict=True))
     half = (x - y).square().sum(dim=-1) / 2  # 1 - cos, without cancellation: equal vectors are at 0 exactly
     return torch.where((norms[0] > 0)[..., 0] & (norms[1] > 0)[..., 0], half, 1.0)
-
-
-def _pool(distance: Tensor, combine: str, dim: int) -> Tensor:
-    if combine == "mean":
-        return distance.mean(dim=dim)
-    return distance.amin(dim=dim) if combine == "min" else distance.amax(dim=dim)

@@ -293,7 +293,4 @@ def _files(tile: TilePaths) -> list[Any]:
 
 def _digest(*values: np.ndarray) -> str:
     """Return a short name for numbers: equal for equal ones."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value.tobytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(value.tobytes() for value in values)).hexdigest()[:16]
