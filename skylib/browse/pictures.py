@@ -16,6 +16,8 @@ from skylib.data.photometry import measure_sky_noise
 from skylib.plotting import rgb_image
 
 Look = tuple[float, tuple[str, ...], bool]  # brightness; bands as red, green, blue; contrast of each image alone
+MOST_KEPT = 20_000  # thumbnails in memory; those not seen for longest are dropped first
+BAND_SIDE = 92  # pixels of the picture of one band
 SIGMAS = 10.0  # of sky noise: flux beyond is compressed
 
 
@@ -27,12 +29,10 @@ class Pictures:
     cutouts : CutoutFile
     size : int, optional
         Side in pixels of what is shown, around the centre: what the network saw. All by default.
-    n_kept : int
-        Thumbnails in memory; those not seen for longest are dropped first.
     """
 
-    def __init__(self, cutouts: CutoutFile, *, size: int | None = None, n_kept: int = 20_000) -> None:
-        self._cutouts, self._n_kept = cutouts, n_kept
+    def __init__(self, cutouts: CutoutFile, *, size: int | None = None) -> None:
+        self._cutouts = cutouts
         self._side = min(size or cutouts.size, cutouts.size)
         self._kept: OrderedDict[tuple[int, Look], str] = OrderedDict()
         sigma = measure_sky_noise(cutouts.flux(slice(0, 200)))
@@ -49,14 +49,14 @@ class Pictures:
         for row in rows:
             self._kept.move_to_end((row, look))
             pictures.append(self._kept[row, look])
-        while len(self._kept) > self._n_kept:
+        while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
         return pictures
 
-    def all_bands(self, row: int, look: Look, *, side: int = 92) -> bytes:
+    def all_bands(self, row: int, look: Look) -> bytes:
         """Return one object large in colour, and next to it in each band, arcsinh(flux / sky noise) in grey: PNG."""
         flux = self._flux([row])[0]
-        columns, step = -(-len(flux) // 2), side + 4
+        side, columns, step = BAND_SIDE, -(-len(flux) // 2), BAND_SIDE + 4
         sheet = Image.new("RGBA", (step * (2 + columns) - 4, 2 * step - 4))  # transparent, for dark themes
         sheet.paste(_enlarged(self._colour(flux, look), 2 * step - 4), (0, 0))
         for i, (image, sigma, band) in enumerate(zip(flux, self._sigma, self._cutouts.bands, strict=True)):

@@ -14,6 +14,8 @@ from skylib.data.loading import CutoutLoader
 from skylib.model.mim import MaskedImageModel, build_model
 from skylib.model.stretch import stretch
 
+MOST_FITTED = 20_000
+
 
 def moved(cutouts: CutoutFile, *, ra: np.ndarray, dec: np.ndarray) -> CutoutFile:
     """Return the same images with other positions; NaN where a position is to count as unknown."""
@@ -36,7 +38,6 @@ def pixel_pca(
     rows: np.ndarray,
     train: np.ndarray,
     n_components: int = 64,
-    most: int = 20_000,
     seed: int = 0,
 ) -> np.ndarray:
     """Project the pixels that the model would see on their principal components.
@@ -46,15 +47,15 @@ def pixel_pca(
     model : MaskedImageModel
         Whose size, bands and sky noise are taken; its weights are not.
     rows, train : ndarray of int
-        Which cutouts, and those the components are fitted to (at most `most` of them, drawn by `seed`).
+        Which cutouts, and those the components are fitted to (at most 20,000 of them, drawn by `seed`).
 
     Returns
     -------
     ndarray of float32, shape (len(rows), n_components)
         Fewer components where there are fewer training cutouts or pixels.
     """
-    if len(train) > most:
-        train = np.sort(np.random.default_rng(seed).choice(train, most, replace=False))
+    if len(train) > MOST_FITTED:
+        train = np.sort(np.random.default_rng(seed).choice(train, MOST_FITTED, replace=False))
     fitted = np.concatenate(list(_pixels(model, cutouts, train)))
     pca = PCA(min(n_components, *fitted.shape), random_state=seed).fit(fitted)
     return np.concatenate([pca.transform(part) for part in _pixels(model, cutouts, rows)]).astype(np.float32)

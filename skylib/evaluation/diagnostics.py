@@ -51,7 +51,8 @@ def position_leakage(
         ``positions`` (true, shuffled, zeroed, alone), the score, ``low``, ``high``, ``n``. For a model without
         ``ra_dec`` the first three are equal, which proves that it does not use positions.
     """
-    labels, judge = _fitted_probe(model, cutouts, target, task, split, pool, layer, seed)
+    labels = select_labels(cutouts.column, target, split, task)
+    judge = _fitted_probe(model, cutouts, labels, pool, layer, seed)
     ra, dec, test = cutouts.ra, cutouts.dec, labels.rows[TEST]
     other, nowhere = np.arange(len(ra)), np.full(len(ra), np.nan)
     other[test] = np.random.default_rng(seed).permutation(test)
@@ -87,7 +88,7 @@ def missing_bands(
     DataFrame
         ``dropped`` (names, "" for none), ``n_dropped``, the score on test, ``low``, ``high``, ``n``.
     """
-    _, judge = _fitted_probe(model, cutouts, target, task, split, pool, layer, seed)
+    judge = _fitted_probe(model, cutouts, select_labels(cutouts.column, target, split, task), pool, layer, seed)
     bands = model.config.bands
     most = len(bands) - 1 if max_dropped is None else max_dropped
     subsets = [dropped for n in range(most + 1) for dropped in itertools.combinations(bands, n)]
@@ -97,25 +98,17 @@ def missing_bands(
 
 
 def _fitted_probe(
-    model: MaskedImageModel,
-    cutouts: CutoutFile,
-    target: str,
-    task: Task,
-    split: np.ndarray,
-    pool: str,
-    layer: int,
-    seed: int,
-) -> tuple[Labels, Callable[..., dict[str, Any]]]:
-    """Fit a linear probe to the images as they are; return the labels, and how it scores on test images that are not."""
-    labels = select_labels(cutouts.column, target, split, task)
+    model: MaskedImageModel, cutouts: CutoutFile, labels: Labels, pool: str, layer: int, seed: int
+) -> Callable[..., dict[str, Any]]:
+    """Fit a linear probe to the images as they are; return what scores it on test images that are not."""
     vectors = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(vectors, labels, candidates("linear", task)).model
+    fitted = choose(vectors, labels, candidates("linear", labels.task)).model
 
     def judge(changed: CutoutFile, *, drop_bands: Sequence[str] = ()) -> dict[str, Any]:
         given = encode(model, changed, rows=labels.rows[TEST], pools=[pool], layers=[layer], drop_bands=drop_bands)
         return _score(on_test(fitted.predict(given[layer, pool]), labels, seed=seed), labels)
 
-    return labels, judge
+    return judge
 
 
 def _score(result: ProbeResult, labels: Labels) -> dict[str, Any]:
@@ -211,13 +204,7 @@ def nuisance_audit(
 
 
 def find_label_errors(
-    embeddings: Embeddings,
-    target: str | np.ndarray,
-    *,
-    n_folds: int = 5,
-    c: float = 0.1,
-    cell: int = 8192,
-    seed: int = 0,
+    embeddings: Embeddings, target: str | np.ndarray, *, n_folds: int = 5, cell: int = 8192, seed: int = 0
 ) -> pd.DataFrame:
     """Find labels that embeddings contradict, by confident learning [1]_ across folds of the sky.
 
@@ -230,8 +217,6 @@ def find_label_errors(
     target : str or ndarray of int, shape (n,)
         Negative = unlabelled.
     n_folds : int
-    c : float
-        Inverse strength of the regularisation.
     cell : int
         ``nside`` of the cells that folds are made of.
     seed : int
@@ -258,10 +243,8 @@ def find_label_errors(
         fit = fold != f
         if len(np.unique(y[fit])) < len(classes):
             raise ValueError(f"a class of {classes.tolist()} lies in one fold of {n_folds} alone: use smaller cells")
-        model = make_pipeline(StandardScaler(), PCA(svd_solver="covariance_eigh"), SoftmaxRegression(c)).fit(
-            x[fit], y[fit]
-        )
-        probability[~fit] = model.predict_proba(x[~fit])
+        model = make_pipeline(StandardScaler(), PCA(svd_solver="covariance_eigh"), SoftmaxRegression(0.1))
+        probability[~fit] = model.fit(x[fit], y[fit]).predict_proba(x[~fit])
     own = np.searchsorted(classes, y)
     usual = np.array([probability[own == k, k].mean() for k in range(len(classes))])
     confident = np.where(probability >= usual, probability, -1.0)

@@ -25,9 +25,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         Inverse of the penalty, as in `sklearn.linear_model.LogisticRegression`.
     class_weight : {"balanced", None}
         Let each class count the same, or each object.
-    tol : float
-        Largest gradient at which to stop, relative to the number of objects.
-    max_iter : int
 
     Attributes
     ----------
@@ -42,8 +39,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     array([0, 0, 1, 1])
     """
 
-    def __init__(self, C: float = 1.0, *, class_weight: str | None = None, tol: float = 1e-5, max_iter: int = 500):
-        self.C, self.class_weight, self.tol, self.max_iter = C, class_weight, tol, max_iter
+    def __init__(self, C: float = 1.0, *, class_weight: str | None = None):
+        self.C, self.class_weight = C, class_weight
 
     def fit(self, X: np.ndarray, y: np.ndarray) -> SoftmaxRegression:
         """Fit to features (n, D), best standardised, and classes (n,)."""
@@ -69,7 +66,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
             return loss / n, gradient.ravel() / n
 
         start = np.zeros((width + 1) * n_classes)
-        options: dict[str, Any] = {"maxiter": self.max_iter, "gtol": self.tol * min(1.0, self.C), "maxcor": 20}
+        options: dict[str, Any] = {"maxiter": 500, "gtol": 1e-5 * min(1.0, self.C), "maxcor": 20}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
         v, b = np.split(found.x.reshape(width + 1, n_classes), [width])
         self.coef_, self.intercept_ = (scale[:, None] * v).T, b[0] * step

@@ -145,10 +145,9 @@ def plot_reconstruction(
     bands: Sequence[str],
     *,
     norm_pix: str | None = None,
-    band: str | None = None,
     sky_sigma: np.ndarray | None = None,
 ) -> Figure:
-    """Show the original, what the model saw, what it filled in, and the difference, one object per row.
+    """Show the original, what the model saw, what it filled in, and the difference in the middle band, one object per row.
 
     Parameters
     ----------
@@ -158,12 +157,10 @@ def plot_reconstruction(
         True where hidden.
     norm_pix : str, optional
         As in the model; if it is set, a line above the figure says that true statistics of each patch are used.
-    band : str, optional
-        Whose difference is shown; the middle one by default.
     sky_sigma : ndarray, shape (C,), optional
         Unit of the difference.
     """
-    n, c = len(flux), list(bands).index(band) if band else len(bands) // 2
+    n, c = len(flux), len(bands) // 2
     figure, axes = plt.subplots(n, 4, figsize=(6.4, 1.62 * n + 0.4), squeeze=False)
     level = noise(flux) if sky_sigma is None else sky_sigma
     for row, original, filled, hidden in zip(axes, flux, reconstruction, mask, strict=True):

@@ -75,12 +75,7 @@ def plot_map(
 
 
 def plot_maps(
-    xy: np.ndarray,
-    values: Mapping[str, np.ndarray],
-    *,
-    classes: np.ndarray | None = None,
-    names: Sequence[str] = (),
-    n_cols: int = 3,
+    xy: np.ndarray, values: Mapping[str, np.ndarray], *, classes: np.ndarray | None = None, names: Sequence[str] = ()
 ) -> Figure:
     """Show a map in several panels: by class, if there are any, by each value, and the number of objects.
 
@@ -92,11 +87,9 @@ def plot_maps(
     classes : ndarray of int, shape (n,), optional
     names : sequence of str
         Of classes 0, 1, …
-    n_cols : int
     """
-    n = len(values) + 1 + (classes is not None)
-    n_rows = -(-n // n_cols)
-    figure, axes = plt.subplots(n_rows, n_cols, figsize=(4 * n_cols, 3.7 * n_rows), squeeze=False)
+    n_rows = -(-(len(values) + 1 + (classes is not None)) // 3)
+    figure, axes = plt.subplots(n_rows, 3, figsize=(12, 3.7 * n_rows), squeeze=False)
     panels = iter(axes.flat)
     if classes is not None:
         plot_map(xy, classes, names=names, ax=next(panels))
@@ -108,14 +101,14 @@ def plot_maps(
     return figure
 
 
-def plot_density(xy: np.ndarray, *, label: str = "objects per cell", ax: Axes | None = None) -> Axes:
+def plot_density(xy: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """Show how many objects lie where on a map (n, 2), in hexagons, on a logarithmic scale."""
     ax = ax or plt.subplots(figsize=(4.4, 4))[1]
     n_side = int(np.clip(np.sqrt(len(xy)) / 2, 10, 80))
     (left, right), (bottom, top) = _limits(xy)
     extent = (left, right, bottom, top)
     hexes = ax.hexbin(xy[:, 0], xy[:, 1], gridsize=n_side, extent=extent, mincnt=1, bins="log", cmap="cividis", lw=0)
-    ax.figure.colorbar(hexes, ax=ax, label=label, format="%d").ax.yaxis.set_minor_formatter("")
+    ax.figure.colorbar(hexes, ax=ax, label="objects per cell", format="%d").ax.yaxis.set_minor_formatter("")
     _frame(ax, xy)
     return ax
 

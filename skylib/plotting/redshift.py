@@ -15,6 +15,7 @@ from skylib.plotting.style import COLOURS, draw_cloud, draw_equality, metric_lab
 
 DZ = r"$\Delta z = (z_\mathrm{phot} - z_\mathrm{spec}) / (1 + z_\mathrm{spec})$"
 OUTLIER = 0.15  # of |dz|, beyond which a redshift counts as an outlier
+PIT_BINS = 10
 BY = {"z_spec": r"$z_\mathrm{spec}$", "z_pred": r"$z_\mathrm{phot}$"}
 
 
@@ -93,15 +94,7 @@ def plot_redshift_panels(
     return figure
 
 
-def plot_binned(
-    table: pd.DataFrame,
-    measure: str,
-    *,
-    label: str = "",
-    colour: str = COLOURS[0],
-    name: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def plot_binned(table: pd.DataFrame, measure: str, *, label: str = "", ax: Axes | None = None) -> Axes:
     """Show a measure in bins with its 95 % intervals.
 
     Parameters
@@ -111,8 +104,6 @@ def plot_binned(
     measure : str
     label : str
         Of the binned quantity, with its unit.
-    colour, name : str
-        Of this series, for the legend.
     """
     ax = ax or plt.subplots(figsize=(4.2, 2.6))[1]
     if measure in table:
@@ -120,7 +111,7 @@ def plot_binned(
         middle = (t["low"] + t["high"]) / 2
         bars = [np.maximum(0, t[measure] - t[f"{measure}_low"]), np.maximum(0, t[f"{measure}_high"] - t[measure])]
         width = (t["high"] - t["low"]) / 2
-        ax.errorbar(middle, t[measure], yerr=bars, xerr=width, fmt="o", ms=4, capsize=2, color=colour, label=name)
+        ax.errorbar(middle, t[measure], yerr=bars, xerr=width, fmt="o", ms=4, capsize=2, color=COLOURS[0])
     ax.set(xlabel=label, ylabel=metric_label(measure))
     return ax
 
@@ -151,15 +142,15 @@ def plot_residual_by_snr(
     return ax
 
 
-def plot_pit(pit: np.ndarray, *, n_bins: int = 10, ax: Axes | None = None) -> Axes:
+def plot_pit(pit: np.ndarray, *, ax: Axes | None = None) -> Axes:
     """Show the histogram of PIT values, with the 95 % range of a calibrated p(z), for which they are uniform."""
     from scipy.stats import binom
 
     ax = ax or plt.subplots(figsize=(4, 2.8))[1]
-    low, high = binom.ppf([0.025, 0.975], len(pit), 1 / n_bins)
+    low, high = binom.ppf([0.025, 0.975], len(pit), 1 / PIT_BINS)
     ax.axhspan(low, high, color="0.85", lw=0, label="calibrated p(z), 95 %")
-    ax.axhline(len(pit) / n_bins, color="0.4", lw=0.8)
-    edges = np.linspace(0, 1, n_bins + 1).tolist()
+    ax.axhline(len(pit) / PIT_BINS, color="0.4", lw=0.8)
+    edges = np.linspace(0, 1, PIT_BINS + 1).tolist()
     ax.hist(pit, edges, histtype="step", color=COLOURS[0], lw=1.8, label="test objects")
     ax.set(xlabel="PIT: probability below the true redshift", ylabel="objects per bin", xlim=(0, 1), ylim=(0, None))
     ax.legend(loc="lower right", fontsize=8)

@@ -90,9 +90,7 @@ def metric_label(name: str) -> str:
     return METRIC_LABELS.get(name, plain(name.replace("_", " ")))
 
 
-def draw_cloud(
-    ax: Axes, x: np.ndarray, y: np.ndarray, *, extent: tuple[float, float, float, float], gridsize: int = 35
-) -> None:
+def draw_cloud(ax: Axes, x: np.ndarray, y: np.ndarray, *, extent: tuple[float, float, float, float]) -> None:
     """Draw objects as points, or as a density with a colour bar if there are `FEW` or more.
 
     Parameters
@@ -101,14 +99,12 @@ def draw_cloud(
     x, y : ndarray, shape (n,)
     extent : tuple of float
         Left, right, bottom and top edge of what is shown.
-    gridsize : int
-        Hexagons from left to right.
     """
     if len(x) < FEW:
         ax.plot(x, y, "o", ms=3, alpha=0.5, mew=0, color=COLOURS[0])
         return
     scale: Literal["log"] | None = "log" if len(x) > 5000 else None  # of few objects it has no room for its numbers
-    hexes = ax.hexbin(x, y, gridsize=gridsize, extent=extent, mincnt=1, cmap="viridis", bins=scale, lw=0)
+    hexes = ax.hexbin(x, y, gridsize=35, extent=extent, mincnt=1, cmap="viridis", bins=scale, lw=0)
     bar = ax.figure.colorbar(hexes, ax=ax, label="objects per cell", format="%d", pad=0.01)
     bar.ax.yaxis.set_minor_formatter("")
 

@@ -19,7 +19,7 @@ h1 h2 h3 h4 h5 h6 div span kbd mark small details summary img
 """
 
 
-def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
+def write_report(run_dir: str | Path) -> Path:
     """Write ``index.html`` in a run folder: the prose, figures and tables of its notebooks, without their code.
 
     The page opens with ``summary.json``, where a notebook left one: ``{"text": …, "figure": path, "alt": …}``, a few
@@ -30,8 +30,6 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
     Parameters
     ----------
     run_dir : path
-    title : str, optional
-        By default the name of the run.
 
     Returns
     -------
@@ -52,7 +50,7 @@ def write_report(run_dir: str | Path, *, title: str | None = None) -> Path:
         raise FileNotFoundError(f"{run_dir}: no executed notebook to report on")
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = templates.get_template("report.html").render(
-        title=title or f"Sky Embeddings: {run_dir.resolve().name}",
+        title=f"Sky Embeddings: {run_dir.resolve().name}",
         summary=_summary(run_dir),
         tasks=_numbers(run_dir),
         notebooks=[_section(path) for path in paths],
