@@ -200,10 +200,10 @@ def train_on(
 def _trial(data: LabelledCutouts, method: Method, goal: Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(data.model.config.n_patches) if c.pool == "central" else None
-    mean, scale = (None, None) if method == "supervised" else data.moments
+    moments = None if method == "supervised" else data.moments
     width, attentive = data.model.config.width, method != "linear"
     with seeded_init(seed):
-        head = Head(width, goal.n_out, attentive=attentive, patches=patches, mean=mean, scale=scale)
+        head = Head(width, goal.n_out, attentive=attentive, patches=patches, moments=moments)
     if method == "finetune":  # the head alone, first
         _fit(data, head, "attentive", goal, train, seed, replace(c, learning_rate=LEARNING_RATES["attentive"]))
     if method in _FROZEN:

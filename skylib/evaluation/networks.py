@@ -28,8 +28,8 @@ class Head(nn.Module):
     attentive : bool
     patches : list of int, optional
         Which tokens the mean goes over; all by default.
-    mean, scale : Tensor, shape (D,), optional
-        By which tokens are standardised first.
+    moments : (Tensor, Tensor), each of shape (D,), optional
+        Mean and standard deviation by which tokens are standardised first.
 
     References
     ----------
@@ -43,15 +43,14 @@ class Head(nn.Module):
         *,
         attentive: bool,
         patches: list[int] | None = None,
-        mean: Tensor | None = None,
-        scale: Tensor | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.patches = patches
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(width) if mean is None else mean.clone())
-        self.register_buffer("scale", torch.ones(width) if scale is None else scale.clone())
+        for name, value in zip(("mean", "scale"), moments or (torch.zeros(width), torch.ones(width)), strict=True):
+            self.register_buffer(name, value.clone())
         n_queries = max(n for n in range(1, min(QUERIES, max(1, width // 8)) + 1) if width % n == 0)
         self.queries = nn.Parameter(torch.randn(n_queries, width) * 0.02) if attentive else None
         self.values = nn.Linear(width, width) if attentive else None

@@ -233,9 +233,7 @@ def trustworthiness(
     if not 0 < k < n / 2:
         raise ValueError(f"n_neighbors={k}: must be 1 to below {n / 2}, half the number of objects")
     place = pick_device(device)
-    std = embeddings.vectors.std(axis=0, dtype=np.float64)
-    vectors = embeddings.vectors - embeddings.vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    x = torch.from_numpy(vectors / np.where(std > 0, std, 1.0).astype(np.float32)).to(place)
+    x = torch.from_numpy(StandardScaler().fit_transform(embeddings.vectors)).to(place)
     plane = torch.from_numpy(np.ascontiguousarray(xy, dtype=np.float32)).to(place)
     chosen = torch.from_numpy(np.random.default_rng(seed).permutation(n)[:sample]).to(place)
     squares, excess = x.square().sum(dim=1), 0.0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +28,7 @@ from skylib.model.mim import MaskedImageModel
 from skylib.search.index import SearchIndex
 from skylib.search.nearest import Combine, Metric
 from skylib.search.queries import query_arrays, target_vectors
-from skylib.search.windows import WindowScan, read_tiles, shared_reference
+from skylib.search.windows import Range, WindowScan, read_tiles, shared_reference
 from skylib.stopping import Interrupted, StopRequest
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def search_tiles(
     k: int,
     overlap: float = 0.4,
     min_separation: float,
-    snr_range: tuple[float | None, float | None] | None = None,
+    snr_range: Range | None = None,
     run_dir: str | Path,
     metric: str = "cosine",
     weights: str | None = None,
@@ -166,12 +167,12 @@ def search_tiles(
             wanted = target_vectors(model, given, augment=augment_targets, pool=pool, layer=layer, **places)
         reading: dict[str, Any] = {"bad_planes": bad_planes, "on_error": on_error}
         fitted = reference or shared_reference(scan, tiles, folder, **reading)
-        index = SearchIndex(fitted, device=model.sky_sigma.device)
+        score = functools.partial(SearchIndex(fitted, device=model.sky_sigma.device).scores, targets=wanted, **options)
         stream = ahead(read_tiles([tiles[t] for t in todo], **reading), depth=1)
         with StopRequest(run_dir) as stop, kept_memory(model.sky_sigma.device):
             for t, tile in zip(todo, tqdm(stream, total=len(todo), desc="search", unit="tile"), strict=True):
                 if isinstance(tile, Tile):
-                    state.add(t, tile.name, scan_tile(scan, tile, t, index, wanted, snr_range, options))
+                    state.add(t, tile.name, scan_tile(scan, tile, t, score, snr_range))
                 else:
                     state.skip(tiles[t].name, tile)
                 if t != todo[-1] and (why := stop.why()) is not None:
@@ -233,20 +234,14 @@ def best_hits(hits: np.ndarray, n: int) -> np.ndarray:
 
 
 def scan_tile(
-    scan: WindowScan,
-    tile: Tile,
-    number: int,
-    index: SearchIndex,
-    wanted: np.ndarray,
-    snr_range: tuple[float | None, float | None] | None,
-    options: dict[str, Any],
+    scan: WindowScan, tile: Tile, number: int, score: Callable[[np.ndarray], np.ndarray], snr_range: Range | None
 ) -> np.ndarray:
-    """Return all windows of a tile that may be hits, scored."""
+    """Return all windows of a tile that may be hits, with the score of their vectors."""
     corners = scan.corners(tile)
     numbers, snr, vectors = scan.embed(tile, corners, snr_range)
     found = np.empty(len(numbers), HIT)
     if len(numbers):
-        found["score"], found["snr"], found["tile"] = index.scores(vectors, wanted, **options), snr, number
+        found["score"], found["snr"], found["tile"] = score(vectors), snr, number
         found["row"], found["col"] = (corners[numbers] + scan.model.config.image_size // 2).T
         found["ra"], found["dec"] = tile.sky_at(found["row"], found["col"])
     return found

@@ -111,10 +111,7 @@ def _blocks(
             if found != width:
                 raise ValueError(f"{path}: vectors of {found} numbers, the targets have {width}")
             for start in range(0, n, rows):  # mapped anew, so that pages that were read do not stay
-                yield (
-                    number,
-                    start,
-                    torch.from_numpy(mapped_vectors(path)[start : start + rows].copy()).to(device).float(),
-                )
+                block = torch.from_numpy(mapped_vectors(path)[start : start + rows].copy())
+                yield number, start, block.to(device).float()
 
     return ahead(read(), depth=1)

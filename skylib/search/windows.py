@@ -20,6 +20,7 @@ from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 from skylib.search.filters import open_range
 
+Range = tuple[float | None, float | None]
 REFERENCE_TILES, REFERENCE_WINDOWS = 16, 4096  # to which the standardisation is fitted
 
 
@@ -69,7 +70,7 @@ class WindowScan:
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
     def embed(
-        self, tile: Tile, corners: np.ndarray, snr_range: tuple[float | None, float | None] | None = None
+        self, tile: Tile, corners: np.ndarray, snr_range: Range | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return, of the windows with enough data and signal: their numbers, S/N, and vectors (n, D).
 
