@@ -17,7 +17,7 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)
 
-# Python puts a room that it loads in the place of a name: load this one now, so that `skylib.search` stays the function.
+# Python sets a room that it loads as an attribute: this one is loaded now, so that `skylib.search` stays the function.
 import_module("skylib.search")
 del globals()["search"]
 

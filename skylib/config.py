@@ -231,7 +231,8 @@ class ProbeConfig:
         Peak, AdamW, after a tenth of the steps, then cosine to zero; `LEARNING_RATES` of the method by default.
     rate_factors, length_factors : tuple of float
         Tuning: a training is tried with every learning rate times one of the first, and every length (epochs and
-        `min_steps`) times one of the second, and the best on validation counts; ``supervised`` takes up to 16 times longer.
+        `min_steps`) times one of the second, and the best on validation counts; ``supervised`` takes up to 16 times
+        longer.
     weight_decay : float
     layer_decay : float
         ``finetune``: the learning rate shrinks by this factor with each block away from the head.

@@ -1,4 +1,4 @@
-"""Where and how tensors are computed: device, precision, randomness that follows from a key alone, and what a CPU needs."""
+"""Where and how tensors are computed: device, precision, randomness that follows from a key, and what a CPU needs."""
 
 from __future__ import annotations
 
@@ -162,9 +162,10 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def kept_threads() -> Iterator[int]:
-    """Give the number of threads that torch uses, and set it again after: numba, which may share its OpenMP, changes it.
+    """Give the number of threads that torch uses, and restore it afterwards.
 
-    Torch would compute with as many threads as there are cores from then on, and its sums be rounded otherwise.
+    Numba, which may share torch's OpenMP, changes it. Torch would compute with as many threads as there are cores from
+    then on, and its sums be rounded otherwise.
     """
     n = torch.get_num_threads()
     try:
@@ -232,8 +233,9 @@ _NOT_PACKED = {"decoder", "flux_head"}  # what no embedding needs
 def packed(model: M, *, precision: str) -> M:
     """Return a model as it computes fastest without gradients, for use in `autocast` with the same precision.
 
-    On a CPU with instructions for bf16 that is a copy whose layers are packed, but for those that only a training needs; it shares all
-    else with the model, and does not see later changes of its weights. Everywhere else it is the model itself.
+    On a CPU with instructions for bf16 that is a copy whose layers are packed, but for those that only a training
+    needs; it shares all else with the model, and does not see later changes of its weights. Everywhere else it is the
+    model itself.
     """
     device = next(model.parameters()).device
     able = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

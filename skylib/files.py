@@ -30,8 +30,8 @@ _ABANDONED = 2 * 86400  # seconds after which a partial file of another machine 
 def replaced(path: str | Path, *, first: bool = False) -> Iterator[Path]:
     """Give a temporary path to write to, which replaces `path` once everything is written and on disk.
 
-    Any number of processes, on any machine, may write the same file at the same time; the last one wins. Temporary files
-    of processes that were killed are deleted by the next call for the same file.
+    Any number of processes, on any machine, may write the same file at the same time; the last one wins. Temporary
+    files of processes that were killed are deleted by the next call for the same file.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ def unwritable(path: Path, error: Exception) -> OSError:
 def row_sums(values: np.ndarray, dtype: Any = np.uint32) -> np.ndarray:
     """Return a checksum of each row of an array (n, ...), shape (n,).
 
-    That is its CRC-32, which any flipped bit changes; or for ``uint64`` the weighted sum of its words, which older files hold.
+    That is its CRC-32, which any flipped bit changes; or for ``uint64`` the weighted sum of its words, which older
+    files hold.
 
     Examples
     --------

@@ -21,7 +21,7 @@ ROW = {"flex_flow": "row wrap", "align_items": "center"}
 
 
 class BrowserView(widgets.VBox):
-    """The widgets of a browser. What follows from a change, a click, a lasso is left to a subclass: the methods ``_on_…``.
+    """The widgets of a browser. What a change, a click or a lasso does is left to a subclass, in methods ``_on_…``.
 
     Parameters
     ----------

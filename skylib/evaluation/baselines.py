@@ -25,7 +25,7 @@ def moved(cutouts: CutoutFile, *, ra: np.ndarray, dec: np.ndarray) -> CutoutFile
 
 
 def random_weights(model: MaskedImageModel, *, seed: int = 0) -> MaskedImageModel:
-    """Return the same architecture with fresh weights, and the same stretch: what the architecture gives for nothing."""
+    """Return the same architecture and stretch with fresh weights: what the architecture gives without pretraining."""
     fresh = build_model(model.config, seed=seed).to(model.sky_sigma.device)
     fresh.set_sky_noise(model.sky_sigma)
     return fresh

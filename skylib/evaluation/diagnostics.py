@@ -1,4 +1,4 @@
-"""What embeddings should not know, or should do without: positions, missing bands, observing conditions, wrong labels."""
+"""What embeddings should not encode, or do without: positions, missing bands, observing conditions, wrong labels."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def evaluate(
         Of `skylib.model.pooling.POOLS`.
     layers : sequence of int
     magnitudes : sequence of str, optional
-        Columns in the order of wavelength; by default ``mag_g`` … of the model's bands, if the file has them. Those of a
-        simulated file hold no noise, and are an upper bound. Magnitudes measured on the pixels are always a rival.
+        Columns in the order of wavelength; by default ``mag_g`` … of the model's bands, if the file has them. Those of
+        a simulated file hold no noise, and are an upper bound. Magnitudes measured on the pixels are always a rival.
     seed : int
         Of random weights and the bootstrap.
 
@@ -118,8 +118,8 @@ def layer_sweep(
     Returns
     -------
     DataFrame
-        ``layer`` (from 0), ``pool``, ``score`` and ``loss`` on validation, ``setting``, and ``chosen``, True for the one
-        with the lowest loss (see `skylib.evaluation.probes.choose`).
+        ``layer`` (from 0), ``pool``, ``score`` and ``loss`` on validation, ``setting``, and ``chosen``, True for the
+        one with the lowest loss (see `skylib.evaluation.probes.choose`).
     """
     labels = select_labels(cutouts.column, target, split, task)
     layers = range(len(model.encoder.blocks)) if layers is None else layers
@@ -172,8 +172,8 @@ class Probe:
     def __call__(self, model: MaskedImageModel, *, precision: str, shared: dict[Any, Any]) -> dict[str, float]:
         """Return ``probe_<target>_<metric>``, and ``rank``, the effective rank of the embeddings [1]_.
 
-        A rank that falls while the loss falls too is the sign of a collapse. Probes of the same objects embed them once:
-        they keep their embeddings in `shared`.
+        A rank that falls while the loss falls too is the sign of a collapse. Probes of the same objects embed them
+        once: they keep their embeddings in `shared`.
 
         References
         ----------

@@ -65,9 +65,9 @@ def train_head(
     method : {"linear", "attentive", "finetune", "supervised"}
         A linear layer on the mean of frozen tokens (of the central ones, by default); attention pooling over frozen
         tokens; both trained on together with the pretrained encoder, after the head alone (Kumar et al. 2022,
-        arXiv:2202.10054); or the same architecture from fresh weights, trained at a constant rate until the score of its
-        averaged weights on validation stops rising. The two that see pixels are shown them in random orientations; frozen tokens
-        are computed once, and come as they are.
+        arXiv:2202.10054); or the same architecture from fresh weights, trained at a constant rate until the score of
+        its averaged weights on validation stops rising. The two that see pixels are shown them in random orientations;
+        frozen tokens are computed once, and come as they are.
     n_labels : int, optional
         How many training labels to use; all by default. The subsets of one seed are nested and hold the classes in
         their proportion.

@@ -134,7 +134,7 @@ def label_efficiency(
 
 
 def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.DataFrame:
-    """Return median and mean over seeds of a score on test, by method and number of labels, and an interval of the mean.
+    """Return median and mean over seeds of a test score, by method and number of labels, and an interval of the mean.
 
     The interval is that of `mean_interval`: how far the mean moves with subsets of labels, fresh weights and order. All
     seeds are judged on the same test objects, so the error that comes from these is not in it; the ``…_low`` and
@@ -179,8 +179,8 @@ def labels_to_match(
     DataFrame
         A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
         (NaN where a mean is of one seed); ``note``: ``""``, ``"at most"`` (even the fewest labels that were tried are
-        enough, so that `n_labels` is an upper and `times_fewer` a lower limit), or ``"not reached"``; and ``text``, which
-        says it in words.
+        enough, so that `n_labels` is an upper and `times_fewer` a lower limit), or ``"not reached"``; and ``text``,
+        which says it in words.
 
     Examples
     --------

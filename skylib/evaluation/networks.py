@@ -18,8 +18,8 @@ QUERIES = 32  # of an attentive head, with 8 features each at least
 class Head(nn.Module):
     """From tokens (B, N, D) to (B, n_out): the mean of some, or attention, then a linear layer.
 
-    Attention is efficient probing [1]_: many learned queries weigh the tokens as they are, without a projection of keys,
-    and each gathers a slice of its own of the values.
+    Attention is efficient probing [1]_: many learned queries weigh the tokens as they are, without a projection of
+    keys, and each gathers a slice of its own of the values.
 
     Parameters
     ----------

@@ -106,7 +106,7 @@ class RedshiftPDF:
         return values, intervals
 
     def headline(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
-        """Return ``{"p(z), measure": {"value": …, "interval": [low, high], "n": …}}``, as `Evaluation.headline` does."""
+        """Return ``{"p(z), measure": {"value": x, "interval": [low, high], "n": n}}``, as `Evaluation.headline`."""
         metrics, intervals = self.metrics(seed=seed)
         n = int(metrics.pop("n"))
         lines = {f"p(z), {m}": {"value": v, "interval": list(intervals[m]), "n": n} for m, v in metrics.items()}

@@ -1,4 +1,4 @@
-"""What frozen embeddings hold: linear and nearest-neighbour probes, fitted on train, chosen on validation, reported on test."""
+"""What frozen embeddings hold: simple probes, fitted on train, chosen on validation, reported on test."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ProbeResult:
         --------
         >>> nothing = np.empty(0)
         >>> r = ProbeResult(
-        ...     metrics={"r2": 0.5, "n": 9}, intervals={"r2": (0.4, 0.6)}, prediction=nothing, truth=nothing, rows=nothing
+        ...     metrics={"r2": 0.5}, intervals={"r2": (0.4, 0.6)}, prediction=nothing, truth=nothing, rows=nothing
         ... )
         >>> r.describe("r2")
         '0.500 [0.400, 0.600]'
@@ -117,8 +117,8 @@ def original_probe(
     """Fit the linear probes of the original with its fixed settings, so that numbers compare.
 
     Multinomial logistic regression with C = 0.01, or an elastic net with alpha = 1e-4 and an L1 share of 0.9. The
-    original feeds them the four central patch tokens side by side (pool ``central_flat``). Its scaler saw all objects and
-    its test part was drawn at random; here both are as in every other probe. Parameters as in `linear_probe`.
+    original feeds them the four central patch tokens side by side (pool ``central_flat``). Its scaler saw all objects
+    and its test part was drawn at random; here both are as in every other probe. Parameters as in `linear_probe`.
     """
     return _probe(embeddings, target, task, split, seed, candidates("original", task))
 
@@ -191,7 +191,7 @@ def candidates(
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """The candidate that was best on validation: its setting, its loss and score there, and what was fitted on train."""
+    """The candidate that was best on validation: its setting, its loss and score there, and the fitted model."""
 
     setting: str
     loss: float

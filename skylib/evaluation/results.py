@@ -81,9 +81,9 @@ class Evaluation:
     def table(self, *, short: bool = False) -> pd.DataFrame:
         """Return every measure of every method on test, as text with its 95 % interval, and n.
 
-        What is not defined is left empty, such as the purity of a class to which a method puts nothing. The last
-        column says by how much the pretrained network beats each of the others, on the same objects. The short table has
-        the main measures alone, and the best method on top.
+        What is not defined is left empty, such as the purity of a class to which a method puts nothing. The last column
+        says by how much the pretrained network beats each of the others, on the same objects. The short table has the
+        main measures alone, and the best method on top.
         """
         rows = []
         for name, result in self.results.items():

@@ -147,7 +147,7 @@ def plot_reconstruction(
     norm_pix: str | None = None,
     sky_sigma: np.ndarray | None = None,
 ) -> Figure:
-    """Show the original, what the model saw, what it filled in, and the difference in the middle band, one object per row.
+    """Show original, what the model saw, what it filled in, and the difference in the middle band: an object per row.
 
     Parameters
     ----------

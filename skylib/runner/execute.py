@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 GRACE = {"SIGTERM": 15.0, "Ctrl-C": 15.0}
 GRACE_ELSE = 150.0
 
-# Slurm sends SIGTERM to every process of a job. The kernel does not die of it: it looks at the stop file as all others do.
+# Slurm sends SIGTERM to every process of a job. The kernel survives it, and looks at the stop file as all others do.
 # What a kernel forks, such as a pool of processes, still obeys.
 _KERNEL = "import os, signal; _kernel = os.getpid(); " + "; ".join(
     f"signal.signal({number:d}, lambda *_: os.getpid() == _kernel or os._exit(143))"
@@ -70,8 +70,8 @@ class _Stop(Exception):
 def execute(out: Path, *, run_dir: Path) -> None:
     """Execute a notebook in its place, in a kernel of this very Python, whatever kernels a user has installed.
 
-    SIGUSR1, SIGTERM, Ctrl-C and the files of `StopRequest` stop it: a training cell saves and ends by itself, another is
-    waited for, and interrupted where it takes long; no further cell is begun.
+    SIGUSR1, SIGTERM, Ctrl-C and the files of `StopRequest` stop it: a training cell saves and ends by itself, another
+    is waited for, and interrupted where it takes long; no further cell is begun.
 
     Parameters
     ----------

@@ -41,8 +41,8 @@ def environment() -> dict[str, Any]:
 def data_checksums(values: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """Return what identifies the files and folders among some values, by path.
 
-    A file of up to a GiB has its size and SHA-256. A larger one, and a folder, has the number and size of its files, and a
-    SHA-256 of their names, sizes and times of change. Run folders are left out: they have records of their own.
+    A file of up to a GiB has its size and SHA-256. A larger one, and a folder, has the number and size of its files,
+    and a SHA-256 of their names, sizes and times of change. Run folders are left out: they have records of their own.
     """
     found: dict[str, dict[str, Any]] = {}
     for path in (Path(v) for v in values if isinstance(v, str | Path) and str(v) and os.path.exists(v)):

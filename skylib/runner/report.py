@@ -62,7 +62,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _section(path: Path) -> dict[str, str]:
-    """Return a notebook as HTML, as nbconvert renders it, without scripts and without anything that the page would load."""
+    """Return a notebook as HTML, as nbconvert renders it, without scripts and anything that the page would load."""
     from nbconvert import HTMLExporter
 
     book = _read_notebook(path)

@@ -39,14 +39,14 @@ CHAIN = ("00_make_cutouts", *NEEDS)[:-1]  # what `demo` runs; the search of the 
 
 
 def find_notebook(notebook: str | Path) -> Path:
-    """Return the path of a notebook, given by its path or by the name of one of the project's own, with or without .ipynb."""
+    """Return the path of a notebook, given as a path or as the name of one of the project's own."""
     path = Path(notebook)
     own = NOTEBOOKS / f"{path.name.removesuffix('.ipynb')}.ipynb"
     return own if not path.exists() and str(path) == path.name else path
 
 
 def copy_notebooks(directory: str | Path) -> list[Path]:
-    """Copy the project's notebooks into a folder; those that exist there are left alone. Return those that were copied."""
+    """Copy the project's notebooks into a folder, leave those that exist there, and return those that were copied."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     new = [source for source in sorted(NOTEBOOKS.glob("*.ipynb")) if not (directory / source.name).exists()]
@@ -67,8 +67,8 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
     ----------
     notebook : path, or the name of one of the project's notebooks
     run_dir : path
-        Gets the executed notebook, which opens with where and with what it was run, ``status.json`` (running, done, failed
-        or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it.
+        Gets the executed notebook, which opens with where and with what it was run, ``status.json`` (running, done,
+        failed or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it.
     **parameters
         Override the notebook's parameters; checked by name and type. Relative paths among them start from the
         current directory.
@@ -83,10 +83,11 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
     FileNotFoundError
         If there is no such notebook.
     ValueError, TypeError
-        If a parameter is unknown or of another type, or the notebook is being run there already. Nothing has been run or
-        written then.
+        If a parameter is unknown or of another type, or the notebook is being run there already. Nothing has been run
+        or written then.
     NotebookInterrupted
-        If it was asked to stop, by SIGUSR1, SIGTERM or a file ``STOP`` in the run folder: what a cell had saved is kept.
+        If it was asked to stop, by SIGUSR1, SIGTERM or a file ``STOP`` in the run folder: what a cell had saved is
+        kept.
     NotebookError
         If a cell fails, or the kernel dies.
 
@@ -117,8 +118,8 @@ def run(
     task : str, optional
         Tells apart runs of one notebook at the same time in one folder: the executed copy is ``tasks/NAME.TASK.ipynb``.
     skip_done : bool
-        Do nothing if the notebook has been run there to its end, is the same, was given the same parameters, and what it
-        builds on is no newer.
+        Do nothing if the notebook has been run there to its end, is the same, was given the same parameters, and what
+        it builds on is no newer.
     local : mapping, optional
         Copies on this node's disk of files or folders among the parameters. The notebook reads the copy; recorded and
         compared are the original `parameters`.

@@ -46,7 +46,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def earlier_record(path: Path) -> dict[str, Any]:
-    """Return the record that an earlier run left; empty if there is none. A damaged one is set aside, with a warning."""
+    """Return the record that an earlier run left, or an empty one. A damaged one is set aside, with a warning."""
     if not path.is_file():
         return {}
     try:
@@ -69,10 +69,10 @@ def read_status(runs_dir: str | Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        One for each run folder, or, of one run folder, one for each notebook: ``run``, ``state``, ``notebook``, ``step``,
-        ``steps``, ``loss``, ``probe``, ``images_per_s``, ``restarts``, ``silent_for`` (seconds since the last heartbeat),
-        ``where``, ``error``. The state is ``silent`` if a run never recorded its end, but has given no heartbeat for two
-        minutes. Damaged records are left out, with a warning.
+        One for each run folder, or, of one run folder, one for each notebook: ``run``, ``state``, ``notebook``,
+        ``step``, ``steps``, ``loss``, ``probe``, ``images_per_s``, ``restarts``, ``silent_for`` (seconds since the last
+        heartbeat), ``where``, ``error``. The state is ``silent`` if a run never recorded its end, but has given no
+        heartbeat for two minutes. Damaged records are left out, with a warning.
 
     Raises
     ------

@@ -179,9 +179,9 @@ class SummedLoss(nn.Module):
 class Step:
     """Adds the gradient of a batch to the parameters of a model, and never waits for the device.
 
-    The batch is computed in `PretrainConfig.accumulate` parts; on a CPU in more, if these are large. It is compiled on its
-    first batch if `PretrainConfig.compile` says so, and for a small model on one GPU recorded as a CUDA graph, which is
-    started as a whole; where that fails it runs as it is, with a warning that says why.
+    The batch is computed in `PretrainConfig.accumulate` parts; on a CPU in more, if these are large. It is compiled on
+    its first batch if `PretrainConfig.compile` says so, and for a small model on one GPU recorded as a CUDA graph,
+    which is started as a whole; where that fails it runs as it is, with a warning that says why.
 
     Parameters
     ----------

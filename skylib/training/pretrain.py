@@ -238,8 +238,9 @@ class Trainer:
             log.warning("%s: %s", self.run_dir, skipped)
         if in_a_row >= self.config.max_bad_steps:
             raise FloatingPointError(
-                f"{self.run_dir}: the gradient was not finite in {in_a_row} steps in a row, up to step {self.step}; the "
-                f"last checkpoint is kept. Try a learning rate below {self.config.learning_rate}, or precision='fp32'"
+                f"{self.run_dir}: the gradient was not finite in {in_a_row} steps in a row, up to step {self.step}; "
+                f"the last checkpoint is kept. Try a learning rate below {self.config.learning_rate}, or "
+                "precision='fp32'"
             )
 
     def _validate(self) -> None:
