@@ -84,9 +84,8 @@ class Pictures:
         colour = np.clip((signal - 2) / 6, 0, 1)
         picture = grey + colour * (unit - grey)
         one, stretch = np.ones(len(flux)), SIGMAS * brightness / 10
-        return rgb_image(picture, self._cutouts.bands, rgb=rgb, stretch=stretch, sky_sigma=one)[
-            ::-1
-        ]  # row 0 at the bottom
+        image = rgb_image(picture, self._cutouts.bands, rgb=rgb, stretch=stretch, sky_sigma=one)
+        return image[::-1]  # row 0 at the bottom
 
 
 def png(image: np.ndarray) -> bytes:

@@ -133,19 +133,15 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
         flux = cutouts.flux(rows[start : start + block])
         chunk = slice(start, start + len(flux))
         steps = torch.from_numpy(np.diff(flux)).abs().flatten(2)  # as in `measure_sky_noise`, but of each image
-        noise = 1.4826 / 2**0.5 * steps.nanmedian(dim=2).values.numpy()  # (b, C)
-        measured = np.isfinite(noise) & (noise > 0)
-        logs = np.log10(np.where(measured, noise, 1.0))
-        depth[chunk] = np.where(measured.any(1), logs.sum(1) / np.maximum(measured.sum(1), 1), np.nan)
+        noise = np.ma.masked_invalid(1.4826 / 2**0.5 * steps.nanmedian(dim=2).values.numpy())  # (b, C)
+        depth[chunk] = np.ma.log10(noise).mean(axis=1).filled(np.nan)
         no_data[chunk] = (~np.isfinite(flux)).mean(axis=(1, 2, 3))
         white = np.nan_to_num(flux).sum(axis=1)
         top = white[:, half - 1 : half + 2, half - 1 : half + 2].max(axis=(1, 2))
-        above = (white > top[:, None, None] / 2)[:, max(0, half - 8) : half + 9, max(0, half - 8) : half + 9].sum(
-            (1, 2)
-        )
+        centre = slice(max(0, half - 8), half + 9)
+        above = (white > top[:, None, None] / 2)[:, centre, centre].sum(axis=(1, 2))
         width[chunk] = 2 * np.sqrt(above / np.pi) * cutouts.pixel_scale  # of a disc of that area
-        total = np.sqrt(np.where(measured, noise, 0) ** 2 @ np.ones(noise.shape[1]))
-        peak[chunk] = np.divide(top, total, out=np.full(len(flux), np.nan), where=total > 0)
+        peak[chunk] = np.ma.divide(top, np.sqrt((noise.filled(0) ** 2).sum(axis=1))).filled(np.nan)
     found = {"depth": depth, "no_data": no_data}
     if "tile" in cutouts.columns:
         found["tile"] = tile = cutouts.column("tile")[rows]

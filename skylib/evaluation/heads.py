@@ -8,7 +8,7 @@ import json
 import logging
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -239,10 +239,11 @@ def _fit(
     learning_rate = config.learning_rate or LEARNING_RATES[method]
     groups = parameter_groups(network, learning_rate, layer_decay=config.layer_decay if method == "finetune" else 1.0)
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    peaks = [group["lr"] for group in optimizer.param_groups]
     batch = min(config.batch_size, len(train))
     asked = max(config.min_steps, config.epochs * -(-len(train) // batch))
-    times = _LONGEST if from_nothing else 1
+    times, final = (_LONGEST, 1.0) if from_nothing else (1, 0.0)
+    height = partial(cosine_schedule, steps=asked * times, warmup=asked // 10, peak=1.0, final=final)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, height)
     evaluate_at = set(np.linspace(0, asked * times, config.evaluations * times + 1).round().astype(int)[1:].tolist())
     kept, stale, order = deepcopy(network.state_dict()), 0, torch.empty(0, dtype=torch.long)
     best = judge() if method == "finetune" else (-np.inf, -np.inf)  # what the head alone can do is there already
@@ -255,15 +256,13 @@ def _fit(
         inputs, wanted = x[rows].to(device), y[rows].to(device)
         if not frozen:
             inputs = random_orientation(inputs, generator=generator)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            final = peak if from_nothing else 0.0
-            group["lr"] = cosine_schedule(step, steps=asked * times, warmup=asked // 10, peak=peak, final=final)
         with autocast(device, config.precision):
             loss = goal.loss(network(inputs), wanted, weight[rows].to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         if from_nothing:
             share = 1 - min(_MEMORY, (1 + step) / (10 + step))  # a short memory at first
             with torch.no_grad():

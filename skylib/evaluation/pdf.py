@@ -9,10 +9,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pandas as pd
 from astropy.io import fits
 from astropy.table import Table
-from scipy.stats import binomtest
+from scipy.stats import binomtest, rankdata
 
 from skylib.evaluation.metrics import bootstrap_intervals
 from skylib.files import replaced
@@ -164,11 +163,10 @@ def conformal(pdf: RedshiftPDF, pit: np.ndarray) -> RedshiftPDF:
     """
     # The i-th smallest of m exchangeable values lies at i / (m + 1), on average: no value is certain, however few.
     u = np.concatenate([[0.0], np.sort(np.clip(pit, 0, 1)), [1.0]])
-    level = (
-        pd.Series(np.arange(len(u)) / (len(u) - 1)).groupby(u).mean().to_numpy(copy=True)
-    )  # of equal values the mean
+    values, first = np.unique(u, return_index=True)
+    level = (rankdata(u)[first] - 1) / (len(u) - 1)  # of equal values the mean
     level[0], level[-1] = 0.0, 1.0
-    cdf = np.interp(pdf.cdf(), np.unique(u), level)
+    cdf = np.interp(pdf.cdf(), values, level)
     density = np.diff(cdf, axis=1) / np.diff(pdf.edges)
     return RedshiftPDF(**{**vars(pdf), "density": density})
 

@@ -215,10 +215,10 @@ def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
     """
     metric, score = metric_for(labels.task, labels.name)
     y, truth = labels.of(TRAIN), labels.of(VALIDATION)
-    rotate = (
-        [PCA(svd_solver="covariance_eigh")] if any(isinstance(m, SoftmaxRegression) for m in models.values()) else []
-    )
-    scaler = make_pipeline(StandardScaler(), *rotate).fit(x[labels.places(TRAIN)].astype(np.float64))
+    steps: list[Any] = [StandardScaler()]
+    if any(isinstance(model, SoftmaxRegression) for model in models.values()):
+        steps.append(PCA(svd_solver="covariance_eigh"))
+    scaler = make_pipeline(*steps).fit(x[labels.places(TRAIN)].astype(np.float64))
     # In float64: weak penalties on features that say the same want every digit.
     train, validation = (scaler.transform(x[labels.places(p)].astype(np.float64)) for p in (TRAIN, VALIDATION))
     found = []

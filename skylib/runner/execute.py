@@ -137,10 +137,9 @@ def execute(out: Path, *, run_dir: Path) -> None:
             except _Stop:
                 why = stop.why()
             except (PapermillException, RuntimeError, TimeoutError) as error:  # a cell, or the kernel itself
-                died = type(error).__name__ == "DeadKernelError"
-                reason = (
-                    "the kernel died, as it does when memory runs out" if died else f"{type(error).__name__}: {error}"
-                )
+                reason = f"{type(error).__name__}: {error}"
+                if type(error).__name__ == "DeadKernelError":
+                    reason = "the kernel died, as it does when memory runs out"
                 why = stop.why()
         if stop.why():
             stop.done()

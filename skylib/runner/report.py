@@ -90,15 +90,13 @@ def _section(path: Path) -> dict[str, str]:
             cell["outputs"] = [out for out in cell.get("outputs", []) if _is_shown(out, alt)]
             outputs = [*(outputs or []), *cell["outputs"]]
         cells.append(cell)
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_output_prompt=True, exclude_anchor_links=True
-    )
     seconds = book["metadata"].get("papermill", {}).get("duration")
-    took = (
-        "not run to its end" if seconds is None else f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-    )
+    took = "not run to its end"
+    if seconds is not None:
+        took = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
     book["cells"] = cells
-    html, _ = exporter.from_notebook_node(book)
+    hidden = {"exclude_input": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
+    html, _ = HTMLExporter(template_name="basic", **hidden).from_notebook_node(book)
     return {"name": path.stem, "title": title, "took": took, "html": _clean(html)}
 
 

@@ -72,10 +72,8 @@ class EmbeddingMap:
             )
         finite = embeddings.finite
         new = ((embeddings.vectors[finite] - self.mean) / self.scale @ self.directions).astype(np.float32)
-        place = pick_device(device)
-        rows, distance = neighbour_graph(
-            torch.from_numpy(self.components).to(place), torch.from_numpy(new).to(place), k=self.n_neighbors
-        )
+        old, new = (torch.from_numpy(x).to(pick_device(device)) for x in (self.components, new))
+        rows, distance = neighbour_graph(old, new, k=self.n_neighbors)
         excess = distance - distance[:, :1]
         mean = excess.mean(axis=1, keepdims=True)
         weight = np.exp(-excess / np.where(mean > 0, mean, 1.0))
