@@ -1,4 +1,4 @@
-"""What anyone gets without pretraining: an encoder's random weights, and principal components of the pixels."""
+"""Baselines that need no pretraining: an encoder with random weights, and principal components of the pixels."""
 
 from __future__ import annotations
 

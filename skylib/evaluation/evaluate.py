@@ -48,7 +48,7 @@ def evaluate(
     layers : sequence of int
     magnitudes : sequence of str, optional
         Columns in the order of wavelength; by default ``mag_g`` … of the model's bands, if the file has them. Those of
-        a simulated file hold no noise, and are an upper bound. Magnitudes measured on the pixels are always a rival.
+        a simulated file hold no noise, and are an upper bound. Magnitudes measured on the pixels are always compared.
     seed : int
         Of random weights and the bootstrap.
 

@@ -86,7 +86,7 @@ def label_efficiency(
     Returns
     -------
     DataFrame
-        One row a training: target, model, study, method, n_labels, seed, seconds, the metrics on test, the interval of
+        One row per training: target, model, study, method, n_labels, seed, seconds, the metrics on test, the interval of
         the main one, the score on validation and the chosen learning rate, epochs and steps.
 
     Raises
@@ -177,7 +177,7 @@ def labels_to_match(
     Returns
     -------
     DataFrame
-        A row a method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
+        One row per method: ``n_labels``, ``times_fewer`` (labels of the reference over these) with ``low`` and ``high``
         (NaN where a mean is of one seed); ``note``: ``""``, ``"at most"`` (even the fewest labels that were tried are
         enough, so that `n_labels` is an upper and `times_fewer` a lower limit), or ``"not reached"``; and ``text``,
         which says it in words.

@@ -105,7 +105,7 @@ class Evaluation:
         return short_table.rename(columns=lambda name: name.replace("_", " ")).rename_axis(None)
 
     def _named(self, measure: str) -> str:
-        """Return a measure with the name of its class in the place of the number."""
+        """Return a measure with the name of its class instead of the number."""
         kind, _, c = measure.rpartition("_")
         has_name = f"{kind}_" in OF_A_CLASS and c.isdecimal() and int(c) < len(self.class_names)
         return f"{kind}_{self.class_names[int(c)]}" if has_name else measure
@@ -119,8 +119,8 @@ class Evaluation:
         """By how much the pretrained network beats each method on the same objects: difference, 95 % interval."""
         metric, best = metric_for(self.task, self.target)[0], self.results[BEST]
         return {
-            name: paired_margin(best.prediction, rival.prediction, rival.truth, metric)[self.score]
-            for name, rival in self.results.items()
+            name: paired_margin(best.prediction, other.prediction, other.truth, metric)[self.score]
+            for name, other in self.results.items()
             if name != BEST
         }
 
