@@ -137,6 +137,8 @@ def test_command_is_understood(line, monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "demo", lambda *a, **k: asked.append(a) or tmp_path)
     monkeypatch.setattr(status, "read_status", lambda *a, **k: asked.append(a) or [])
     monkeypatch.setattr(status, "format_status", lambda *a, **k: "")
+    for name in ("_notebooks", "_embed"):
+        monkeypatch.setattr(command_line, name, lambda *a, **k: asked.append(a))
     for name in ("fetch_zenodo", "fetch_hsc_tiles"):
         monkeypatch.setattr(fetch, name, lambda *a, **k: asked.append(a) or [])
     monkeypatch.chdir(ROOT)

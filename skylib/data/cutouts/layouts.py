@@ -91,7 +91,8 @@ def detect(file: h5py.File, path: Path) -> str:
     if "cutouts" in file:
         return "skylib" if "bands" in file.attrs else "sky_embeddings"
     raise ValueError(
-        f"{path}: unknown layout; it holds {', '.join(list(file)[:20]) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}"
+        f"{path}: unknown layout; it holds {', '.join(list(file)[:20]) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}; "
+        "write_cutouts makes one from arrays"
     )
 
 

@@ -24,8 +24,8 @@ def write_cutouts(
     path: str | Path,
     flux: np.ndarray,
     *,
-    ra: np.ndarray,
-    dec: np.ndarray,
+    ra: np.ndarray | None = None,
+    dec: np.ndarray | None = None,
     bands: str | Sequence[str],
     weight: np.ndarray | None = None,
     pixel_scale: float = PIXEL_SCALE,
@@ -40,8 +40,8 @@ def write_cutouts(
     path : path
     flux : ndarray, shape (n, C, S, S)
         In units of AB magnitude `zero_point`, unless it is a Quantity; NaN = no data, as is what a masked array masks.
-    ra, dec : ndarray, shape (n,)
-        Degrees ICRS, or angles of any unit.
+    ra, dec : ndarray, shape (n,), optional
+        Degrees ICRS, or angles of any unit; NaN without them.
     bands : str or sequence of str
         Of the planes of `flux`, in any order.
     weight : ndarray, shape (n, C, S, S), optional
@@ -77,6 +77,7 @@ def write_cutouts(
     canonical = [canonical_band(band) for band in given]
     planes = [canonical.index(band) for band in order]
     attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
+    ra, dec = (np.full(len(flux), np.nan) if angle is None else angle for angle in (ra, dec))
     place = dict(zip(("ra", "dec"), positions(degrees(ra, "ra", hours=True), degrees(dec, "dec")), strict=True))
     if weight is not None:
         weight, weight_unit = _numbers("weight", weight)
