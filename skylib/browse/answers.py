@@ -11,10 +11,10 @@ import numpy as np
 from astropy.table import Table
 
 from skylib.browse.state import BrowserState, Question
-from skylib.data.sky import best_of_each_place, near_any
+from skylib.data.sky import near_any
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Names, matching_rows, parse_filter
-from skylib.search.index import SearchIndex
+from skylib.search.index import SearchIndex, best_apart
 from skylib.search.ranking import feedback_scores, rank_anomalies
 
 Settings = Mapping[str, Any]
@@ -70,19 +70,9 @@ class Answers:
         """
         keep = self._kept(state, settings)
         ranked, meaning, form = self._ranking(question, state, settings, keep)
-        n, fold = int(keep.sum()), settings["fold"]
-        wanted = first + k
-        while True:
-            rows, scores = ranked(min(wanted, len(keep)))
-            chosen = np.arange(len(rows))
-            if fold > 0:
-                ra, dec = self._embeddings.ra[rows], self._embeddings.dec[rows]
-                chosen = best_of_each_place(ra, dec, radius=fold, n=len(rows))
-            if len(chosen) >= first + k or len(rows) < wanted:
-                break
-            wanted *= 2
-        chosen = chosen[first : first + k]
-        return Answer(rows[chosen].tolist(), [form(score) for score in scores[chosen]], meaning, n)
+        n = int(keep.sum())
+        rows, scores = best_apart(ranked, self._embeddings, k=first + k, radius=settings["fold"])
+        return Answer(rows[first:].tolist(), [form(score) for score in scores[first:]], meaning, n)
 
     def _kept(self, state: BrowserState, settings: Settings) -> np.ndarray:
         """Return which objects the filter leaves; ``mark`` and ``tag`` are columns, too."""

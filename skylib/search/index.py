@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -114,17 +114,12 @@ class SearchIndex:
                 allowed &= ~near_any(ra, dec, ra[rows], dec[rows], radius=exclude_radius)
         weight, free = self._weight(wanted, weights), torch.from_numpy(allowed).to(self.device)
         how = {"metric": metric, "weight": weight, "combine": combine, "keep": free, **self._how}
-        n = k
-        while True:
+
+        def ranked(n: int) -> tuple[np.ndarray, np.ndarray]:
             score, index = (found[0].cpu().numpy() for found in nearest(self.vectors, wanted, k=n, **how))
-            score, index = score[np.isfinite(score)], index[np.isfinite(score)]
-            chosen: Any = slice(None)
-            if min_separation > 0:
-                ra, dec = self.embeddings.ra[index], self.embeddings.dec[index]
-                chosen = best_of_each_place(ra, dec, radius=min_separation, n=k)
-            if len(index[chosen]) == k or len(index) < n:
-                return ranked_table(self.embeddings, index[chosen], score[chosen])
-            n *= 2
+            return index[np.isfinite(score)], score[np.isfinite(score)]
+
+        return ranked_table(self.embeddings, *best_apart(ranked, self.embeddings, k=k, radius=min_separation))
 
     def nearest(self, queries: np.ndarray, *, k: int = 100, metric: Metric = "cosine") -> tuple[np.ndarray, np.ndarray]:
         """Find the objects nearest to each of many vectors.
@@ -269,6 +264,24 @@ def search(
         min_separation=min_separation,
         where=where,
     )
+
+
+def best_apart(
+    ranked: Callable[[int], tuple[np.ndarray, np.ndarray]], embeddings: Embeddings, *, k: int, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k best rows of a ranking that are not within `radius` (arcsec) of a better one, and their scores.
+
+    `ranked` gives the n best rows and their scores, or fewer if there are no more.
+    """
+    n = k
+    while True:
+        rows, scores = ranked(n)
+        chosen = np.arange(len(rows))
+        if radius > 0:
+            chosen = best_of_each_place(embeddings.ra[rows], embeddings.dec[rows], radius=radius, n=k)
+        if len(chosen) == k or len(rows) < n:
+            return rows[chosen], scores[chosen]
+        n *= 2
 
 
 def ranked_table(embeddings: Embeddings, rows: np.ndarray, score: np.ndarray, **more: np.ndarray) -> Table:
