@@ -105,15 +105,11 @@ def label_efficiency(
         if not cap or min(too_many) < 0:
             raise ValueError(message)
         log.warning("%s; all are taken", message)
-    setting: dict[str, Any] = {"target": target, "model": fingerprint(model)}
-    study = json.dumps([data.key(), target, task, to_dict(config)], sort_keys=True)
-    setting["study"] = hashlib.sha256(study.encode()).hexdigest()[:10]
-    wanted = {
-        folder / f"{target}-{method}-{n}-{seed}-{setting['study']}.json": (method, n, seed)
-        for method, n, seed in (
-            (m, min(n or available, available), s) for m, n, s in (grid if row is None else [grid[row]])
-        )
-    }
+    text = json.dumps([data.key(), target, task, to_dict(config)], sort_keys=True)
+    study = hashlib.sha256(text.encode()).hexdigest()[:10]
+    setting = {"target": target, "model": fingerprint(model), "study": study}
+    asked = [(m, min(n or available, available), s) for m, n, s in (grid if row is None else [grid[row]])]
+    wanted = {folder / f"{target}-{m}-{n}-{s}-{study}.json": (m, n, s) for m, n, s in asked}
     missing = {path: one for path, one in wanted.items() if not path.is_file()}
     for path, (method, n, seed) in tqdm(missing.items(), desc="label efficiency", unit="run"):
         start = time.perf_counter()
