@@ -493,12 +493,13 @@ def chain(tmp_path, monkeypatch):
     write_notebook(path, parameters="run_dir: str = ''\nseed: int = 0\ntiles: str = ''\ncatalogue: str = ''")
     done = []
 
-    def note(notebook, run_dir, **values):
+    def note(notebook, run_dir, values, *, skip_done):
+        assert not skip_done
         done.append((notebook.stem, values))
         Path(run_dir).mkdir(exist_ok=True)
         return write_notebook(Path(run_dir) / notebook.name)
 
-    monkeypatch.setattr(runs, "run_notebook", note)
+    monkeypatch.setattr(runs, "run", note)
     return tmp_path / "notebooks", done
 
 
@@ -520,7 +521,7 @@ def test_demo_runs_all_notebooks_and_hands_out_the_overrides(chain, tmp_path):
 
 
 def test_demo_keeps_what_was_finished_before_it_was_interrupted(chain, tmp_path, monkeypatch):
-    notebooks, done = chain
+    notebooks, _ = chain
     (tmp_path / "run" / "status").mkdir(parents=True)
     for name, state in zip(runs.CHAIN, ("done", "done", "interrupted"), strict=False):
         (tmp_path / "run" / "status" / f"{name}.json").write_text(json.dumps({"state": state}))
@@ -533,7 +534,6 @@ def test_demo_keeps_what_was_finished_before_it_was_interrupted(chain, tmp_path,
     monkeypatch.setattr(runs, "run", note)
     demo(tmp_path / "run", notebooks=notebooks)
     assert kept == [(name, True) for name in runs.CHAIN]
-    assert not done
 
 
 @pytest.mark.parametrize(
@@ -559,15 +559,15 @@ def test_demo_checks_everything_before_it_begins(chain, tmp_path, arguments, err
 
 def test_demo_reports_what_there_is_when_a_notebook_fails(chain, tmp_path, monkeypatch):
     notebooks, _ = chain
-    noted = runs.run_notebook
+    noted = runs.run
 
-    def fail_third(notebook, run_dir, **values):
-        out = noted(notebook, run_dir, **values)
+    def fail_third(notebook, run_dir, values, *, skip_done):
+        out = noted(notebook, run_dir, values, skip_done=skip_done)
         if notebook.stem == "02_evaluate":
             raise NotebookError(out, 3, "ValueError: no")
         return out
 
-    monkeypatch.setattr(runs, "run_notebook", fail_third)
+    monkeypatch.setattr(runs, "run", fail_third)
     with pytest.raises(NotebookError, match=r"02_evaluate\.ipynb failed in cell \[3\]: ValueError: no"):
         demo(tmp_path / "run", notebooks=notebooks)
     assert "01_pretrain.ipynb" in (tmp_path / "run" / "index.html").read_text()
