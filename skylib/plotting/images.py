@@ -161,7 +161,7 @@ def plot_reconstruction(
         Unit of the difference.
     """
     n, c = len(flux), len(bands) // 2
-    figure, axes = plt.subplots(n, 4, figsize=(6.4, 1.62 * n + 0.4), squeeze=False)
+    figure, axes = plt.subplots(n, 4, figsize=(6.4, 1.33 * n + 0.5), squeeze=False)
     level = noise(flux) if sky_sigma is None else sky_sigma
     for row, original, filled, hidden in zip(axes, flux, reconstruction, mask, strict=True):
         seen = rgb_image(np.where(hidden, np.nan, original), bands, sky_sigma=level)
