@@ -158,17 +158,13 @@ def count_labels(
     DataFrame
         A row for each part.
     """
-    lines: dict[str, dict[str, int]] = {}
-    for part, name in PARTS.items():
-        inside = split == part
-        lines[name] = {"objects": int(inside.sum())}
-        if class_target is not None and class_target in cutouts.columns:
-            classes = cutouts.column(class_target)[inside]
-            lines[name] |= {str(n): int((classes == c).sum()) for c, n in enumerate(cutouts.class_names(class_target))}
-        if regression_target is not None and regression_target in cutouts.columns:
-            values = cutouts.column(regression_target)[inside]
-            lines[name][f"with {regression_target}"] = int(np.isfinite(values).sum())
-    return pd.DataFrame(lines).T
+    counted = {"objects": np.ones(len(split), dtype=bool)}
+    if class_target in cutouts.columns:
+        names = enumerate(cutouts.class_names(class_target))
+        counted |= {str(name): cutouts.column(class_target) == c for c, name in names}
+    if regression_target in cutouts.columns:
+        counted[f"with {regression_target}"] = np.isfinite(cutouts.column(regression_target))
+    return pd.DataFrame(counted).groupby(split).sum().reindex(list(PARTS), fill_value=0).rename(PARTS)
 
 
 def of_class(cutouts: CutoutFile, column: str, number: int) -> np.ndarray:
