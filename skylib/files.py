@@ -11,11 +11,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from skylib.lock import is_running
+
+if TYPE_CHECKING:  # what `skylib status` loads must be small
+    import numpy as np
 
 try:
     from isal.isal_zlib import crc32  # about ten times as fast
@@ -112,7 +113,7 @@ def unwritable(path: Path, error: Exception) -> OSError:
     return named
 
 
-def row_sums(values: np.ndarray, dtype: Any = np.uint32) -> np.ndarray:
+def row_sums(values: np.ndarray, dtype: Any = "uint32") -> np.ndarray:
     """Return a checksum of each row of an array (n, ...), shape (n,).
 
     That is its CRC-32, which any flipped bit changes; or for ``uint64`` the weighted sum of its words, which older
@@ -120,9 +121,12 @@ def row_sums(values: np.ndarray, dtype: Any = np.uint32) -> np.ndarray:
 
     Examples
     --------
+    >>> import numpy as np
     >>> row_sums(np.array([[0, 1], [1, 0]])).tolist()
     [538004427, 1121180356]
     """
+    import numpy as np
+
     rows = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
     if dtype != np.uint64:
         return np.array([crc32(row) for row in rows], "<u4")
