@@ -102,7 +102,8 @@ def execute(out: Path, *, run_dir: Path) -> None:
         if STOP_FILE not in os.environ:  # one of this run's own, since others may run in the same folder
             stop.file = Path(folder) / "stop"
         environ[STOP_FILE] = str(stop.file)
-        arguments = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={_KERNEL}"])
+        quiet = "--IPKernelApp.log_level=CRITICAL"  # an interrupt as it ends is no error
+        arguments = get_kernel_dict(extra_arguments=[f"--IPKernelApp.exec_lines={_KERNEL}", quiet])
 
         class ThisPython(AsyncKernelManager):
             @property

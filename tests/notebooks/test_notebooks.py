@@ -14,6 +14,7 @@ from astropy.table import Table
 
 from skylib import CutoutFile, Embeddings, SearchIndex, build_model, embed, load_model, run_notebook, simulate_sky
 from skylib.data.photometry import measure_sky_noise
+from skylib.runner.report import write_report
 from skylib.runner.runs import CHAIN
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]
@@ -182,3 +183,7 @@ def test_a_catalogue_of_positions_alone_is_enough(tmp_path):
     assert "there is nothing to learn" in printed["04_label_efficiency"]
     assert "there is nothing to count" in printed["05_similarity"]
     assert (tmp_path / "run" / "umap.npy").is_file()
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "The query object and its look-alikes" in page, "without labels the page opens with them"
+    assert 'href="candidates.csv"' in page
+    assert "mean completeness of the classes" not in page, "a caption without its figure"
