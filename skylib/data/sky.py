@@ -26,7 +26,7 @@ def separation(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray | float, dec0: n
 
 def chord(arcsec: float) -> float:
     """Return the straight distance on the unit sphere that spans an angle."""
-    return float(2 * np.sin(np.deg2rad(arcsec / 3600) / 2))
+    return float(2 * np.sin(np.deg2rad(min(arcsec / 3600, 180)) / 2))
 
 
 def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray, *, radius: float) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from astropy.table import Table
 
 from skylib.checks import free_name
-from skylib.data.cutouts.layouts import FORMAT, check_links, fixed, name_of, read_column, write_column
+from skylib.data.cutouts.layouts import FORMAT, check_links, check_names, fixed, name_of, read_column, write_column
 from skylib.data.plain import as_label, degrees, filled, positions
 from skylib.files import replaced, row_sums
 
@@ -78,7 +78,7 @@ class Embeddings:
     columns : mapping of str to ndarray, shape (n,), optional
         Labels; what is masked becomes NaN, -1 in a class, empty in text.
     meta : mapping, optional
-        What made them; anything that JSON can hold.
+        What made them; what JSON cannot hold is saved as text.
 
     Raises
     ------
@@ -102,9 +102,12 @@ class Embeddings:
         meta: Mapping[str, Any] | None = None,
     ) -> None:
         self.vectors: Any = vectors
-        if not isinstance(vectors, PartVectors):  # what is masked is not known
-            self.vectors = np.ma.filled(np.ma.asanyarray(vectors, dtype=np.float32), np.nan)
-        if self.vectors.ndim != 2:
+        if not isinstance(vectors, PartVectors):
+            self.vectors = np.asarray(filled(vectors))
+            if self.vectors.dtype.kind not in "fiub":
+                raise ValueError(f"vectors hold {self.vectors.dtype}: must be numbers")
+            self.vectors = self.vectors.astype(np.float32, copy=False)
+        if self.vectors.ndim != 2 or not self.vectors.shape[1]:
             raise ValueError(f"vectors have shape {self.vectors.shape}: must be (n, D)")
         self.ra, self.dec = degrees(ra, "ra", hours=True), degrees(dec, "dec")
         self.columns = {name: as_label(name, values)[0] for name, values in (columns or {}).items()}
@@ -152,11 +155,16 @@ class Embeddings:
         largest = float(np.abs(self.vectors[np.isfinite(self.vectors)]).max(initial=0)) if half else 0.0
         if largest > float(np.finfo(np.float16).max):
             raise ValueError(f"{path}: half precision ends at 65504, and the largest number is {largest:.4g}")
+        check_names(self.columns)
         try:
             with replaced(path) as partial, h5py.File(partial, "w", libver=FORMAT) as file:
                 vectors = self.vectors.astype("<f2" if half else "<f4", copy=False)
                 file["vectors"], file["checksum/vectors"] = vectors, row_sums(vectors)
-                file.attrs["meta"] = fixed(json.dumps(self.meta))
+                file.attrs["meta"] = fixed(
+                    json.dumps(
+                        self.meta, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
+                    )
+                )
                 for name, values in {"ra": self.ra, "dec": self.dec}.items():
                     write_column(file, name, values)
                 for name, values in self.columns.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from urllib.parse import quote
 
 import numpy as np
 from astropy.table import Column, Table
+from astropy.utils.exceptions import AstropyWarning
 
+from skylib.checks import check_range
 from skylib.data.cutouts import CutoutFile, slice_cutout, write_cutouts
-from skylib.data.plain import as_label, degrees
+from skylib.data.cutouts.catalogue import read_catalogue
+from skylib.data.plain import as_label
 from skylib.data.tiles import TilePaths, read_tile
 from skylib.files import replaced
 
@@ -49,7 +54,8 @@ def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> lis
     paths = []
     for suffix, form in FORMATS.items():
         path = Path(stem).with_name(f"{Path(stem).name}.{suffix}")
-        with replaced(path) as partial:
+        with replaced(path) as partial, warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)  # of names that other software may not like
             if form is None:
                 partial.write_text(ds9_regions(table, radius=radius))
             else:
@@ -66,13 +72,17 @@ def _exportable(table: Table) -> Table:
     ValueError
         If a column cannot be written; the message names it.
     """
-    if lacking := [name for name in ("ra", "dec") if name not in table.colnames]:
-        raise ValueError(f"the table has no column {lacking[0]!r}; columns: {', '.join(table.colnames)}")
-    table = Table(table)  # quantities as columns
+    held = list(getattr(table, "colnames", table))
+    if lacking := [name for name in ("ra", "dec") if name not in held]:
+        raise ValueError(f"the table has no column {lacking[0]!r}; columns: {', '.join(map(str, held))}")
+    table = Table(read_catalogue(table))  # quantities as columns
     table.meta.clear()  # FITS has no place for it
-    for name in ("ra", "dec"):
-        table[name] = Column(degrees(table[name], name, hours=name == "ra"), unit="deg")
+    table["ra"].unit = table["dec"].unit = "deg"
     for name in table.colnames:
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= 60):
+            raise ValueError(
+                f"column {name!r}: FITS takes names of 1 to 60 ASCII characters; rename it, or leave it out"
+            )
         if not isinstance(table[name], Column) or table[name].ndim != 1:
             raise ValueError(
                 f"column {name!r} is not one number or text per object: it cannot be exported; leave it out"
@@ -101,10 +111,12 @@ def _exportable(table: Table) -> Table:
 
 def ds9_regions(table: Table, *, radius: float = 3.0) -> str:
     """Return DS9 regions: a circle (arcsec) around each object, with its index as the label."""
+    check_range("radius", radius, 0)
     names = table["index"] if "index" in table.colnames else np.arange(len(table))
+    words = [re.sub(r"[{}\s]+", " ", str(name)) for name in names]
     circles = [
         f'circle({ra:.7f},{dec:.7f},{radius:g}") # text={{{name}}}'
-        for ra, dec, name in zip(table["ra"], table["dec"], names, strict=True)
+        for ra, dec, name in zip(table["ra"], table["dec"], words, strict=True)
         if np.isfinite(ra) and np.isfinite(dec)
     ]
     return "\n".join(["# Region file format: DS9 version 4.1", "icrs", *circles]) + "\n"

@@ -10,7 +10,7 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from skylib.checks import check_choice, free_name
+from skylib.checks import check_choice, check_range, free_name
 from skylib.data.plain import filled
 from skylib.data.sky import best_of_each_place, near_any
 from skylib.device import pick_device
@@ -101,8 +101,9 @@ class SearchIndex:
 
         With `keep`, bool (n,), only those objects can be an answer.
         """
-        if k < 1:
-            raise ValueError(f"k={k}: must be at least 1")
+        check_range("k", k, 1)
+        check_range("exclude_radius", exclude_radius, 0)
+        check_range("min_separation", min_separation, 0)
         rows, wanted = self._targets(targets)
         allowed = self.finite.cpu().numpy() & (True if keep is None else filled(keep))  # a copy, changed below
         if where:
@@ -168,6 +169,10 @@ class SearchIndex:
         wanted, width = np.atleast_1d(np.asarray(filled(targets))), self.vectors.shape[-1]
         if wanted.size == 0:
             raise ValueError("no targets given")
+        if wanted.dtype.kind == "b":
+            if wanted.shape != (len(self),):
+                raise ValueError(f"targets: a mask of shape {wanted.shape} for {len(self)} objects")
+            wanted = np.flatnonzero(wanted)
         if wanted.dtype.kind == "U":
             wanted = np.array([find_object(self.embeddings, text, radius=5.0)[0] for text in wanted.ravel()])
         if wanted.dtype.kind in "iu":
@@ -178,8 +183,9 @@ class SearchIndex:
                 raise ValueError(f"targets {wanted.tolist()}: a vector is not finite")
             return wanted.astype(np.int64), self.vectors[rows].reshape(-1, width)
         wanted = np.atleast_2d(wanted)
-        if wanted.ndim != 2 or wanted.shape[1] != width:
-            raise ValueError(f"targets of shape {wanted.shape}: vectors must be (t, {width})")
+        if wanted.ndim != 2 or wanted.shape[1] != width or wanted.dtype.kind != "f":
+            raise ValueError(f"targets of shape {wanted.shape} and type {wanted.dtype}: vectors must be (t, {width})")
+        wanted = wanted.astype(wanted.dtype.newbyteorder("="))
         if not np.isfinite(wanted).all():
             raise ValueError("targets: a vector is not finite")
         return np.empty(0, dtype=np.int64), self._standardise(torch.from_numpy(wanted).to(self.device))

@@ -4,6 +4,7 @@ import astropy.units as u
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.table import Table
 
 from skylib import (
     Embeddings,
@@ -20,6 +21,7 @@ from skylib import (
     trustworthiness,
     umap_map,
     write_cutouts,
+    write_objects,
 )
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.search.filters import matching_rows
@@ -222,3 +224,64 @@ def test_classes_without_end_have_no_names(tmp_path):
     assert written(tmp_path, **{"class": [np.inf, 0, 1, np.nan]}).class_names() == ("galaxy", "qso", "star")
     with pytest.raises(ValueError, match=f"column 'class' holds {BIG}: classes are 0 to 9999"):
         written(tmp_path, **{"class": [BIG, 0, 1, 2]}).class_names()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"vectors": np.eye(4) * 1j}, "vectors hold complex128"),
+        ({"vectors": np.eye(4).astype(str)}, "vectors hold <U"),
+        ({"vectors": np.empty((4, 0))}, r"vectors have shape \(4, 0\)"),
+        ({"columns": {"": np.arange(4)}}, "names that cannot be distinguished: ''"),
+        ({"columns": {"a/b": np.arange(4), "a\N{DIVISION SLASH}b": np.arange(4)}}, "cannot be distinguished: 'a/b'"),
+    ],
+)
+def test_embeddings_that_cannot_be_are_named(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        Embeddings(**{"vectors": np.eye(4), "ra": [0] * 4, "dec": [0] * 4, **given}).save(tmp_path / "e.h5")
+
+
+def test_what_made_embeddings_may_be_numbers_of_numpy(tmp_path):
+    meta = {"step": np.int64(3), "place": tmp_path, "scales": np.arange(2)}
+    Embeddings(np.eye(4), ra=[0] * 4, dec=[0] * 4, meta=meta).save(tmp_path / "e.h5")
+    assert Embeddings.load(tmp_path / "e.h5").meta == {"step": 3, "place": str(tmp_path), "scales": [0, 1]}
+
+
+def test_targets_and_radii_are_what_they_say(tmp_path):
+    embeddings = Embeddings(np.random.default_rng(0).normal(size=(4, 4)), ra=[0, 90, 179, 270], dec=[0] * 4)
+    assert set(search(embeddings, [True, False, False, True])["index"]) == {1, 2}  # a mask, not a vector
+    big_endian = embeddings.vectors[:1].astype(">f4")
+    assert (
+        search(embeddings, big_endian)["index"].tolist() == search(embeddings, embeddings.vectors[:1])["index"].tolist()
+    )
+    assert len(search(embeddings, 0, exclude_radius=np.inf)) == 0
+    for wrong in (
+        {"exclude_radius": np.nan},
+        {"min_separation": -1},
+        {"targets": [True, False]},
+        {"targets": [None] * 4},
+    ):
+        with pytest.raises(ValueError, match="exclude_radius=nan|min_separation=-1|targets: a mask|type object"):
+            search(embeddings, **{"targets": 0, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.DataFrame([[1, 2, 3]], columns=["ra", "dec", "ra"]), "several columns have one name: ra, dec, ra"),
+        ({"ra": [1.0], "dec": [2.0], "x" * 61: [3]}, "FITS takes names of 1 to 60 ASCII characters"),
+        ({"ra": [1.0], "dec": [2.0], "é": [3]}, "column 'é': FITS takes names"),
+    ],
+)
+def test_tables_that_cannot_be_exported_are_named_before_a_file_is_written(tmp_path, table, message):
+    with pytest.raises(ValueError, match=message):
+        write_objects(table, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_of_any_kind_are_exported(tmp_path):
+    for table in (pd.DataFrame({"ra": [1.0], "dec": [2.0], 3: [BIG]}), {"ra": [1.0], "dec": [2.0], "3": [BIG]}):
+        write_objects(table, tmp_path / "out")
+        assert Table.read(tmp_path / "out.fits")["3"][0] == BIG
+    write_objects(Table({"ra": [1.0], "dec": [2.0], "index": ["a}\ncircle(0,0,9)"]}), tmp_path / "out")
+    assert (tmp_path / "out.reg").read_text().splitlines()[-1].endswith("# text={a circle(0,0,9)}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
+import pandas as pd
 from astropy.coordinates import FK4, FK5, FK4NoETerms, SkyCoord
 from astropy.io import fits, votable
 from astropy.io.registry import IORegistryError
@@ -32,7 +33,9 @@ POSITION_NAMES = {
 }
 
 
-def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = (), pixels: bool = False) -> Table:
+def read_catalogue(
+    catalogue: str | Path | Table | pd.DataFrame, *, columns: Sequence[str] = (), pixels: bool = False
+) -> Table:
     """Read a table of objects in any format that astropy knows: FITS, VOTable, CSV, ECSV, Parquet, ….
 
     Parameters
@@ -64,8 +67,10 @@ def read_catalogue(catalogue: str | Path | Table, *, columns: Sequence[str] = ()
     where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if isinstance(catalogue, Table):
         table = catalogue.copy(copy_data=False)
-    elif hasattr(catalogue, "iloc"):
-        table = Table.from_pandas(catalogue)
+    elif isinstance(catalogue, pd.DataFrame):
+        if not catalogue.columns.is_unique:
+            raise ValueError(f"catalogue: several columns have one name: {', '.join(map(str, catalogue.columns))}")
+        table = Table.from_pandas(catalogue.rename(columns=str))
     elif isinstance(catalogue, str | Path):
         table = _load(Path(catalogue))
     else:
@@ -158,7 +163,7 @@ def _load(path: Path) -> Table:
                 return Table.read(path, format="ascii")
         except Exception as error:  # each format raises its own
             raise OSError(
-                f"{path}: cannot be read as a catalogue: {(str(error) or repr(error)).splitlines()[0]}"
+                f"{path}: cannot be read as a catalogue: {(str(error).strip() or repr(error)).splitlines()[0]}"
             ) from error
 
 

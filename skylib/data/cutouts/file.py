@@ -167,7 +167,7 @@ class CutoutFile:
 
     def missing_value(self, name: str) -> int | None:
         """Return the integer that stands for masked values of a column, or None where none does."""
-        return None if (value := self.about(name).get("missing")) is None else int(value)
+        return int(value) if isinstance(value := self.about(name).get("missing"), np.integer) else None
 
     def about(self, name: str) -> dict[str, Any]:
         """Return what the file states of a column: ``unit``, ``names`` of classes, ``missing`` (see `missing_value`)."""
@@ -179,11 +179,11 @@ class CutoutFile:
 
         Galaxy, qso and star are what 0, 1 and 2 of ``class`` mean where the file does not say.
         """
-        values, names = self.column(name), self.about(name).get("names", CLASS_NAMES if name == "class" else ())
+        values, names = self.column(name), self.about(name).get("names", CLASS_NAMES if name == "class" else [])
         most = max((int(x) for x in np.unique(values) if values.dtype.kind != "U" and 0 <= x < np.inf), default=-1)
         if most >= _MAX_CLASSES:
             raise ValueError(f"{self.path}: column {name!r} holds {most}: classes are 0 to {_MAX_CLASSES - 1}")
-        return tuple(map(text, (*names, *range(len(names), most + 1))))
+        return tuple(map(text, (*(names := np.atleast_1d(names)), *range(len(names), most + 1))))
 
     def flux(
         self, index: Index = slice(None), *, size: int | None = None, pad: bool = False, out: np.ndarray | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -258,6 +258,13 @@ def key_of(name: str) -> str:
     False
     """
     return {".": "_dot", "..": "_dots"}.get(name, name.replace("/", _SLASH).replace("\0", ""))
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError unless columns of these names can be kept side by side."""
+    keys = [key_of(name) for name in names]
+    if len(set(keys)) < len(keys) or "" in keys:
+        raise ValueError(f"columns have names that cannot be distinguished: {', '.join(map(repr, names))}")
 
 
 def name_of(key: str, data: h5py.Dataset) -> str:

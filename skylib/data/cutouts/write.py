@@ -13,7 +13,7 @@ import numpy as np
 from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
 from skylib.data.calibration import unit_zero_point
 from skylib.data.cutouts.file import CutoutFile
-from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, fixed, key_of, name_of, text, write_column
+from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, check_names, fixed, name_of, text, write_column
 from skylib.data.cutouts.stated import checked_number
 from skylib.data.description import PIXEL_SCALE
 from skylib.data.plain import as_label, degrees, plain_column, positions
@@ -136,9 +136,7 @@ def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.nd
         raise ValueError(
             f"a column cannot be named {', '.join(sorted(reserved))}, which names what the file holds of the pixels: rename it, or leave it out"
         )
-    keys = [key_of(name) for name in columns]
-    if len(set(keys)) < len(keys) or "" in columns:
-        raise ValueError(f"columns have names that cannot be distinguished: {', '.join(map(repr, columns))}")
+    check_names(columns)
     return {name: _as_column(name, values, n) for name, values in columns.items()}
 
 
