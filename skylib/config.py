@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from skylib.bands import sort_bands
-from skylib.checks import check_choice, check_literals, check_ranges
+from skylib.checks import check_choice, check_literals, check_range, check_ranges
 
 Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch"]
@@ -82,7 +82,8 @@ class ModelConfig:
             object.__setattr__(self, name, value if getattr(self, name) is None else getattr(self, name))
         check_literals(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
-        check_ranges(self, "patch_size decoder_depth", 1)
+        check_ranges(self, "patch_size decoder_depth", 1, 1024)
+        check_ranges(self, "image_size decoder_width", 1, 16_384)  # a file may ask for more than any machine holds
         check_ranges(self, "hide_bands", 0, 1)
         check_ranges(self, "flux_weight", 0)
         for name in ("hide_bands", "flux_weight"):
@@ -94,6 +95,7 @@ class ModelConfig:
             raise ValueError(f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}")
         if self.decoder_width <= 0 or self.decoder_width % 32:
             raise ValueError(f"decoder_width={self.decoder_width}: must be a multiple of 32 (the width of a head)")
+        check_range("n_patches", self.n_patches, 1, 65_536)
         for name in ("mask_ratio", "max_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must lie between 0 and 1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -103,33 +103,31 @@ class Survey:
             for band, wavelength in self.bands.items():
                 register_band(band, wavelength)
         object.__setattr__(self, "bands", sort_bands(self.bands if isinstance(self.bands, str) else tuple(self.bands)))
-        for name in ("zero_point", "pixel_scale", "no_data"):
-            if (value := getattr(self, name)) is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
-                raise ValueError(f"survey {self.name}: {name}={value!r} must be a number")
-            if name == "pixel_scale" and value <= 0:
-                raise ValueError(f"survey {self.name}: {name}={value!r} must be positive")
-        for name in ("trust_header", "align", "sky"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"survey {self.name}: {name}={value!r} must be true or false")
         if isinstance(self.bad_planes, str):
             object.__setattr__(self, "bad_planes", (self.bad_planes,))
-        if wrong := {
-            n: bit for n, bit in self.mask_planes.items() if isinstance(bit, bool) or not isinstance(bit, int)
-        }:
-            raise ValueError(f"survey {self.name}: mask_planes={wrong!r}: must be numbers of bits")
-        if not self.trust_header and self.zero_point is None:
-            raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
         for name in ("image_hdu", "mask_hdu", "variance_hdu", "mask_file", "variance_file", "bad_planes"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("mask_file", "variance_file"):
-            pair = getattr(self, name)
-            if pair is not None and (not isinstance(pair, tuple) or len(pair) != 2):
-                raise ValueError(
-                    f"survey {self.name}: {name}={pair!r} must be the text in the name and what replaces it"
-                )
+        fits = {
+            "zero_point no_data": (lambda v: v is None or _is_number(v), "a number"),
+            "pixel_scale": (lambda v: v is None or (_is_number(v) and v > 0), "positive"),
+            "trust_header align sky": (lambda v: isinstance(v, bool), "true or false"),
+            "image_hdu mask_hdu variance_hdu": (lambda v: v is None or _are_names(v), "numbers or names of HDUs"),
+            "bad_planes": (_are_names, "numbers or names of planes"),
+            "mask_planes": (lambda v: isinstance(v, Mapping) and all(map(_is_count, v.values())), "numbers of bits"),
+            "band_names": (lambda v: isinstance(v, Mapping), "what files call a band, and its name here"),
+            "zero_point_keyword exposure_keyword": (lambda v: v is None or isinstance(v, str), "a name"),
+            "mask_file variance_file": (
+                lambda v: v is None or (isinstance(v, tuple) and [type(text) for text in v] == [str, str]),
+                "the text in the name and what replaces it",
+            ),
+        }
+        for names, (is_right, wanted) in fits.items():
+            for name in names.split():
+                if not is_right(value := getattr(self, name)):
+                    raise ValueError(f"survey {self.name}: {name}={value!r} must be {wanted}")
+        if not self.trust_header and self.zero_point is None:
+            raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
         if unknown := [band for band in self.band_names.values() if canonical_band(band) not in self.bands]:
             raise ValueError(f"survey {self.name}: band_names gives {unknown[0]!r}, bands are {' '.join(self.bands)}")
         object.__setattr__(self, "_patterns", tuple(self._compile()))
@@ -176,8 +174,8 @@ class Survey:
         else:
             names = [self.file_names] if isinstance(self.file_names, str) else self.file_names
             templates = [(None, name) for name in names]
-        if not templates:
-            raise ValueError(f"survey {self.name}: file_names is empty")
+        if not templates or not all(name and isinstance(name, str) for _, name in templates):
+            raise ValueError(f"survey {self.name}: file_names={self.file_names!r} must be names of files")
         words = {*self.bands, *self.band_names, *(word for band in self.bands for word in _ALSO.get(band, ()))}
         any_band = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
         compiled = []
@@ -194,3 +192,15 @@ class Survey:
             except re.error as error:
                 raise ValueError(f"survey {self.name}: file name {template!r}: {error}") from error
         return compiled
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float | np.number) and bool(np.isfinite(value))
+
+
+def _is_count(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int) and value >= 0
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(one, str) or _is_count(one) for one in (value if isinstance(value, tuple) else (value,)))

@@ -60,5 +60,5 @@ def get_survey(survey: str | Path | Survey) -> Survey:
         if unknown := sorted(set(content) - set(allowed)):
             raise ValueError(f"unknown fields {', '.join(unknown)}; fields are {', '.join(allowed)}")
         return Survey(**{"name": path.stem, **content})
-    except (ValueError, TypeError) as error:  # also what is no TOML, or no text
+    except (ValueError, TypeError, RecursionError) as error:  # also what is no TOML, or no text
         raise ValueError(f"{path}: does not describe a survey: {error}") from error

@@ -102,8 +102,8 @@ class SearchIndex:
         With `keep`, bool (n,), only those objects can be an answer.
         """
         check_range("k", k, 1)
-        check_range("exclude_radius", exclude_radius, 0)
-        check_range("min_separation", min_separation, 0)
+        for name, value in {"exclude_radius": exclude_radius, "min_separation": min_separation}.items():
+            check_range(name, value, 0)
         rows, wanted = self._targets(targets)
         allowed = self.finite.cpu().numpy() & (True if keep is None else filled(keep))  # a copy, changed below
         if where:
@@ -113,8 +113,8 @@ class SearchIndex:
             if exclude_radius > 0:
                 ra, dec = self.embeddings.ra, self.embeddings.dec
                 allowed &= ~near_any(ra, dec, ra[rows], dec[rows], radius=exclude_radius)
-        weight, free = self._weight(wanted, weights), torch.from_numpy(allowed).to(self.device)
-        how = {"metric": metric, "weight": weight, "combine": combine, "keep": free, **self._how}
+        how = {"metric": metric, "weight": self._weight(wanted, weights), "combine": combine, **self._how}
+        how["keep"] = torch.from_numpy(allowed).to(self.device)
 
         def ranked(n: int) -> tuple[np.ndarray, np.ndarray]:
             score, index = (found[0].cpu().numpy() for found in nearest(self.vectors, wanted, k=n, **how))
@@ -169,9 +169,7 @@ class SearchIndex:
         wanted, width = np.atleast_1d(np.asarray(filled(targets))), self.vectors.shape[-1]
         if wanted.size == 0:
             raise ValueError("no targets given")
-        if wanted.dtype.kind == "b":
-            if wanted.shape != (len(self),):
-                raise ValueError(f"targets: a mask of shape {wanted.shape} for {len(self)} objects")
+        if wanted.dtype.kind == "b" and wanted.shape == (len(self),):
             wanted = np.flatnonzero(wanted)
         if wanted.dtype.kind == "U":
             wanted = np.array([find_object(self.embeddings, text, radius=5.0)[0] for text in wanted.ravel()])
@@ -185,10 +183,9 @@ class SearchIndex:
         wanted = np.atleast_2d(wanted)
         if wanted.ndim != 2 or wanted.shape[1] != width or wanted.dtype.kind != "f":
             raise ValueError(f"targets of shape {wanted.shape} and type {wanted.dtype}: vectors must be (t, {width})")
-        wanted = wanted.astype(wanted.dtype.newbyteorder("="))
         if not np.isfinite(wanted).all():
             raise ValueError("targets: a vector is not finite")
-        return np.empty(0, dtype=np.int64), self._standardise(torch.from_numpy(wanted).to(self.device))
+        return np.empty(0, dtype=np.int64), self._standardise(torch.from_numpy(wanted * 1.0).to(self.device))
 
 
 def search(

@@ -1,20 +1,26 @@
 """What a careless or hostile user gives: each is read right, left out with a warning, or refused by name."""
 
+import json
+
 import astropy.units as u
 import numpy as np
 import pandas as pd
 import pytest
 from astropy.table import Table
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from skylib import (
     Embeddings,
     ModelConfig,
     SearchIndex,
+    Survey,
     build_model,
     embed,
     feedback_scores,
     knn_probe,
     linear_probe,
+    load_model,
     rank_anomalies,
     search,
     target_vectors,
@@ -24,6 +30,7 @@ from skylib import (
     write_objects,
 )
 from skylib.data.cutouts.catalogue import read_catalogue
+from skylib.model.weights import save_weights
 from skylib.search.filters import matching_rows
 
 N, EMPTY = 90, [0, 5]
@@ -261,7 +268,7 @@ def test_targets_and_radii_are_what_they_say(tmp_path):
         {"targets": [True, False]},
         {"targets": [None] * 4},
     ):
-        with pytest.raises(ValueError, match="exclude_radius=nan|min_separation=-1|targets: a mask|type object"):
+        with pytest.raises(ValueError, match="exclude_radius=nan|min_separation=-1|type bool|type object"):
             search(embeddings, **{"targets": 0, **wrong})
 
 
@@ -285,3 +292,37 @@ def test_tables_of_any_kind_are_exported(tmp_path):
         assert Table.read(tmp_path / "out.fits")["3"][0] == BIG
     write_objects(Table({"ra": [1.0], "dec": [2.0], "index": ["a}\ncircle(0,0,9)"]}), tmp_path / "out")
     assert (tmp_path / "out.reg").read_text().splitlines()[-1].endswith("# text={a circle(0,0,9)}")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"image_hdu": -1},
+        {"mask_hdu": True},
+        {"variance_hdu": [[1]]},
+        {"mask_planes": [1]},
+        {"mask_planes": {"A": -1}},
+        {"bad_planes": [1.5]},
+        {"mask_file": [1, 2]},
+        {"zero_point_keyword": 3},
+        {"band_names": ["x"]},
+        {"file_names": ""},
+        {"file_names": [1]},
+        {"trust_header": "no"},
+    ],
+)
+def test_fields_of_a_survey_are_of_their_kind(tmp_path, field):
+    good = {"name": "s", "bands": "gr", "file_names": "{tile}_{band}", "zero_point": 25.0}
+    with pytest.raises(ValueError, match=f"survey s: {next(iter(field))}="):
+        Survey(**good | field)
+
+
+@pytest.mark.parametrize("field", [{"decoder_depth": 10**9}, {"image_size": 8 * 10**6}, {"decoder_width": 32 * 10**6}])
+def test_weights_of_a_model_beyond_all_machines_are_refused_at_once(tmp_path, model, field):
+    path = save_weights(model, tmp_path / "w.safetensors", card={})
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+    card["model"].update(field)
+    save_file(load_file(path), path, metadata={"card": json.dumps(card)})
+    with pytest.raises(OSError, match=rf"w\.safetensors: .*{next(iter(field))}="):
+        load_model(path, device="cpu")
