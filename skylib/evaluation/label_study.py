@@ -86,8 +86,8 @@ def label_efficiency(
     Returns
     -------
     DataFrame
-        One row per training: target, model, study, method, n_labels, seed, seconds, the metrics on test, the interval of
-        the main one, the score on validation and the chosen learning rate, epochs and steps.
+        One row per training: target, model, study, method, n_labels, seed, seconds, the metrics on test, the interval
+        of the main one, the score on validation and the chosen learning rate, epochs and steps.
 
     Raises
     ------

@@ -107,7 +107,7 @@ class ImageEncoder(nn.Module):
         return cut(stretch(flux, self.sky_sigma, kind=c.stretch), c.patch_size)
 
     def _fill(self, patches: Patches, hidden: Tensor | None = None) -> Tensor:
-        """Put the learned stand-in where there is no data, or a mask (B, C, N) hides it; flat patches, (B, N, C * P)."""
+        """Return flat patches (B, N, C * P), learned values where there is no data or a mask (B, C, N) hides it."""
         shown = patches.valid if hidden is None else patches.valid & ~hidden.transpose(1, 2)[..., None]
         return torch.where(shown, patches.pixels, self.no_data).flatten(2)
 

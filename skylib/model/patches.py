@@ -1,4 +1,4 @@
-"""Patches: which are hidden (a mask is True where something was removed), and what a reconstruction is compared with."""
+"""Patches: which are hidden (a mask is True where removed), and what a reconstruction is compared with."""
 
 from __future__ import annotations
 

@@ -26,8 +26,9 @@ def _central(patches: Tensor, reach: int = 1) -> Tensor:
     return patches[:, central_patches(patches.shape[1], reach)]
 
 
-# From patch tokens (B, N, D) and the cls token (B, D) to (B, D'). "central" are the four patches around the centre (one where
-# the grid is odd), "central16" the sixteen (nine); "central_flat", four tokens side by side, is the published recipe's.
+# From patch tokens (B, N, D) and the cls token (B, D) to (B, D'). "central" are the four patches around the centre (one
+# where the grid is odd), "central16" the sixteen (nine); "central_flat", four tokens side by side, is the published
+# recipe's.
 POOLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": lambda patches, cls: patches.mean(dim=1),
     "max": lambda patches, cls: patches.amax(dim=1),

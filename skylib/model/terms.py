@@ -14,8 +14,8 @@ APERTURES = 3  # radii of 1/16, 1/8 and 1/4 of the image
 class FluxHead(nn.Module):
     """Predicts the fluxes of the whole image, in three apertures and all bands, from its visible tokens.
 
-    What is predicted is arcsinh of the signal-to-noise ratio in the aperture, brought to a spread of about one. An aperture
-    of which less than half has data is left out.
+    What is predicted is arcsinh of the signal-to-noise ratio in the aperture, brought to a spread of about one. An
+    aperture of which less than half has data is left out.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -36,7 +36,7 @@ class FluxHead(nn.Module):
         return error.sum(dim=(1, 2)) / measured.sum(dim=(1, 2)).clamp(min=1)
 
     def measure(self, flux: Tensor, sky_sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the fluxes in the apertures, scaled as they are predicted, and where they can be measured, both (B, C, 3)."""
+        """Return the fluxes in the apertures, scaled as predicted, and where they can be measured, both (B, C, 3)."""
         valid = flux.isfinite()
         flux = torch.where(valid, flux / sky_sigma[:, None, None], 0.0)
         total = torch.stack([(flux * one).sum(dim=(2, 3)) for one in self.inside], dim=2)

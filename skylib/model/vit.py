@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, *, n_last: int | None = None) -> Tensor:
-        """Map tokens (B, N, D) to tokens (B, N, D), or to only the last ones, (B, n_last, D), at their share of the cost."""
+        """Map tokens (B, N, D) to tokens (B, N, D), or to only the last, (B, n_last, D), at their share of the cost."""
         normed = self.norm1(x)
         if n_last is None:
             q, k, v = split_heads(self.qkv(normed), self.heads, parts=3)

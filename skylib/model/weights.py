@@ -1,4 +1,4 @@
-"""Trained models: from a run, or from a file to share, one in the safetensors format with a card that says what it is."""
+"""Trained models: from a run, or from a file to share, in the safetensors format with a card that says what it is."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def load_model(
 def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | None) -> None:
     """Give a new model the weights of another one, or of what `load_model` finds, as far as they mean the same.
 
-    With other bands, a warning says which both have: these keep their part of the patch embedding. The other layers that belong
-    to bands, and terms of the loss that the other model lacks, stay as they are.
+    With other bands, a warning says which both have: these keep their part of the patch embedding. The other layers
+    that belong to bands, and terms of the loss that the other model lacks, stay as they are.
 
     Raises
     ------
@@ -123,8 +123,8 @@ def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str
     path : path
         Ends with ``.safetensors``; in ``skylib/weights/`` its stem becomes a name for `load_model`.
     card : mapping
-        What a user must know: data, metrics, licence, limits; anything that JSON can hold. Model, step and settings of the
-        training are added.
+        What a user must know: data, metrics, licence, limits; anything that JSON can hold. Model, step and settings of
+        the training are added.
     half : bool
         Keep matrices in float16.
 

@@ -250,6 +250,5 @@ def trustworthiness(
 
 def _check_finite(embeddings: Embeddings) -> None:
     if bad := int((~embeddings.finite).sum()):
-        raise ValueError(
-            f"{bad} of {len(embeddings)} vectors are not finite: leave them out of the map, embeddings[embeddings.finite]"
-        )
+        how = "leave them out of the map, embeddings[embeddings.finite]"
+        raise ValueError(f"{bad} of {len(embeddings)} vectors are not finite: {how}")
