@@ -16,11 +16,9 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import galsim
@@ -34,6 +32,7 @@ from skylib.bands import ZERO_POINT, mag_to_flux, sort_bands
 from skylib.data.description import PIXEL_SCALE
 from skylib.data.population import FAST, STAR, Part, build, draw_population, relative_fluxes
 from skylib.files import replaced
+from skylib.processes import in_processes
 
 SEEING = {"g": 0.79, "r": 0.75, "i": 0.61, "z": 0.68, "y": 0.68}  # FWHM, arcsec
 DEPTH = {"g": 26.5, "r": 26.5, "i": 26.2, "z": 25.2, "y": 24.4}  # magnitude of a point source at 5 sigma
@@ -145,7 +144,8 @@ def simulate_sky(
         )
         for number in range(n_tiles)
     ]
-    catalogues = list(tqdm(_run(jobs, workers), total=n_tiles, desc="simulate", unit="tile"))
+    drawn = in_processes(jobs, workers) if min(workers, len(jobs)) > 1 else (job() for job in jobs)
+    catalogues = list(tqdm(drawn, total=n_tiles, desc="simulate", unit="tile"))
     for number, catalogue in enumerate(catalogues):
         catalogue["object_id"] = np.arange(len(catalogue)) + 100_000 * (number + 1)
     table = vstack(catalogues, metadata_conflicts="silent")
@@ -161,15 +161,6 @@ def _each_tile(name: str, value: float | Sequence[float], n_tiles: int) -> list[
     if values.shape not in ((1,), (n_tiles,)) or not np.isfinite(values).all():
         raise ValueError(f"{name}={value}: must be one number, or one for each of {n_tiles} tiles")
     return np.broadcast_to(values, n_tiles).tolist()
-
-
-def _run(jobs: Sequence[Callable[[], Table]], workers: int) -> Iterator[Table]:
-    """Do all jobs, in this process or in several, and give the results in order."""
-    if workers <= 1 or len(jobs) == 1:
-        yield from (job() for job in jobs)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        yield from (future.result() for future in [pool.submit(job) for job in jobs])
 
 
 def tile_wcs(number: int, tile_size: int) -> WCS:

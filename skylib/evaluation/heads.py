@@ -238,7 +238,7 @@ def _fit(
 
     learning_rate = config.learning_rate or LEARNING_RATES[method]
     groups = parameter_groups(network, learning_rate, layer_decay=config.layer_decay if method == "finetune" else 1.0)
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     batch = min(config.batch_size, len(train))
     asked = max(config.min_steps, config.epochs * -(-len(train) // batch))
     times, final = (_LONGEST, 1.0) if from_nothing else (1, 0.0)

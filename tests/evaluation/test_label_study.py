@@ -166,6 +166,16 @@ def test_rows_made_alone_are_merged(easy, model, study):
         label_efficiency(model, easy, "class", **arguments, row=8)
 
 
+def test_rows_of_several_processes_are_those_of_one(easy, model, study):
+    _, arguments = study
+    grid = {"methods": ["linear", "supervised"], "n_labels": [10], "seeds": [0, 1]}
+    one = label_efficiency(model, easy, "class", **arguments | grid)
+    two = label_efficiency(model, easy, "class", **arguments | grid | {"run_dir": arguments["run_dir"] / "two"}, workers=2)
+    pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"), rtol=0.05)
+    with pytest.raises(ValueError, match="workers=0"):
+        label_efficiency(model, easy, "class", **arguments, workers=0)
+
+
 def test_every_method_gets_as_many_rates_and_validation_chooses(easy, model):
     config = dataclasses.replace(QUICK, epochs=1, min_steps=4, rate_factors=(0.01, 1), length_factors=(1, 3))
     for method, epochs in (("attentive", [1, 3]), ("supervised", [3])):  # from nothing, the longest is enough
