@@ -170,7 +170,9 @@ def test_rows_of_several_processes_are_those_of_one(easy, model, study):
     _, arguments = study
     grid = {"methods": ["linear", "supervised"], "n_labels": [10], "seeds": [0, 1]}
     one = label_efficiency(model, easy, "class", **arguments | grid)
-    two = label_efficiency(model, easy, "class", **arguments | grid | {"run_dir": arguments["run_dir"] / "two"}, workers=2)
+    two = label_efficiency(
+        model, easy, "class", **arguments | grid | {"run_dir": arguments["run_dir"] / "two"}, workers=2
+    )
     pd.testing.assert_frame_equal(one.drop(columns="seconds"), two.drop(columns="seconds"), rtol=0.05)
     with pytest.raises(ValueError, match="workers=0"):
         label_efficiency(model, easy, "class", **arguments, workers=0)
