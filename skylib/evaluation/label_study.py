@@ -121,7 +121,7 @@ def label_efficiency(
     if workers is None:
         workers = min(8, torch.get_num_threads()) if data.model.sky_sigma.device.type == "cpu" else 1
     check_range("workers", workers, 1)
-    if (workers := min(workers, len(missing))) > 1:
+    if min(workers, len(missing)) > 1:
         jobs: list[Any] = [partial(_do_row_in_worker, path, *one) for path, one in missing.items()]
         shared = (torch.get_num_threads() // workers, data, config, setting)
         done: Any = in_processes(jobs, workers, initializer=_share, initargs=shared)
@@ -158,16 +158,18 @@ def _do_row(
     log.info("%s: %s %.3f", path.stem, score, result.metrics[score])
 
 
-_shared: list[Any] = []  # in a worker: what its rows have in common
+_shared: tuple[Any, ...] = ()  # in a worker: what its rows have in common
 
 
 def _share(threads: int, *common: Any) -> None:
+    global _shared
     torch.set_num_threads(max(1, threads))
-    _shared[:] = common
+    _shared = common
 
 
 def _do_row_in_worker(path: Path, method: Method, n_labels: int, seed: int) -> None:
-    _do_row(*_shared, path, method, n_labels, seed)
+    data, config, setting = _shared
+    _do_row(data, config, setting, path, method, n_labels, seed)
 
 
 def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.DataFrame:
