@@ -126,7 +126,8 @@ def label_efficiency(
         shared = (torch.get_num_threads() // workers, data, config, setting)
         done: Any = in_processes(jobs, workers, initializer=_share, initargs=shared)
     else:
-        done = (_do_row(data, config, setting, path, *one) for path, one in missing.items())
+        jobs = [partial(_do_row, data, config, setting, path, *one) for path, one in missing.items()]
+        done = (job() for job in jobs)
     for _ in tqdm(done, total=len(missing), desc="label efficiency", unit="run"):
         pass
     table = pd.DataFrame([_read_row(path) for path in wanted])
