@@ -217,6 +217,8 @@ def _deal(cell: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray
 
 
 def _cells(ra: np.ndarray, dec: np.ndarray, nside: int) -> np.ndarray:
+    if isinstance(nside, bool) or not isinstance(nside, int | np.integer) or nside < 1 or nside & (nside - 1):
+        raise ValueError(f"cell={nside!r}: an nside of HEALPix is a power of two, such as 8192")
     return HEALPix(nside=nside, order="nested").lonlat_to_healpix(ra * u.deg, dec * u.deg)
 
 

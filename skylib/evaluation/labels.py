@@ -100,6 +100,8 @@ def select_labels(
             raise ValueError(f"{name} holds {values[labelled][broken][0]}: classes are whole numbers or text")
         values = np.where(labelled, values, -1).astype(np.int64)
     elif task == "regression":
+        if not numbers:
+            raise ValueError(f"{name} holds text, such as {str(values[0])!r}: a regression needs numbers")
         values = values.astype(np.float64)
     if usable is not None and (n_bad := int((labelled & ~usable).sum())):
         log.warning(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skylib.checks import check_choice
+from skylib.checks import check_choice, check_range
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
@@ -146,6 +146,7 @@ def encode(
     -------
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
+    check_range("batch_size", batch_size, 1)
     for band in drop_bands:
         check_choice("drop_bands", band, model.config.bands)
     if len(rows) == 0:

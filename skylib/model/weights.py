@@ -64,6 +64,13 @@ def load_model(
         model = load_weights(path)
     else:
         model = _restored(path, load_training(path))
+    trained = model.origin.get("trained_on", {})
+    if (
+        not isinstance(trained, dict)
+        or not isinstance(scale := trained.get("pixel_scale", 1.0), int | float)
+        or scale <= 0
+    ):
+        raise OSError(f"{path}: what it says of the data it was trained on is damaged: {trained!r}")
     if bad := [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]:
         raise OSError(f"{path}: {len(bad)} of its weights hold values that are not finite, the first is {bad[0]}")
     return model.to(pick_device(device)).eval()

@@ -17,12 +17,15 @@ from skylib import (
     Survey,
     build_model,
     embed,
+    embed_parts,
     feedback_scores,
     knn_probe,
     linear_probe,
     load_model,
+    make_cutouts,
     rank_anomalies,
     search,
+    sky_split,
     target_vectors,
     trustworthiness,
     umap_map,
@@ -30,6 +33,7 @@ from skylib import (
     write_objects,
 )
 from skylib.data.cutouts.catalogue import read_catalogue
+from skylib.data.tiles import TilePaths
 from skylib.model.weights import save_weights
 from skylib.search.filters import matching_rows
 
@@ -326,3 +330,34 @@ def test_weights_of_a_model_beyond_all_machines_are_refused_at_once(tmp_path, mo
     save_file(load_file(path), path, metadata={"card": json.dumps(card)})
     with pytest.raises(OSError, match=rf"w\.safetensors: .*{next(iter(field))}="):
         load_model(path, device="cpu")
+
+
+def test_what_a_file_says_of_its_training_is_checked(tmp_path, model):
+    for trained in ("x", {"pixel_scale": "x"}, {"pixel_scale": 0}):
+        path = save_weights(model, tmp_path / "w.safetensors", card={"trained_on": trained})
+        with pytest.raises(OSError, match=r"w\.safetensors: what it says of the data it was trained on is damaged"):
+            load_model(path, device="cpu")
+
+
+@pytest.mark.parametrize("cell", [0, 3, -1, 1.5, True])
+def test_cells_that_healpix_lacks_are_refused_before_it_crashes(cell):
+    with pytest.raises(ValueError, match=f"cell={cell}: an nside of HEALPix is a power of two"):
+        sky_split(np.arange(9.0), np.zeros(9), cell=cell)
+
+
+def test_other_options_out_of_range_are_named(tmp_path, model, holed, embedded):
+    labelled = Embeddings(embedded.vectors, ra=holed.ra, dec=holed.dec, columns={"t": np.array(["a"] * N)})
+    split = np.arange(N) // 30
+    for wrong, message in (
+        (lambda: embed(model, holed, batch_size=0), "batch_size=0: must be at least 1"),
+        (lambda: embed_parts(model, holed, tmp_path, order=-1), "order=-1: must be 0 to 29"),
+        (lambda: linear_probe(labelled, "t", task="regression", split=split), "t holds text, such as 'a'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+    tiles = [TilePaths("a", {"g": tmp_path / "a.fits"})]
+    (tmp_path / "c.csv").write_text("ra,dec\n1,2\n")
+    for wrong, message in (({"size": 10**6}, "size=1000000: must be"), ({}, r"c\.csv: is the catalogue itself")):
+        with pytest.raises(ValueError, match=message):
+            make_cutouts(tiles, tmp_path / "c.csv", tmp_path / "c.csv", **wrong)
+    assert (tmp_path / "c.csv").read_text().startswith("ra")

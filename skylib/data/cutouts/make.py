@@ -23,6 +23,7 @@ from skylib.data.cutouts.resume import CutoutJob
 from skylib.data.tiles import TilePaths, read_tile, tile_pixel_scale
 
 log = logging.getLogger(__name__)
+_LARGEST = 16_384  # side of a cutout, pixels
 _BLOCK = 256  # cutouts written together
 
 
@@ -99,8 +100,10 @@ def make_cutouts(
     where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if not tiles:
         raise ValueError("no tiles given")
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-        raise ValueError(f"size={size}: must be at least 1 pixel, a whole number")
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= _LARGEST:
+        raise ValueError(f"size={size}: must be at least 1 pixel, a whole number, and at most {_LARGEST}")
+    if isinstance(catalogue, str | Path) and Path(out).resolve() == Path(catalogue).resolve():
+        raise ValueError(f"{out}: is the catalogue itself, which would be overwritten")
     bands = tuple(tiles[0].paths)
     for tile in tiles:
         if tuple(tile.paths) != bands:

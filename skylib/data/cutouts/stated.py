@@ -40,7 +40,10 @@ def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale
 
 def number_of(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
     """Return what the file states, which goes first, what the user states, or what the survey has."""
-    value = checked_number(name, file.attrs.get(name, default if given is None else given))
+    value = file.attrs.get(name, default if given is None else given)
+    if isinstance(value, str):
+        raise ValueError(f"{name}={value!r}: must be a number")
+    value = checked_number(name, value)
     if name in file.attrs and given is not None and abs(given - value) > 1e-3 * abs(value):
         raise ValueError(f"{name}={given!r} is given, but the file states {value!r}")
     return value
