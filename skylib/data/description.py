@@ -29,8 +29,8 @@ class Survey:
     bands : sequence of str, or mapping of str to float
         Names of the bands; as a mapping with the effective wavelength in nm of each, which makes new names known.
     file_names : str, sequence of str, or mapping of str to str
-        Templates without folder and ending, such as ``"frame-{band}-{tile}"``; ``*`` stands for any text. Files with one
-        tile and several bands have no ``{band}``. A mapping gives each band a template of its own. A template with
+        Templates without folder and ending, such as ``"frame-{band}-{tile}"``; ``*`` stands for any text. Files with
+        one tile and several bands have no ``{band}``. A mapping gives each band a template of its own. A template with
         ``(?P<tile>…)`` is a regular expression.
     zero_point : float, optional
         AB magnitude of one unit of flux. The header goes first: ``FLUXMAG0``, a flux unit in ``BUNIT``,

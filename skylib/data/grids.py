@@ -1,4 +1,4 @@
-"""Pixel grids on the sky: positions in any frame, how far two grids lie apart, and images brought from one to another."""
+"""Pixel grids on the sky: positions in any frame, how far two grids lie apart, and images brought onto another."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def sky_position(wcs: WCS, rows: np.ndarray | float, cols: np.ndarray | float) -
 
 
 def pixel_position(wcs: WCS, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS; the inverse of the above."""
+    """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS, the inverse."""
     lon, lat, frame = degrees(ra, "ra"), degrees(dec, "dec"), _frame(wcs)
     if not isinstance(frame, ICRS):
         sky = SkyCoord(lon, lat, unit="deg").transform_to(frame).spherical
@@ -176,7 +176,7 @@ def resample(
 
 
 def _corners(source: WCS, target: WCS, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the rows and columns in the source of the corners of blocks of the target, (n, m, 2); between them they are linear."""
+    """Return rows and columns in the source of the corners of blocks of the target, (n, m, 2), linear in between."""
     rows, cols = np.meshgrid(*(np.arange(0, n + _BLOCK, _BLOCK) for n in shape), indexing="ij")
     found = pixel_position(source, *sky_position(target, rows.ravel(), cols.ravel()))
     if not np.isfinite(found).all():

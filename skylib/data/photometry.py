@@ -111,7 +111,7 @@ def aperture_snr(
 ) -> np.ndarray:
     """Measure the flux in a round aperture at the centre over the noise of the sky in it, (n,); NaN without data.
 
-    Pixels without data bring neither flux nor noise. Without `sky_sigma` the noise is measured on the first 500 cutouts.
+    Pixels without data bring neither flux nor noise. Without `sky_sigma` it is measured on the first 500 cutouts.
 
     Examples
     --------

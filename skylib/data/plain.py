@@ -1,4 +1,4 @@
-"""Columns of tables, data frames and quantities as plain arrays: what is masked stays missing, and units are applied."""
+"""Columns of tables, data frames and quantities as plain arrays: masked values stay missing, units are applied."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def filled(values: Any) -> Any:
 
 
 def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a label as an array of numbers, truth values or text, and attributes: its unit, and what stands for a missing value.
+    """Return a label as an array of numbers, truth values or text, with its unit and what stands for a missing value.
 
     Missing is NaN, empty in text, and -1 in whole numbers of ``class`` and in those too large for float64; where -1 is
     one of these, the attribute ``missing`` says which number it is.

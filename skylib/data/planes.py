@@ -69,7 +69,7 @@ class BandImage:
         return out
 
     def _check_variance(self, variance: np.ndarray) -> None:
-        """Refuse a weight or sigma given as a variance, and the like: compare it with the noise that the image shows."""
+        """Refuse, say, a weight given as a variance: compare it with the noise that the image shows."""
         some_rows = slice(None, None, max(1, len(self.image) // 128))
         some = np.asarray(self.image[some_rows], dtype=np.float64)
         step, noise = np.abs(np.diff(some, axis=1)), np.asarray(variance[some_rows], dtype=np.float64)

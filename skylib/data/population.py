@@ -86,7 +86,7 @@ def _draw_counts(rng: np.random.Generator, n: int, bright: float, faint: float, 
 
 
 def relative_fluxes(objects: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the colours of all objects as flux relative to i, float (n, 5); components of galaxies follow in `build`."""
+    """Return the colours of all objects as flux relative to i, float (n, 5); `build` adds components of galaxies."""
     n = len(objects)
     scatter = 10 ** (-0.4 * rng.normal(0, 0.03, (n, len(BANDS))))
     slope = (effective_wavelengths() / 7700) ** rng.normal(0, 0.25, (n, 1))

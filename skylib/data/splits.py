@@ -112,8 +112,8 @@ def split_cutouts(
     fractions, seed
         As in `sky_split`.
     cell : int or str
-        An ``nside``; the name of a column, such as ``"tile"``; or ``"tile=1-1,1"``, whose objects are the test part while
-        the others are split by sky cells.
+        An ``nside``; the name of a column, such as ``"tile"``; or ``"tile=1-1,1"``, whose objects are the test part
+        while the others are split by sky cells.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def apply_guard(split: np.ndarray, ra: np.ndarray, dec: np.ndarray, *, guard: fl
 
 
 def sky_folds(ra: np.ndarray, dec: np.ndarray, *, n_folds: int = 5, seed: int = 0, cell: int = 8192) -> np.ndarray:
-    """Return the fold, 0 to ``n_folds - 1``, of each object, by whole HEALPix cells, or at random if none has a position."""
+    """Return the fold, 0 to ``n_folds - 1``, of each object, by HEALPix cells, or at random if none has a position."""
     if not (np.isfinite(ra) & np.isfinite(dec)).any():
         return np.random.default_rng(seed).permutation(len(ra)) % n_folds
     _check_finite(ra, dec)

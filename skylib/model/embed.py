@@ -48,7 +48,7 @@ def embed(
     ----------
     model : MaskedImageModel
         Bands are matched by name; a band that the file lacks is taken as missing. Larger cutouts are cropped at their
-        centre, smaller ones are padded with NaN. A warning says how the cutouts differ from what the model was trained on.
+        centre, smaller ones are padded with NaN. A warning says how the cutouts differ from the training data.
     cutouts : CutoutFile
     rows : ndarray of int or bool, optional
         Only these, in this order.
@@ -58,16 +58,16 @@ def embed(
         After which block; the last by default.
     batch_size : int
     precision : {"auto", "bf16", "fp32"}
-        Of the matrix products. ``auto`` is bf16 where the processor has it: twice as fast, and vectors whose cosine with
-        those of fp32 is above 0.999.
+        Of the matrix products. ``auto`` is bf16 where the processor has it: twice as fast, and vectors whose cosine
+        with those of fp32 is above 0.999.
     compile : bool, optional
         Compile the model first, which takes about a minute; by default on CUDA for many images.
 
     Returns
     -------
     Embeddings
-        With all one-dimensional columns of the file. A cutout without a pixel of data (all NaN, or all zero) gets a vector
-        of NaN, which search, maps and probes leave out or refuse; a warning counts them.
+        With all one-dimensional columns of the file. A cutout without a pixel of data (all NaN, or all zero) gets a
+        vector of NaN, which search, maps and probes leave out or refuse; a warning counts them.
     """
     if pool == "tokens":
         raise ValueError("pool='tokens' gives no single vector per object; use embed_tokens")

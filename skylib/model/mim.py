@@ -188,7 +188,7 @@ class MaskedImageModel(ImageEncoder):
         return mask, count_visible(mask, bands_alike=not c.hide_bands) if c.objective == "mae" else c.n_patches
 
     def _encode(self, patches: Patches, mask: Tensor, n_visible: int, sky: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return prefix and patch tokens (of `mae` the visible ones), and the order of patches, visible first, (B, N)."""
+        """Return prefix and patch tokens (of `mae` the visible), and the order of patches, visible first, (B, N)."""
         order = mask.all(dim=1).to(torch.uint8).argsort(dim=1, stable=True)
         if self.config.objective == "mae":
             shown = self._fill(patches, mask if self.config.hide_bands else None)

@@ -27,7 +27,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     embeddings : Embeddings
     where : mapping
         ``{column: (low, high)}`` with both ends included and None for an open end, ``{column: value}``, or
-        ``{column: [value, …]}``; or the same as text, for `parse_filter`. The columns are the labels, and ``ra`` and ``dec``.
+        ``{column: [value, …]}``; or the same as text, for `parse_filter`. The columns are the labels, ``ra`` and ``dec``.
     names : mapping, optional
         What the numbers of a column are called, such as ``{"class": ("galaxy", "qso", "star")}``, so that
         ``{"class": "galaxy"}`` is understood.
@@ -42,7 +42,8 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     KeyError
         If there is no such column; the message lists those there are.
     ValueError
-        If a range is not a pair, reversed, or of a column of text; or if NaN is asked for, text meets a column of numbers, or a number one of text.
+        If a range is not a pair, reversed, or of a column of text; or if NaN is asked for, text meets a column of
+        numbers, or a number one of text.
 
     Examples
     --------

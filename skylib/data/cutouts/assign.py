@@ -38,7 +38,7 @@ def assign_tiles(
     ----------
     tiles : sequence of TilePaths
     table : Table
-        From `read_catalogue`: with ``ra`` and ``dec`` (deg, ICRS), or with ``x``, ``y`` and, of several tiles, ``tile``.
+        From `read_catalogue`: with ``ra`` and ``dec`` (deg, ICRS), or ``x``, ``y`` and, of several tiles, ``tile``.
     size : int
         Side of the cutouts, pixels.
     edge : {"pad", "drop"}

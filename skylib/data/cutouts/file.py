@@ -34,7 +34,7 @@ Index = int | slice | Sequence[int] | np.ndarray
 class CutoutFile:
     """Cutouts and their labels in an HDF5 file, read on demand.
 
-    It can be used in several threads, after a fork, and be pickled. ``HDF5_USE_FILE_LOCKING`` says whether it is locked.
+    It can be used in several threads, after a fork, and be pickled; ``HDF5_USE_FILE_LOCKING`` decides on locks.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ class CutoutFile:
     OSError
         If there is no such file, or it is truncated or no HDF5.
     ValueError
-        If its layout or its bands are not known, the lengths of its columns differ, the images are not square, or it refers
-        to other files; the message names it.
+        If its layout or its bands are not known, the lengths of its columns differ, the images are not square, or it
+        refers to other files; the message names it.
     """
 
     zero_point = ZERO_POINT
@@ -151,8 +151,8 @@ class CutoutFile:
     def column(self, name: str) -> np.ndarray:
         """Return one label of all objects, shape (n,); text as str.
 
-        What the catalogue masked is NaN, -1 in a class, empty in text; integers above 2^53 that have masked ones among them
-        stay integers, and `missing_value` says which one stands for those.
+        What the catalogue masked is NaN, -1 in a class, empty in text; integers above 2^53 that have masked ones among
+        them stay integers, and `missing_value` says which one stands for those.
 
         Raises
         ------
@@ -170,7 +170,7 @@ class CutoutFile:
         return int(value) if isinstance(value := self.about(name).get("missing"), np.integer) else None
 
     def about(self, name: str) -> dict[str, Any]:
-        """Return what the file states of a column: ``unit``, ``names`` of classes, ``missing`` (see `missing_value`)."""
+        """Return what the file states of a column: ``unit``, class ``names``, ``missing`` (see `missing_value`)."""
         with self._open() as file:
             return dict(file[self._columns[name][0]].attrs) if name in self._columns else {}
 
@@ -203,8 +203,8 @@ class CutoutFile:
         Returns
         -------
         ndarray of float32, shape (n, C, S, S)
-            Counts at zero-point 27; bands in the order of `bands`; NaN = no data, also in a band that is zero everywhere
-            while another is not.
+            Counts at zero-point 27; bands in the order of `bands`; NaN = no data, also in a band that is zero
+            everywhere while another is not.
 
         Raises
         ------

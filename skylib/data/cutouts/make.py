@@ -52,7 +52,8 @@ def make_cutouts(
         From `find_tiles`. An object in several tiles is taken from the one where it is farthest from the edge.
     catalogue : path or Table
         Any format that astropy reads, with columns ``ra`` and ``dec`` (deg, ICRS) or their usual other names and units;
-        or with ``x`` and ``y``, pixels from 0 at the centre of the first, and the name of the ``tile`` if there are several.
+        or with ``x`` and ``y``, pixels from 0 at the centre of the first, and of several tiles the name of the
+        ``tile``.
     out : path
         The new HDF5 file. The objects keep the catalogue's order; those without a position, outside all tiles, or
         without a single pixel of data, are dropped, with a warning that counts them.
@@ -78,7 +79,8 @@ def make_cutouts(
     -------
     CutoutFile
         Counts at zero-point 27, with the columns ``tile``, ``row``, ``col`` (pixels) and ``file`` (that of the tile's
-        first band) beside the catalogue's own. Columns of the catalogue with these names are kept as ``catalogue_tile`` ….
+        first band) beside the catalogue's own. Columns of the catalogue with these names are kept as
+        ``catalogue_tile`` ….
 
     Raises
     ------

@@ -20,7 +20,7 @@ def unit_of(attributes: Mapping[str, Any]) -> str:
 
 
 def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale: float, *given: Any) -> float | None:
-    """Return the zero-point of the unit that images or their file state, or None of counts and where none or a zero-point is stated.
+    """Return the zero-point of the stated unit of images; None for counts, no unit, or where a zero-point is stated.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def number_of(file: h5py.File, name: str, given: float | None, default: float | 
 
 
 def checked_number(name: str, value: Any) -> float:
-    """Return a pixel scale (arcsec) or zero-point (AB magnitude), given as a number or with a unit; raise ValueError for others."""
+    """Return a pixel scale (arcsec) or zero-point (AB mag), given as a number or with a unit, or raise ValueError."""
     if isinstance(value, u.Quantity):
         value = value.to_value(u.arcsec) if name == "pixel_scale" else value.value
     if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):

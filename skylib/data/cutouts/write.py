@@ -221,7 +221,7 @@ def _numbers(name: str, values: Any) -> tuple[np.ndarray, str]:
 
 
 def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a label as HDF5 can hold it, and attributes: its unit, the names of classes, and what stands for a missing value."""
+    """Return a label as HDF5 can hold it, and attributes: its unit, class names, and what stands for a missing value."""
     array, about = as_label(name, values)
     if array.shape != (n,):
         raise ValueError(f"column {name!r} has shape {array.shape}: must be ({n},)")

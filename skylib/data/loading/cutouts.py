@@ -30,8 +30,8 @@ class CutoutLoader:
     Every draw follows from the seed and the place in the run, so the state to save is small, and a restored loader
     resumes with the very batch that would have come.
 
-    Images that fit in `memory` are read once and kept. Larger files are read in blocks, in a random order of blocks, and
-    as many as half of `memory` holds are shuffled together, while a thread reads the next ones into the other half.
+    Images that fit in `memory` are read once and kept. Larger files are read in blocks, in a random order of blocks,
+    and as many as half of `memory` holds are shuffled together, while a thread reads the next ones into the other half.
 
     Parameters
     ----------

@@ -167,7 +167,7 @@ class TileLoader:
         return np.nanmedian([measure_sky_noise(tile.flux[:, ::8].cpu().numpy()) for tile in self._pool], axis=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of the stream: the batch, the tiles known to be bad, and the noise measured for `augment`."""
+        """Return the position of the stream: the batch, tiles that cannot be read, and the noise for `augment`."""
         sigma = None if self._sky_sigma is None else self._sky_sigma.tolist()
         return {"next": self._next, "skipped": dict(self.skipped), "sky_sigma": sigma}
 
