@@ -130,7 +130,7 @@ class CutoutFile:
             self.has_weight = self._layout.weight in stored
             places = [planes.index(band) for band in self.bands]
             self._images = {key: StoredImages(self.path, data, places) for key, data in stored.items()}
-        self.ra, self.dec = positions(*map(self._position, self._layout.place), where=f"{self.path}: ")
+        self.ra, self.dec = positions(*map(self._position, (self._layout.ra, self._layout.dec)), where=f"{self.path}: ")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -146,7 +146,7 @@ class CutoutFile:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the labels, without the positions."""
-        return tuple(name for name in self._columns if name not in self._layout.place)
+        return tuple(name for name in self._columns if name not in (self._layout.ra, self._layout.dec))
 
     def column(self, name: str) -> np.ndarray:
         """Return one label of all objects, shape (n,); text as str.

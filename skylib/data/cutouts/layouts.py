@@ -55,11 +55,6 @@ class Layout:
     rename: dict[str, str] = field(default_factory=dict)
 
     @property
-    def place(self) -> tuple[str, str]:
-        """The datasets that hold the positions."""
-        return self.ra, self.dec
-
-    @property
     def images(self) -> set[str]:
         """The datasets that hold no columns."""
         return {name for name in (self.flux, self.weight, self.good, self.band_names) if name}
@@ -194,7 +189,7 @@ def find_columns(file: h5py.File, layout: Layout, n: int, path: Path) -> dict[st
         If a column has another number of rows than there are cutouts.
     """
     ours = {theirs: name for name, theirs in layout.rename.items()}
-    for name in layout.place:
+    for name in (layout.ra, layout.dec):
         same = [key for key in file if key.lower() == name.lower()]
         if name not in file and len(same) == 1:
             ours[same[0]] = name
