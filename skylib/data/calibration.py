@@ -59,8 +59,8 @@ def flux_scale(
     if not stated:
         if survey.zero_point is None:
             raise ValueError(
-                f"the zero-point is missing: neither FLUXMAG0, BUNIT, {survey.zero_point_keyword or _KEYWORDS[0]} in the "
-                f"header nor the survey {survey.name!r} states it; give Survey(zero_point=…)"
+                f"the zero-point is missing: neither FLUXMAG0, BUNIT, {survey.zero_point_keyword or _KEYWORDS[0]} in "
+                f"the header nor the survey {survey.name!r} states it; give Survey(zero_point=…)"
             )
         stated = {"survey": float(survey.zero_point) + _exposure(survey.exposure_keyword, header, primary)}
     values = list(stated.values())

@@ -287,8 +287,8 @@ def _credentials(server: str) -> tuple[str, str]:
         raise PermissionError(f"netrc cannot be read: {error}") from error
     if entry is None:
         raise PermissionError(
-            f"no credentials for {host}: set {HSC_USER} and {HSC_PASSWORD}, or add 'machine {host} login NAME password …' "
-            "to ~/.netrc; an account is free, at the survey's web site"
+            f"no credentials for {host}: set {HSC_USER} and {HSC_PASSWORD}, or add 'machine {host} login NAME "
+            "password …' to ~/.netrc; an account is free, at the survey's web site"
         )
     return entry[0], entry[2] or ""
 

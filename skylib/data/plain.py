@@ -165,8 +165,8 @@ def positions(ra: np.ndarray, dec: np.ndarray, *, where: str = "") -> tuple[np.n
     for name, values, low, high in (("ra", ra, -360, 720), ("dec", dec, -90, 90)):
         if len(bad := np.flatnonzero((values < low) | (values > high))):
             raise ValueError(
-                f"{where}{len(bad)} values of {name} such as {values[bad[0]]:.9g} are not {low} to {high} degrees, the first in "
-                f"row {bad[0]}: mend or mask them, or leave these rows out"
+                f"{where}{len(bad)} values of {name} such as {values[bad[0]]:.9g} are not {low} to {high} degrees, "
+                f"the first in row {bad[0]}: mend or mask them, or leave these rows out"
             )
     return ra, dec
 

@@ -83,8 +83,8 @@ class BandImage:
         other = min(others, key=lambda name: abs(np.log10(others[name] / seen)))
         if abs(np.log10(stated / seen)) > 1.5 and abs(np.log10(others[other] / seen)) < 0.7:
             raise ValueError(
-                f"{self.path}: the {kind} is {stored:.3g} where the pixels scatter by {seen**0.5:.3g}: it looks like the "
-                f"{other}; Survey(variance_kind={other!r}) reads it as such"
+                f"{self.path}: the {kind} is {stored:.3g} where the pixels scatter by {seen**0.5:.3g}: it looks like "
+                f"the {other}; Survey(variance_kind={other!r}) reads it as such"
             )
 
 

@@ -247,7 +247,8 @@ def read_tile(
         image = read_band(path, survey, band, bad_planes=planes, variance=variance)
         if sky and image.wcs is None:
             raise ValueError(
-                f"{path}: no sky coordinates in the header; Survey(sky=False), and objects with columns x and y, take such files"
+                f"{path}: no sky coordinates in the header; Survey(sky=False), and objects with columns x and y, "
+                "take such files"
             )
         return image
 

@@ -27,7 +27,7 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
     embeddings : Embeddings
     where : mapping
         ``{column: (low, high)}`` with both ends included and None for an open end, ``{column: value}``, or
-        ``{column: [value, …]}``; or the same as text, for `parse_filter`. The columns are the labels, ``ra`` and ``dec``.
+        ``{column: [value, …]}``; or the same as text, for `parse_filter`. Columns are the labels, ``ra`` and ``dec``.
     names : mapping, optional
         What the numbers of a column are called, such as ``{"class": ("galaxy", "qso", "star")}``, so that
         ``{"class": "galaxy"}`` is understood.

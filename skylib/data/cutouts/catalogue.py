@@ -23,11 +23,12 @@ from skylib.data.plain import degrees, plain_column, positions
 log = logging.getLogger(__name__)
 _MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # with which some programs begin a text file
 
-# Pairs of columns that hold a position, in lower case, and the frame that they are in; of several in one table, the first counts.
-_NAMES = """icrs: ra/dec raj2000/dej2000 raj2000/decj2000 ra_j2000/dec_j2000 _raj2000/_dej2000 ra_icrs/de_icrs ra_icrs/dec_icrs
-    alpha_j2000/delta_j2000 alphawin_j2000/deltawin_j2000 alphapeak_j2000/deltapeak_j2000 alpha_sky/delta_sky ra_deg/dec_deg
-    radeg/dedeg radeg/decdeg right_ascension/declination coord_ra/coord_dec target_ra/target_dec plug_ra/plug_dec i_ra/i_dec
-    ramean/decmean ra_1/dec_1; galactic: glon/glat gal_lon/gal_lat l/b; fk4: rab1950/deb1950 ra_b1950/dec_b1950 _rab1950/_deb1950"""
+# Pairs of columns that hold a position, in lower case, by their frame; of several in one table, the first counts.
+_NAMES = """icrs: ra/dec raj2000/dej2000 raj2000/decj2000 ra_j2000/dec_j2000 _raj2000/_dej2000 ra_icrs/de_icrs
+    ra_icrs/dec_icrs alpha_j2000/delta_j2000 alphawin_j2000/deltawin_j2000 alphapeak_j2000/deltapeak_j2000
+    alpha_sky/delta_sky ra_deg/dec_deg radeg/dedeg radeg/decdeg right_ascension/declination coord_ra/coord_dec
+    target_ra/target_dec plug_ra/plug_dec i_ra/i_dec ramean/decmean ra_1/dec_1; galactic: glon/glat gal_lon/gal_lat
+    l/b; fk4: rab1950/deb1950 ra_b1950/dec_b1950 _rab1950/_deb1950"""
 POSITION_NAMES = {
     tuple(pair.split("/")): frame for frame, pairs in re.findall(r"(\w+):([^;]+)", _NAMES) for pair in pairs.split()
 }
@@ -42,8 +43,8 @@ def read_catalogue(
     ----------
     catalogue : path, Table or pandas DataFrame
         With the positions in columns ``ra`` and ``dec``, or named as in `POSITION_NAMES`, in any case of letters; in
-        degrees, in the unit that the column states, or as sexagesimal text; or as one column of `SkyCoord`. Of a FITS file
-        with several tables, the first with positions.
+        degrees, in the unit that the column states, or as sexagesimal text; or as one column of `SkyCoord`. Of a FITS
+        file with several tables, the first with positions.
     columns : sequence of str
         Others that must exist.
     pixels : bool
@@ -52,8 +53,8 @@ def read_catalogue(
     Returns
     -------
     Table
-        With ``ra`` and ``dec`` in degrees ICRS, or ``x`` and ``y``, as plain float64; NaN where they are masked, empty or
-        infinite.
+        With ``ra`` and ``dec`` in degrees ICRS, or ``x`` and ``y``, as plain float64; NaN where they are masked, empty
+        or infinite.
 
     Raises
     ------
@@ -97,8 +98,9 @@ def read_catalogue(
     elif pair is None:
         absent = "dec" if any(name.lower() == "ra" for name in table.colnames) else "ra"
         raise ValueError(
-            f"catalogue{where} has no column {absent!r}; columns: {', '.join(table.colnames)} (positions are ra and dec, or "
-            f"named as {', '.join('/'.join(names) for names in list(POSITION_NAMES)[1:4])}, …{', or x and y' if pixels else ''})"
+            f"catalogue{where} has no column {absent!r}; columns: {', '.join(table.colnames)} (positions are ra and "
+            f"dec, or named as {', '.join('/'.join(names) for names in list(POSITION_NAMES)[1:4])}, "
+            f"…{', or x and y' if pixels else ''})"
         )
     else:
         unit = _unstated_unit(table, pair, where)

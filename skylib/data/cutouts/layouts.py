@@ -86,8 +86,8 @@ def detect(file: h5py.File, path: Path) -> str:
     if "cutouts" in file:
         return "skylib" if "bands" in file.attrs else "sky_embeddings"
     raise ValueError(
-        f"{path}: unknown layout; it holds {', '.join(list(file)[:20]) or 'nothing'}, known layouts are {', '.join(LAYOUTS)}; "
-        "write_cutouts makes one from arrays"
+        f"{path}: unknown layout; it holds {', '.join(list(file)[:20]) or 'nothing'}, known layouts are "
+        f"{', '.join(LAYOUTS)}; write_cutouts makes one from arrays"
     )
 
 

@@ -219,8 +219,8 @@ def _report_outside(found: Places, table: Table, tiles: Sequence[TilePaths], whe
     inside, unknown = int((found.tile >= 0).sum()), int(found.unknown.sum())
     if not inside:
         raise ValueError(
-            f"none of the {len(table)} objects of the catalogue{where} lies in the {len(tiles)} tiles: the catalogue covers "
-            f"{describe_extent(table)}{f', {unknown} have no position' * bool(unknown)}; "
+            f"none of the {len(table)} objects of the catalogue{where} lies in the {len(tiles)} tiles: the catalogue "
+            f"covers {describe_extent(table)}{f', {unknown} have no position' * bool(unknown)}; "
             f"tile {tiles[0].name} {describe_centre(tiles[0])}"
         )
     if unknown:

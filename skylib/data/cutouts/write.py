@@ -134,7 +134,8 @@ def prepare_columns(columns: Mapping[str, Any], n: int) -> dict[str, tuple[np.nd
     """
     if reserved := {"cutouts", "weight", "progress", "checksum"} & set(columns):
         raise ValueError(
-            f"a column cannot be named {', '.join(sorted(reserved))}, which names what the file holds of the pixels: rename it, or leave it out"
+            f"a column cannot be named {', '.join(sorted(reserved))}, which names what the file holds of the pixels: "
+            "rename it, or leave it out"
         )
     check_names(columns)
     return {name: _as_column(name, values, n) for name, values in columns.items()}
@@ -221,7 +222,7 @@ def _numbers(name: str, values: Any) -> tuple[np.ndarray, str]:
 
 
 def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a label as HDF5 can hold it, and attributes: its unit, class names, and what stands for a missing value."""
+    """Return a label as HDF5 can hold it, and attributes: its unit, class names, the value for missing ones."""
     array, about = as_label(name, values)
     if array.shape != (n,):
         raise ValueError(f"column {name!r} has shape {array.shape}: must be ({n},)")

@@ -202,8 +202,8 @@ class CutoutLoader:
         """
         if state.get("window", self._window) != self._window and state["next"] > 0:
             raise ValueError(
-                f"{self.cutouts.path}: the pass was begun with {state['window']} batches shuffled together, here it would "
-                f"be {self._window}; give the same memory, batch_size and rows"
+                f"{self.cutouts.path}: the pass was begun with {state['window']} batches shuffled together, here it "
+                f"would be {self._window}; give the same memory, batch_size and rows"
             )
         self._epoch, self._next = state["epoch"], state["next"]
 
