@@ -92,7 +92,7 @@ def test_saved_embeddings_are_those_that_were_chosen(run_dir):
     meta = Embeddings.load(run_dir / "embeddings.h5").meta
     book = json.loads((run_dir / "02_evaluate.ipynb").read_text())
     text = "".join(t for cell in book["cells"] for o in cell.get("outputs", []) for t in o.get("text", []))
-    assert f"pooling {meta['pool']!r} after layer {meta['layer']}" in text
+    assert f"pooling {meta['pool']!r}, encoder block {meta['layer'] + 1 or '(last)'}" in text
 
 
 def margin(run_dir, name):
