@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -212,6 +213,7 @@ def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
         Of the objects that `labels` uses, in their order.
     labels : Labels
     models : mapping of str to estimator
+        They stay as they are: copies are fitted.
     """
     metric, score = metric_for(labels.task, labels.name)
     y, truth = labels.of(TRAIN), labels.of(VALIDATION)
@@ -226,6 +228,7 @@ def choose(x: np.ndarray, labels: Labels, models: Models) -> Chosen:
         k = getattr(model, "n_neighbors", 0)
         if k > len(y):
             continue
+        model = clone(model)  # one that is given to several calls is fitted by none
         with warnings.catch_warnings():
             # With a penalty as weak as the original's, its descent ends at the last iteration, as it did there.
             warnings.simplefilter("ignore", ConvergenceWarning)

@@ -67,6 +67,15 @@ def test_the_scaler_knows_train_alone(known):
     np.testing.assert_allclose(best.model[0].mean_, known.vectors[known.column("split") == 0].mean(axis=0), rtol=1e-5)
 
 
+def test_models_given_to_several_choices_are_fitted_by_none(known):
+    labels = select_labels(known.column, "class", "split", "classification")
+    models = candidates("linear", "classification")
+    best = choose(known.vectors, labels, models)
+    before = best.model.predict_proba(known.vectors)
+    choose(known.vectors[:, ::-1], labels, models)
+    np.testing.assert_array_equal(best.model.predict_proba(known.vectors), before)
+
+
 def test_the_probes_of_the_original_have_its_settings(known):
     result = original_probe(known, "class", task="classification", split="split")
     assert result.settings["chosen"] == "C=0.01"
