@@ -242,11 +242,12 @@ def _fit(
     batch = min(config.batch_size, len(train))
     asked = max(config.min_steps, config.epochs * -(-len(train) // batch))
     times, final = (_LONGEST, 1.0) if from_nothing else (1, 0.0)
-    height = partial(cosine_schedule, steps=asked * times, warmup=asked // 10, peak=1.0, final=final)
+    height = partial(cosine_schedule, steps=asked * times, warmup=asked * times // 10, peak=1.0, final=final)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, height)
     evaluate_at = set(np.linspace(0, asked * times, config.evaluations * times + 1).round().astype(int)[1:].tolist())
     kept, stale, order = deepcopy(network.state_dict()), 0, torch.empty(0, dtype=torch.long)
     best = judge() if method == "finetune" else (-np.inf, -np.inf)  # what the head alone can do is there already
+    highest = np.array(best)
     network.train()
     for step in range(asked * times):
         generator = keyed_generator(seed, step)
@@ -270,7 +271,10 @@ def _fit(
         if step + 1 in evaluate_at:
             found = judge()
             log.debug("%s, %d labels, step %d: %.4f on validation", method, len(train), step + 1, found[0])
-            stale = 0 if found[0] > best[0] else stale + 1
+            stale = (
+                stale + 1 if (np.array(found) <= highest).all() else 0
+            )  # the loss may fall long before the score rises
+            highest = np.maximum(highest, found)
             if found > best:
                 kept, best = deepcopy(average.state_dict()), found
             if stale >= config.patience:
