@@ -36,6 +36,7 @@ def grows(name: str, sizes: list[int], case: Callable[[int], dict[str, Any] | No
         start = time.process_time()
         more = case(n)
         rows[f"{name}, {n}"] = {"cpu s": time.process_time() - start, "n": n, **(more or {})}
+        print(name, rows[f"{name}, {n}"], flush=True)  # a long one may be stopped
     seconds = [row["cpu s"] for row in rows.values()]
     slope = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0]) if len(sizes) > 1 else None
     for row in rows.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from typing import Any
 
 import astropy.units as u
@@ -13,6 +12,7 @@ from astropy.io import fits
 
 from skylib.bands import ZERO_POINT, wavelength_of
 from skylib.data.description import Survey
+from skylib.data.fitsfile import unwarned
 
 _KEYWORDS = ("MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPNT", "ZEROPOINT", "ABMAGZP")  # usual names of a zero-point
 _SYSTEMS = ("MAGSYS", "PHOTSYS", "ZPSYS")  # the magnitude system, where a header states it
@@ -113,8 +113,7 @@ def unit_zero_point(
         return None
     for pattern, form in _SPELLINGS:
         spelt = re.sub(pattern, form, spelt, flags=re.IGNORECASE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", u.UnitsWarning)
+    with unwarned(u.UnitsWarning):
         unit: Any = u.Unit(spelt, parse_strict="silent")
         if isinstance(unit, u.UnrecognizedUnit):
             unit = u.Unit(spelt, format="fits", parse_strict="silent")

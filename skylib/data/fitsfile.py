@@ -8,6 +8,7 @@ import io
 import lzma
 import mmap
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
 _BLOCK, _MAX_HEADER_BLOCKS, _MAX_HDUS = 2880, 3000, 500
 _MAX_BYTES = 8 * 2**30  # of a decompressed file, and of an image
 _VALUE = re.compile(rb"^([A-Z0-9_-]+) *= +('?[^'/]*)")
+_FILTERS = threading.RLock()  # of warnings
 
 
 @contextmanager
@@ -48,8 +50,7 @@ def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
                     raise ValueError("the file is empty")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
                     _check(whole)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        with unwarned(fits.verify.VerifyWarning):
             hdus = fits.open(source)
         with hdus:
             yield hdus
@@ -57,6 +58,14 @@ def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # damage raises errors of many kinds in the layers below
         raise OSError(f"{path}: cannot be read as {what}: {error}") from error
+
+
+@contextmanager
+def unwarned(category: type[Warning]) -> Iterator[None]:
+    """Ignore warnings of a category, one thread at a time: Python has one list of filters for all threads."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore", category)
+        yield
 
 
 class _Refused(ValueError):

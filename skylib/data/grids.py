@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 
 import numpy as np
 from astropy.coordinates import ICRS, BarycentricMeanEcliptic, BaseCoordinateFrame, SkyCoord
@@ -12,6 +11,7 @@ from astropy.wcs import WCS, FITSFixedWarning
 from astropy.wcs.utils import wcs_to_celestial_frame
 from scipy import ndimage
 
+from skylib.data.fitsfile import unwarned
 from skylib.data.plain import degrees
 
 _BLOCK = 64  # pixels: images are resampled block by block, each by an affine map
@@ -32,8 +32,7 @@ def read_grid(header: fits.Header) -> WCS | None:
             value = header[key]  # raises for a value that cannot be read
             if isinstance(value, str | bool) or not np.isfinite(value):
                 raise ValueError(f"{key}={value!r}: must be a number")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
+    with unwarned(FITSFixedWarning):
         try:
             wcs = WCS(_with_distortions(header))
         except KeyError:  # an alternate one alone, of which no one knows whether it is meant

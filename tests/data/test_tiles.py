@@ -1,6 +1,8 @@
 import gzip
 import shutil
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 
 from skylib import find_tiles, read_tile
+from skylib.data.grids import read_grid
 from skylib.data.simulate import tile_wcs
 from skylib.data.surveys import HSC
 from skylib.data.tiles import Tile, TilePaths
@@ -217,3 +220,18 @@ def test_downloads_of_the_cutout_service_are_found_by_name(tmp_path):
     assert found[0].bands == ("g", "r", "i")
     assert found[1].bands == ("r",)
     assert read_tile(found[1]).flux.shape == (3, 20, 30)
+
+
+def test_threads_that_ignore_a_warning_leave_the_filters_as_they_were(tiles, monkeypatch):
+    header = fits.getheader(next(iter(tiles[0].paths.values())), 1)
+    del header["RADESYS*"]
+    header["RADECSYS"] = "ICRS"  # of which wcslib warns
+    before, interval = list(warnings.filters), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            grids = list(pool.map(read_grid, [header.copy() for _ in range(300)]))  # a warning is an error here
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(grid is not None for grid in grids)
+    assert warnings.filters == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from astropy.io import fits, votable
 from astropy.io.registry import IORegistryError
 from astropy.table import Column, MaskedColumn, Table
 
-from skylib.data.fitsfile import opened
+from skylib.data.fitsfile import opened, unwarned
 from skylib.data.plain import degrees, plain_column, positions
 
 log = logging.getLogger(__name__)
@@ -143,8 +142,7 @@ def _load(path: Path) -> Table:
         raise FileNotFoundError(f"{path}: no such catalogue")
     with path.open("rb") as file:
         is_fits = file.read(6) == b"SIMPLE" or re.search(r"\.fits?(\.\w+)?$", path.name, re.IGNORECASE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", u.UnitsWarning)
+    with unwarned(u.UnitsWarning):
         if is_fits:
             with opened(path, "a catalogue") as hdus:  # which looks at the checksums
                 kinds = fits.BinTableHDU | fits.TableHDU
