@@ -44,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     except (NotebookError, Interrupted, ValueError, TypeError, OSError) as error:
         if arguments.debug:
             raise
-        print(f"skylib: error: {error}", file=sys.stderr)
         if isinstance(error, (NotebookInterrupted, Interrupted)):
+            how = "" if "resume" in str(error) else "; the same command resumes"
+            print(f"skylib: {error}{how}", file=sys.stderr)
             return EXIT_CODE
+        print(f"skylib: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NotebookError) else 2
     except KeyboardInterrupt as error:
         print(f"skylib: interrupted {error}".rstrip(), file=sys.stderr)
@@ -135,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("cutouts", type=Path, help="HDF5 file of cutouts")
     embed.add_argument("--model", required=True, help="run folder, checkpoint, or name of shipped weights")
     embed.add_argument("-o", "--out", type=Path, default=Path("embeddings.h5"), help="default: %(default)s")
-    embed.add_argument("--pool", default="mean", help="how patch tokens become one vector (default: %(default)s)")
+    embed.add_argument("--pool", default="mean", help="such as central or mean_central (default: %(default)s)")
     embed.add_argument("--layer", type=int, default=-1, help="after which block (default: the last)")
     embed.add_argument("--bands", help="order of the planes, for a file that does not state it")
     embed.add_argument("--survey", help="states unit and pixel scale where the file does not (default: hsc)")
@@ -193,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> None:
     from skylib.runner.parameters import notebook_parameters, parse_overrides, share
+    from skylib.runner.report import renew_report
     from skylib.runner.runs import find_notebook, run
 
     notebook = find_notebook(arguments.notebook)
@@ -208,6 +211,8 @@ def _run(arguments: argparse.Namespace) -> None:
     local = parse_overrides(arguments.local, notebook)
     task = os.environ.get("SLURM_ARRAY_TASK_ID")  # tasks of an array run at the same time in the same folder
     print(run(notebook, arguments.run_dir, values, task=task, skip_done=arguments.skip_done, local=local))
+    if task is None:
+        renew_report(arguments.run_dir)
 
 
 def _check(arguments: argparse.Namespace) -> None:

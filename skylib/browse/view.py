@@ -198,6 +198,7 @@ def make_controls(bands: Sequence[str], columns: Sequence[str], saved: dict[str,
         "descending": widgets.Checkbox(description="largest first", indent=False, layout={"width": "110px"}),
         "hide": widgets.Checkbox(description="hide marked", indent=False, layout={"width": "110px"}),
         "fold": widgets.BoundedFloatText(
+            value=1.0,
             max=3600.0,
             step=0.5,
             description="fold twins",

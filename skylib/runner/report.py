@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from pathlib import Path
 from textwrap import shorten
@@ -11,6 +12,9 @@ from typing import Any
 
 from skylib.files import replaced
 
+log = logging.getLogger(__name__)
+
+PAGE = "index.html"  # of a run folder
 MAX_LINES = 30  # of printed text; longer is for the notebook
 MAX_ROWS = 12  # of a table that is not folded
 _TAGS = """
@@ -56,9 +60,18 @@ def write_report(run_dir: str | Path) -> Path:
         notebooks=[_section(path) for path in paths],
         lists=[name for name in ("candidates.csv", "odd.csv") if (run_dir / name).is_file()],
     )
-    with replaced(run_dir / "index.html") as partial:
+    with replaced(run_dir / PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
-    return run_dir / "index.html"
+    return run_dir / PAGE
+
+
+def renew_report(run_dir: str | Path) -> None:
+    """Write the page of results again, if the run folder has one."""
+    if (Path(run_dir) / PAGE).is_file():
+        try:
+            log.info("page of results: %s", write_report(run_dir))
+        except (OSError, ValueError) as error:  # another notebook of the folder may be at work
+            log.warning("%s was not written again: %s", PAGE, error)
 
 
 def _section(path: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from skylib.lock import locked, now, this_process
 from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, write_injected
 from skylib.runner.parameters import check_value, find_parameter, notebook_parameters, share, split_override
 from skylib.runner.provenance import data_checksums, describe, environment
+from skylib.runner.report import renew_report, write_report
 from skylib.runner.status import earlier_record
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
     notebook : path, or the name of one of the project's notebooks
     run_dir : path
         Gets the executed notebook, which opens with where and with what it was run, ``status.json`` (running, done,
-        failed or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it.
+        failed or interrupted) and ``environment.json``; the notebook's own parameter ``run_dir`` is set to it. A page
+        of results that is there already is written again.
     **parameters
         Override the notebook's parameters; checked by name and type. Relative paths among them start from the
         current directory.
@@ -97,7 +99,9 @@ def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -
     Traceback (most recent call last):
     TypeError: steps=0.5 is of type float: must be int
     """
-    return run(find_notebook(notebook), run_dir, parameters)
+    out = run(find_notebook(notebook), run_dir, parameters)
+    renew_report(run_dir)
+    return out
 
 
 def run(
@@ -226,8 +230,6 @@ def demo(
     NotebookError
         If a notebook fails; the page is written with what there is.
     """
-    from skylib.runner.report import write_report
-
     paths = [Path(notebooks) / f"{name}.ipynb" for name in CHAIN]
     if not all(path.is_file() for path in paths):
         raise FileNotFoundError(f"{notebooks}: must hold the notebooks {', '.join(CHAIN)}")

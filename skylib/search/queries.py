@@ -85,12 +85,12 @@ def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> t
     return targets, {}
 
 
-def find_object(embeddings: Embeddings, text: str, *, radius: float = 60.0) -> tuple[int, str]:
+def find_object(objects: Embeddings | CutoutFile, text: str, *, radius: float = 60.0) -> tuple[int, str]:
     """Find an object of a catalogue by what a person types.
 
     Parameters
     ----------
-    embeddings : Embeddings
+    objects : Embeddings or CutoutFile
     text : str
         ``#12`` (a row), an ``object_id``, a text that only one object has in a column (such as its name), or a
         position: ``150.1 2.2`` in degrees, or ``10:00:24.0 +02:12:00``.
@@ -116,14 +116,16 @@ def find_object(embeddings: Embeddings, text: str, *, radius: float = 60.0) -> t
     """
     text = text.strip()
     if number := re.fullmatch(r"(?:#|row )\s*(\d+)", text):
-        if int(number[1]) >= len(embeddings):
-            raise ValueError(f"{text}: rows are 0 to {len(embeddings) - 1}")
+        if int(number[1]) >= len(objects):
+            raise ValueError(f"{text}: rows are 0 to {len(objects) - 1}")
         return int(number[1]), f"row {number[1]}"
-    columns = [name for name, x in embeddings.columns.items() if name == "object_id" or x.dtype.kind in "OSU"]
-    for name in sorted(columns, key=lambda name: name != "object_id"):
-        rows = np.flatnonzero(np.char.lower(embeddings.columns[name].astype(str)) == text.lower())
+    for name in sorted(objects.columns, key=lambda name: name != "object_id"):
+        values = objects.column(name)
+        if name != "object_id" and values.dtype.kind not in "OSU":
+            continue
+        rows = np.flatnonzero(np.char.lower(values.astype(str)) == text.lower())
         if len(rows) == 1:
-            return int(rows[0]), f"{name} {embeddings.columns[name][rows[0]]}"
+            return int(rows[0]), f"{name} {values[rows[0]]}"
         if len(rows):
             raise ValueError(
                 f"{len(rows)} objects have {name} = {text!r}: give a row (#12), an object_id or a position"
@@ -134,7 +136,7 @@ def find_object(embeddings: Embeddings, text: str, *, radius: float = 60.0) -> t
             f"{text!r}: no object_id or name, and no position; write #12 for a row, or '150.1 2.2' or "
             "'10:00:24 +02:12:00' for a position"
         )
-    separation = SkyCoord(embeddings.ra, embeddings.dec, unit="deg").separation(place).arcsec
+    separation = SkyCoord(objects.ra, objects.dec, unit="deg").separation(place).arcsec
     if not np.isfinite(separation).any():
         raise ValueError(f"{text}: no object has a known position")
     row = int(np.nanargmin(separation))

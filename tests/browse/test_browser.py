@@ -201,6 +201,7 @@ def test_an_object_is_found_by_position_name_or_row(cutouts, embeddings):
     sexagesimal = SkyCoord(e.ra[18], e.dec[18], unit="deg").to_string("hmsdms", sep=":", precision=4)
     for text, row in ((place, 17), (sexagesimal, 18), (str(e.column("object_id")[21]), 21), ("ngc 7", 7), ("#9", 9)):
         assert find_object(e, text)[0] == row, text
+    assert find_object(cutouts, place) == find_object(e, place)  # also in a file of cutouts
     for text, why in (
         ("10 10", "no object within 60 arcsec"),
         ("#999", "rows are 0 to 239"),
@@ -245,9 +246,11 @@ def test_sorted_filtered_and_folded(cutouts, embeddings):
     assert "the column holds numbers, called galaxy, qso, star" in browser._error.value
     twins = Embeddings(embeddings.vectors, ra=150 + np.arange(240) // 2 * 0.01, dec=np.zeros(240))
     browser = SimilarityBrowser(twins, cutouts, query=4)
+    one = rows_of(browser)  # by default
+    browser._controls["fold"].value = 0.0
     both = rows_of(browser)
     browser._controls["fold"].value = 2.0
-    one = rows_of(browser)
+    assert rows_of(browser) == one
     assert len(one) == 25
     assert len({row // 2 for row in one}) == 25
     assert len({row // 2 for row in both}) < 25

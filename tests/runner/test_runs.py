@@ -216,6 +216,8 @@ def finished(tmp_path_factory) -> Path:
         patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
         patch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
         patch.chdir(folder)
+        (page := folder / "a {run} ü" / "index.html").parent.mkdir()
+        page.write_text("of an earlier run")
         out = run_notebook(
             Path("notebooks/01_pretrain.ipynb"),
             Path("a {run} ü"),
@@ -244,6 +246,7 @@ def test_a_run_gets_its_parameters_and_keeps_everything(finished):
     assert environment["command"]
     assert environment["data"] == {}
     assert not list(finished.glob("*.partial"))
+    assert "A first look" in (finished / "index.html").read_text()  # the page that was there is written again
 
 
 class Page(HTMLParser):

@@ -234,7 +234,7 @@ def test_the_notebook_searches_in_shards_and_merges(model, sky, cutouts, tiles, 
     checkpoint = {"model_config": to_dict(model.config), "model": model.state_dict(), "step": 0}
     save_checkpoint(tmp_path / "checkpoints" / "last.pt", checkpoint)
     notebook = Path(__file__).parents[2] / "notebooks" / "06_search_sky.ipynb"
-    given = {"tiles": str(sky.tiles), "cutouts": str(cutouts.path), "targets": [3], "k": 12, "n_shards": 2}
+    given = {"tiles": str(sky.tiles), "cutouts": str(cutouts.path), "targets": ["#3"], "k": 12, "n_shards": 2}
     for part in ({"shard": 0}, {"shard": 1}, {"merge": True}):
         run_notebook(notebook, tmp_path, **given, **part)
     whole = search_tiles(
