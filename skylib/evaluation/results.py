@@ -159,9 +159,12 @@ def summarise(evaluation: Evaluation) -> str:
     best, other = (evaluation.results[name] for name in (BEST, RANDOM))
     score, target = (WORDS.get(name, name) for name in (evaluation.score, evaluation.target))
     verb = "raises" if low > 0 else "lowers" if high < 0 else "does not measurably change"
-    values = f"from {other.metrics[evaluation.score]:.3f} with random weights to {best.metrics[evaluation.score]:.3f}"
+    before, after = (f"{result.metrics[evaluation.score]:.3f}" for result in (other, best))
+    values = f" from {before} with random weights to {after}"
+    if low <= 0 <= high:
+        values = f": {before} with random weights, {after} pretrained"
     interval = f"({difference:+.3f}, 95 % {low:+.3f} to {high:+.3f}; {best.metrics['n']:.0f} test objects)"
-    return f"Pretraining {verb} the {score} of {target} {values} {interval}."
+    return f"Pretraining {verb} the {score} of {target}{values} {interval}."
 
 
 def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation]) -> str:
