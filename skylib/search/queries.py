@@ -141,7 +141,8 @@ def find_object(objects: Embeddings | CutoutFile, text: str, *, radius: float = 
         raise ValueError(f"{text}: no object has a known position")
     row = int(np.nanargmin(separation))
     if separation[row] > radius:
-        raise ValueError(f"{text}: no object within {radius:g} arcsec; the nearest is #{row} at {separation[row]:.4g}")
+        nearest = f"the nearest is #{row} at {separation[row]:.4g} arcsec"
+        raise ValueError(f"{text}: no object within {radius:g} arcsec; {nearest}")
     return row, f"{separation[row]:.1f} arcsec from {text}"
 
 
