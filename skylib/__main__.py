@@ -8,10 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from skylib import __version__
 from skylib.stopping import EXIT_CODE, Interrupted
 
 
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             raise
         if isinstance(error, (NotebookInterrupted, Interrupted)):
-            how = "" if "resume" in str(error) else "; the same command resumes"
-            print(f"skylib: {error}{how}", file=sys.stderr)
+            print(f"skylib: {error}", file=sys.stderr)
             return EXIT_CODE
         print(f"skylib: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NotebookError) else 2
@@ -62,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sky Embeddings: run its notebooks, list their progress, simulate or fetch data.",
         epilog="Each command has examples: skylib COMMAND --help",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"skylib {__version__}", help="print the version and end"
-    )
+    parser.add_argument("--version", action="version", version=_version(), help="print the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[..., None], help: str, example: str, to: Any = commands) -> Any:
@@ -124,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--catalogue", type=Path, metavar="FILE", help="your table of the objects on them: ra and dec")
     demo.add_argument("--survey", metavar="NAME", help="a name such as sdss, or a .toml file (default: hsc)")
 
-    notebooks = add(
-        "notebooks", _notebooks, "copy the project's notebooks into a folder", "  skylib notebooks notebooks"
-    )
+    notebooks = add("notebooks", _notebooks, "copy the notebooks into a folder", "  skylib notebooks notebooks")
     notebooks.add_argument("directory", type=Path, help="where to; notebooks that exist there are kept")
 
     embed = add(
@@ -249,8 +244,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _notebooks(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import copy_notebooks
 
-    copied = "\n".join(map(str, copy_notebooks(arguments.directory)))
-    print(copied or f"nothing copied: {arguments.directory} has them all")
+    print(*copy_notebooks(arguments.directory) or [f"nothing copied: {arguments.directory} has them all"], sep="\n")
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -291,9 +285,15 @@ def _fetch_hsc(arguments: argparse.Namespace) -> None:
     from skylib.bands import sort_bands
     from skylib.data.fetch import fetch_hsc_tiles
 
-    bands = sort_bands(arguments.bands)
-    chosen = {"tract": arguments.tract, "patches": arguments.patches, "bands": bands, "rerun": arguments.rerun}
-    print(*fetch_hsc_tiles(arguments.directory, **chosen), sep="\n")
+    chosen = {name: getattr(arguments, name) for name in ("tract", "patches", "rerun")}
+    print(*fetch_hsc_tiles(arguments.directory, bands=sort_bands(arguments.bands), **chosen), sep="\n")
+
+
+def _version() -> str:
+    try:
+        return f"skylib {version('skylib')}"
+    except PackageNotFoundError:
+        return "skylib, not installed"
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 # before the end (see slurm/common.sh); after SIGTERM, by default, 30 seconds are left until all is killed.
 GRACE = {"SIGTERM": 15.0, "Ctrl-C": 15.0}
 GRACE_ELSE = 150.0
+AGAIN = "the same command resumes"
 
 # Slurm sends SIGTERM to every process of a job. The kernel survives it, and looks at the stop file as all others do.
 # What a kernel forks, such as a pool of processes, still obeys.
@@ -181,13 +182,15 @@ def _raise(out: Path, reason: str, why: str | None) -> None:
     for number, cell in enumerate(cells, 1):
         for error in (o for o in cell["outputs"] if o["output_type"] == "error"):
             if why and error["ename"] == "KeyboardInterrupt":
-                raise NotebookInterrupted(out, number, f"interrupted, since it did not end by itself after {why}")
+                raise NotebookInterrupted(
+                    out, number, f"interrupted, since it did not end by itself after {why}; {AGAIN}"
+                )
             kind = NotebookInterrupted if error["ename"] == Interrupted.__name__ else NotebookError
             raise kind(out, number, _shorten(f"{error['ename']}: {error['evalue']}"))
     started = [n for n, cell in enumerate(cells, 1) if cell["metadata"].get("papermill", {}).get("start_time")]
     last = started[-1] if started else None
     if why:
-        raise NotebookInterrupted(out, last, f"asked to stop by {why}")
+        raise NotebookInterrupted(out, last, f"asked to stop by {why}; {AGAIN}")
     if reason:
         raise NotebookError(out, last, _shorten(reason))
 
