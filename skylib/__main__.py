@@ -244,7 +244,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _notebooks(arguments: argparse.Namespace) -> None:
     from skylib.runner.runs import copy_notebooks
 
-    print(*copy_notebooks(arguments.directory) or [f"nothing copied: {arguments.directory} has them all"], sep="\n")
+    print(*copy_notebooks(arguments.directory) or (f"nothing copied: {arguments.directory} has them all",), sep="\n")
 
 
 def _embed(arguments: argparse.Namespace) -> None:
