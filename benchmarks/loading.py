@@ -25,7 +25,7 @@ from harness import measure, parser, report
 
 from skylib import CutoutFile, CutoutLoader, TileLoader, find_tiles, make_cutouts, read_tile
 from skylib.data.cutouts.write import create, prepare_columns, put
-from skylib.model.patches import random_band_mask
+from skylib.model.patches import random_band_mask, uniform_draws
 
 BANDS = ("g", "r", "i", "z", "y", "NB0387", "NB0816", "NB0921", "NB1010")
 SIZE, BATCH = 64, 1024
@@ -90,7 +90,7 @@ def stream(batches: Iterator[Any], *, seconds: float) -> tuple[float, float]:
     before, start, n = resident_memory(), time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         batch = next(batches)
-        random_band_mask(len(batch.flux), batch.flux.shape[1], 64, 0.9, generator=generator)
+        random_band_mask(uniform_draws(generator), len(batch.flux), batch.flux.shape[1], 64, 0.9)
         n += len(batch.flux)
     return n / (time.perf_counter() - start), (resident_memory() - before) / 1e6
 
@@ -119,7 +119,7 @@ def cutouts(folder: Path, *, n: int, repeats: int) -> dict[str, dict[str, Any]]:
     def once(loader: CutoutLoader) -> Callable[[], None]:
         def run() -> None:
             for batch in loader:
-                random_band_mask(len(batch.flux), batch.flux.shape[1], 64, 0.9, generator=generator)
+                random_band_mask(uniform_draws(generator), len(batch.flux), batch.flux.shape[1], 64, 0.9)
 
         return run
 

@@ -15,9 +15,8 @@ def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
     """Raise ValueError unless ``low <= value <= high``."""
     if not low <= value <= high:
-        raise ValueError(
-            f"{name}={value!r}: must be {f'at least {low}' if high == float('inf') else f'{low} to {high}'}"
-        )
+        allowed = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
 
 
 def check_ranges(config: object, names: str, low: float, high: float = float("inf")) -> None:

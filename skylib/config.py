@@ -91,9 +91,9 @@ class ModelConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")
         if self.hide_bands and len(self.bands) < 2:
             raise ValueError(f"hide_bands={self.hide_bands}: must be 0 with a single band")
-        if self.image_size <= 0 or self.image_size % self.patch_size:
+        if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size}: must be a multiple of patch_size={self.patch_size}")
-        if self.decoder_width <= 0 or self.decoder_width % 32:
+        if self.decoder_width % 32:
             raise ValueError(f"decoder_width={self.decoder_width}: must be a multiple of 32 (the width of a head)")
         check_range("n_patches", self.n_patches, 1, 65_536)
         for name in ("mask_ratio", "max_mask_ratio"):

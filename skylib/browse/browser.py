@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,13 @@ class SimilarityBrowser(BrowserView):
         targets = tuple(int(row) for row in np.atleast_1d(query))
         if not all(0 <= row < len(embeddings) for row in targets):
             raise ValueError(f"query {list(targets)}: rows must be 0 to {len(embeddings) - 1}")
-        self._embeddings, self._cutouts, self._model = embeddings, cutouts, model
-        self._columns = dict(embeddings.columns)
         if catalogue is not None:
-            self._columns["known"] = known_objects(embeddings.ra, embeddings.dec, catalogue)
-        labelled = Embeddings(embeddings.vectors, ra=embeddings.ra, dec=embeddings.dec, columns=self._columns)
+            known = known_objects(embeddings.ra, embeddings.dec, catalogue)
+            embeddings = copy(embeddings)
+            embeddings.columns = {**embeddings.columns, "known": known}
+        self._embeddings, self._cutouts, self._model = embeddings, cutouts, model
         self._names = class_names(embeddings, cutouts)
-        self._answers = Answers(labelled, names=self._names, odd=odd, device=device)
+        self._answers = Answers(embeddings, names=self._names, odd=odd, device=device)
         self._links = not cutouts.simulated if links is None else links
         self._pictures = Pictures(cutouts, size=dict(embeddings.meta.get("model") or {}).get("image_size"))
         self._folder = None if run_dir is None else Path(run_dir)
@@ -109,14 +110,15 @@ class SimilarityBrowser(BrowserView):
         self._began, self._shown = 0.0, list[int]()
         self.response_ms: list[float] = []  # from a request to the grid redrawn in the browser window
         self._worker = Worker(self._say_error)
-        super().__init__(cutouts.bands, self._columns, names=self._names, state=state, xy=xy, colour_by=colour_by)
+        columns = embeddings.columns
+        super().__init__(cutouts.bands, columns, names=self._names, state=state, xy=xy, colour_by=colour_by)
         self._refresh()
         self._look_at(self._focus)
 
     @property
     def selected(self) -> Table:
         """The objects marked yes, in the order they were."""
-        return self._table(self.state.marked("yes"))
+        return objects_table(self.state.marked("yes"), self._embeddings, self.state)
 
     def ask(self, query: int | str | np.ndarray) -> None:
         """Search for a row, for what one would type in the field *find*, or for an object that is not in the catalogue.
@@ -154,10 +156,8 @@ class SimilarityBrowser(BrowserView):
         """Write selected and tagged objects as CSV, VOTable, FITS and DS9 regions; by default to the run folder."""
         stem = Path(stem or (self._folder or Path()) / SELECTION)
         tagged, place = list(self.state.tags), stem.with_name(f"{stem.name}_{TAGGED}")
-        return write_objects(self.selected, stem) + (write_objects(self._table(tagged), place) if tagged else [])
-
-    def _table(self, rows: list[int]) -> Table:
-        return objects_table(rows, self._embeddings.ra, self._embeddings.dec, self._columns, self.state)
+        table = objects_table(tagged, self._embeddings, self.state)
+        return write_objects(self.selected, stem) + (write_objects(table, place) if tagged else [])
 
     def _refresh(self) -> None:
         """Draw the grid again, in a thread, so that the notebook stays free."""
@@ -203,7 +203,7 @@ class SimilarityBrowser(BrowserView):
         def draw() -> None:
             self._picture.value = self._pictures.all_bands(row, self._look())
             place = float(self._embeddings.ra[row]), float(self._embeddings.dec[row])
-            labels = {name: values[row] for name, values in self._columns.items()}
+            labels = {name: values[row] for name, values in self._embeddings.columns.items()}
             own = {"mark": self.state.marks.get(row, ""), "tags": ", ".join(self.state.tags.get(row, []))}
             self._facts.value = facts(row, *place, labels=labels | own, names=self._names, links=self._links)
             if self._map is not None:

@@ -7,7 +7,6 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
@@ -16,17 +15,18 @@ from skylib.browse.answers import number
 from skylib.browse.state import BrowserState
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import degrees
+from skylib.data.sky import nearest_within
 from skylib.model.embeddings import Embeddings
 from skylib.search.export import sky_links
 from skylib.search.filters import Names
 
 FILES = {".fits", ".fz", ".gz", ".h5", ".hdf5"}  # a label that names such a file is no fact about an object
-MOST_NAMES = 64  # numbers beyond are no kinds
-MATCHED = 1.5  # arcsec between an object and one of a catalogue that is the same
+MOST_NAMES = 64  # a column with larger numbers holds no classes
+MATCHED = 1.5  # arcsec, within which an object of another catalogue counts as the same
 
 
 def class_names(embeddings: Embeddings, cutouts: CutoutFile) -> dict[str, tuple[str, ...]]:
-    """Return what the numbers of columns of kinds are called, where the file of cutouts says so."""
+    """Return the names of the classes in each column of classes, where the file of cutouts has them."""
     found = {}
     for name, values in embeddings.columns.items():
         if name in cutouts.columns and values.dtype.kind in "iu" and values.max(initial=0) < MOST_NAMES:
@@ -74,28 +74,17 @@ def known_objects(ra: np.ndarray, dec: np.ndarray, catalogue: Table) -> np.ndarr
     """
     if missing := [name for name in ("ra", "dec") if name not in catalogue.colnames]:
         raise ValueError(f"catalogue: no column {', '.join(missing)}; columns: {', '.join(catalogue.colnames)}")
-    names = (
-        np.asarray(catalogue["name"]).astype(str) if "name" in catalogue.colnames else np.full(len(catalogue), "yes")
-    )
-    found = np.full(len(ra), "", dtype=object)
-    placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    named = "name" in catalogue.colnames
+    names = np.asarray(catalogue["name"]).astype(str) if named else np.full(len(catalogue), "yes")
     ra0, dec0 = (degrees(catalogue[name], name, hours=name == "ra") for name in ("ra", "dec"))
-    held = np.flatnonzero(np.isfinite(ra0) & np.isfinite(dec0))
-    if len(placed) and len(held):
-        others = SkyCoord(ra0[held], dec0[held], unit="deg")
-        nearest, separation, _ = SkyCoord(ra[placed], dec[placed], unit="deg").match_to_catalog_sky(others)
-        same = separation < MATCHED * u.arcsec
-        found[placed[same]] = names[held[nearest[same]]]
-    return found.astype(str)
+    return np.append(names, "")[nearest_within(ra, dec, ra0, dec0, radius=MATCHED)]
 
 
-def objects_table(
-    rows: list[int], ra: np.ndarray, dec: np.ndarray, columns: Mapping[str, np.ndarray], state: BrowserState
-) -> Table:
+def objects_table(rows: list[int], embeddings: Embeddings, state: BrowserState) -> Table:
     """Return some objects as a table: index, ra, dec, labels, and tags where there are any."""
     chosen = np.array(rows, dtype=int)
-    table = Table({"index": chosen, "ra": ra[chosen], "dec": dec[chosen]})
-    for name, values in columns.items():
+    table = Table({"index": chosen, "ra": embeddings.ra[chosen], "dec": embeddings.dec[chosen]})
+    for name, values in embeddings.columns.items():
         table[f"{name}_label" if name in table.colnames else name] = values[chosen]
     if state.tags:
         table["tags"] = np.array([", ".join(state.tags.get(row, [])) for row in rows], dtype=str)

@@ -15,7 +15,7 @@ import pandas as pd
 from skylib.search.filters import Names
 
 CLICK = 1.0  # s
-MOST_KINDS = 12  # distinct values of a column that is coloured by kind
+MOST_CLASSES = 12  # distinct values of a column that is coloured by class
 CROSS = "#e6550d"
 
 
@@ -27,7 +27,7 @@ class MapPanel(widgets.VBox):
     xy : ndarray, shape (n, 2)
         NaN for objects that are not on the map.
     columns : mapping of str to ndarray, shape (n,)
-        What it can be coloured by. Text or few integers are taken as kinds, other numbers as values.
+        What it can be coloured by. Text or few integers are taken as classes, other numbers as values.
     names : mapping
         What the numbers of a column are called.
     colour_by : str
@@ -113,11 +113,11 @@ class MapPanel(widgets.VBox):
 
 
 def _colours(values: np.ndarray, called: Sequence[str]) -> pd.Series | None:
-    """Return values or kinds to colour by; None for text of too many kinds."""
+    """Return values or classes to colour by; None for text of too many different values."""
     series = pd.Series(values)
     if called:
         series = series.map(dict(enumerate(called))).fillna("unknown")
-    if series.dtype.kind in "iufb" and (series.dtype.kind == "f" or series.nunique() > MOST_KINDS):
+    if series.dtype.kind in "iufb" and (series.dtype.kind == "f" or series.nunique() > MOST_CLASSES):
         low, high = np.nanpercentile(series, [1, 99]) if series.notna().any() else (0.0, 1.0)
         return series.astype(float).clip(low, high)  # an outlier would take all colours
-    return series.astype(str).astype("category") if series.nunique() <= MOST_KINDS else None
+    return series.astype(str).astype("category") if series.nunique() <= MOST_CLASSES else None

@@ -143,12 +143,6 @@ class BrowserState:
         try:
             saved = json.loads(path.read_text())
             n, objects = _number(saved["n_objects"], 2**62), str(saved["objects"])
-            if n != like.n_objects:
-                raise OtherObjectsError(f"{path}: marks of {n} objects, not of these {like.n_objects}")
-            if objects != like.objects:
-                raise OtherObjectsError(
-                    f"{path}: marks of another catalogue, or another order, of {n} objects: choose another run folder"
-                )
             state = cls(n, objects, _question(saved["question"], n), [_question(one, n) for one in saved["history"]])
             for row, mark in saved["marks"]:
                 check_choice("mark", mark, MARKS)
@@ -157,10 +151,13 @@ class BrowserState:
                 state.tags[_number(row, n)] = [_of_type(tag, str) for tag in _of_type(tags, list)]
             settings = _of_type(saved["settings"], dict)
             state.settings = {name: _of_type(value, str, int, float, bool) for name, value in settings.items()}
-        except OtherObjectsError:
-            raise
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: cannot be read as the state of a browser: {error}") from error
+        if n != like.n_objects:
+            raise ValueError(f"{path}: marks of {n} objects, not of these {like.n_objects}")
+        if objects != like.objects:
+            other = f"marks of another catalogue, or another order, of {n} objects"
+            raise ValueError(f"{path}: {other}: choose another run folder")
         state._on_disk[path.resolve()] = {"marks": dict(state.marks), "tags": dict(state.tags)}
         return state
 
@@ -182,10 +179,6 @@ class BrowserState:
         to.append(change)
         self._set(change[0], change[1], change[i])
         return change[1]
-
-
-class OtherObjectsError(ValueError):
-    """A saved state belongs to other objects."""
 
 
 @contextmanager

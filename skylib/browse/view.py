@@ -115,9 +115,7 @@ class BrowserView(widgets.VBox):
             [c["tag"], *(b[name] for name in ("undo", "redo", "keys", "export"))],
         ]
         look = [c[name] for name in ("k", "size", "stretch", "own", "red", "green", "blue", "metric", "combine")]
-        more = widgets.Accordion(
-            [widgets.HBox(look, layout=ROW)], titles=("pictures and distance",), selected_index=None
-        )
+        more = widgets.Accordion([widgets.HBox(look, layout=ROW)], titles=("pictures and distance",))
         beside = [self._picture, *([self._map, self._hovered] if self._map else []), self._facts]
         pane = {"height": "700px", "overflow": "auto"}
         left = widgets.VBox([self._grid], layout={"flex": "1 1 420px", "min_width": "300px", **pane})

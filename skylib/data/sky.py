@@ -37,14 +37,26 @@ def near_any(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray,
     >>> near_any(np.array([10.0, 10.001, 11.0]), np.zeros(3), np.array([10.0]), np.zeros(1), radius=5)
     array([ True,  True, False])
     """
-    near = np.zeros(len(ra), dtype=bool)
+    return nearest_within(ra, dec, ra0, dec0, radius=radius) >= 0
+
+
+def nearest_within(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.ndarray, *, radius: float) -> np.ndarray:
+    """Return for each position which of some others is the nearest within `radius` (arcsec), -1 where none is.
+
+    Examples
+    --------
+    >>> nearest_within(np.array([10.0, np.nan, 11.0]), np.zeros(3), np.array([20.0, 11.001]), np.zeros(2), radius=5)
+    array([-1, -1,  1])
+    """
+    nearest = np.full(len(ra), -1)
     placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
-    centres = np.isfinite(ra0) & np.isfinite(dec0)
-    if len(placed) and centres.any():
-        tree = cKDTree(unit_vectors(np.asarray(ra0)[centres], np.asarray(dec0)[centres]))
-        distance, _ = tree.query(unit_vectors(ra[placed], dec[placed]), distance_upper_bound=chord(radius))
-        near[placed] = np.isfinite(distance)
-    return near
+    others = np.flatnonzero(np.isfinite(ra0) & np.isfinite(dec0))
+    if len(placed) and len(others):
+        tree = cKDTree(unit_vectors(np.asarray(ra0)[others], np.asarray(dec0)[others]))
+        distance, found = tree.query(unit_vectors(ra[placed], dec[placed]), distance_upper_bound=chord(radius))
+        near = np.isfinite(distance)
+        nearest[placed[near]] = others[found[near]]
+    return nearest
 
 
 def best_of_each_place(ra: np.ndarray, dec: np.ndarray, *, radius: float, n: int) -> np.ndarray:

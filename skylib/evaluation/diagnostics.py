@@ -42,8 +42,8 @@ def position_leakage(
     """Test whether a probe reads labels off the position on the sky.
 
     A linear probe is fitted to embeddings made with the true positions, and judged on test three times: with true
-    positions, with those of other test objects, and with none. A probe that lives on the position falls to chance in
-    the last two. Beside it: nearest neighbours on the positions alone, which tell what a leak could bring.
+    positions, with those of other test objects, and with none. A probe that relies on the position falls to chance
+    in the last two. Beside it: nearest neighbours on the positions alone, the most that a leak could bring.
 
     Returns
     -------

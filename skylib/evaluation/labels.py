@@ -104,9 +104,8 @@ def select_labels(
             raise ValueError(f"{name} holds text, such as {str(values[0])!r}: a regression needs numbers")
         values = values.astype(np.float64)
     if usable is not None and (n_bad := int((labelled & ~usable).sum())):
-        log.warning(
-            "%d of %d labelled objects have a vector that is not finite and are left out", n_bad, labelled.sum()
-        )
+        message = "%d of %d labelled objects have a vector that is not finite and are left out"
+        log.warning(message, n_bad, labelled.sum())
         labelled &= usable
     rows = {part: np.flatnonzero((parts == part) & labelled) for part in PARTS}
     for part, words in PARTS.items():
@@ -114,9 +113,7 @@ def select_labels(
             raise ValueError(f"no object with a known {name!r} in the {words} part of {len(parts)} objects")
     labels = Labels(name, task, values, rows)
     if task == "classification" and len(classes := np.unique(labels.of(TRAIN))) < 2:
-        raise ValueError(
-            f"all {len(rows[TRAIN])} training objects have {name!r} = {classes[0]}: no classes to tell apart"
-        )
+        raise ValueError(f"all {len(rows[TRAIN])} training objects have {name}={classes[0]}: no classes to tell apart")
     return labels
 
 

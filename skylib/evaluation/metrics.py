@@ -35,7 +35,7 @@ def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold:
     z_pred, z_spec = _pair(z_pred, z_spec)
     if (z_spec <= -1).any():
         raise ValueError(f"z_spec holds {z_spec.min():g}: no redshift; select the objects with a known one first")
-    dz = normalised_error(z_pred, z_spec)
+    dz = (z_pred - z_spec) / (1 + z_spec)
     return {
         "bias": float(dz.mean()),
         "bias_median": float(np.median(dz)),
@@ -46,11 +46,6 @@ def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold:
         "r2": _r2(z_spec, z_pred),
         "n": len(dz),
     }
-
-
-def normalised_error(z_pred: np.ndarray, z_spec: np.ndarray) -> np.ndarray:
-    """Return dz = (z_pred - z_spec) / (1 + z_spec)."""
-    return (z_pred - z_spec) / (1 + z_spec)
 
 
 def regression_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -70,7 +65,8 @@ def classification_metrics(
 ) -> dict[str, float]:
     """Return accuracy, balanced accuracy, and completeness and purity of each class.
 
-    Completeness is the share of a class that was found; purity the share of what was called so that is so.
+    Completeness is the share of a class that is classified as such; purity the share of the objects classified as such
+    that belong to it.
 
     Examples
     --------
@@ -117,8 +113,8 @@ def roc_auc(probability: np.ndarray, truth: np.ndarray, *, classes: Sequence[int
     return float(np.mean(areas)) if areas else float("nan")
 
 
-def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray, *, floor: float = 1e-3) -> float:
-    """Return the mean over classes of -ln p of the true class; p below `floor` counts as that.
+def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.ndarray) -> float:
+    """Return the mean over classes of -ln p of the true class; p below 0.001 counts as that.
 
     Examples
     --------
@@ -127,7 +123,7 @@ def balanced_log_loss(probability: np.ndarray, truth: np.ndarray, classes: np.nd
     0.3466
     """
     found = [probability[truth == c, i] for i, c in enumerate(classes) if (truth == c).any()]
-    return float(np.mean([-np.log(p.clip(min=floor)).mean() for p in found]))
+    return float(np.mean([-np.log(p.clip(min=1e-3)).mean() for p in found]))
 
 
 def metric_for(task: str, target: str | np.ndarray = "") -> tuple[Metric, str]:
@@ -259,7 +255,7 @@ def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
         raise ValueError(
-            f"prediction {prediction.shape} and truth {truth.shape}: must be two vectors of one length, not empty"
+            f"prediction {prediction.shape}, truth {truth.shape}: must be vectors of one length, not empty"
         )
     return prediction, truth
 

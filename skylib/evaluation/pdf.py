@@ -1,4 +1,4 @@
-"""p(z) of objects as histograms on one grid: quantiles, honesty, calibration, files."""
+"""p(z) of objects as histograms on one grid: quantiles, calibration, files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scipy.stats import binomtest, rankdata
 from skylib.evaluation.metrics import bootstrap_intervals
 from skylib.files import replaced
 
-CALIBRATED = {"coverage_68": 0.68, "coverage_95": 0.95, "pit_mean": 0.5, "pit_outliers": 2e-4}  # of an honest p(z)
+CALIBRATED = {"coverage_68": 0.68, "coverage_95": 0.95, "pit_mean": 0.5, "pit_outliers": 2e-4}  # where p(z) is right
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class RedshiftPDF:
         return self.quantile(0.5)
 
     def pit(self) -> np.ndarray:
-        """Return the probability below the true redshift; uniform between 0 and 1 if p(z) is honest."""
+        """Return the probability below the true redshift; uniform between 0 and 1 if p(z) is calibrated."""
         return self.cdf_at(self.truth)
 
     def crps(self) -> np.ndarray:
@@ -77,10 +77,10 @@ class RedshiftPDF:
         return np.array(scores)
 
     def metrics(self, *, seed: int = 0) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-        """Return the measures of honesty, and their 95 % intervals: Wilson's of fractions, bootstrap of the others.
+        """Return the measures of calibration, and their 95 % intervals: Wilson's of fractions, bootstrap of the others.
 
-        ``coverage_68`` and ``coverage_95`` of the central intervals, the mean ``crps``, ``pit_mean`` (0.5 if honest),
-        ``pit_outliers``, the share of PIT below 1e-4 or above 1 - 1e-4 (2e-4 if honest; Schmidt et al. 2020,
+        ``coverage_68`` and ``coverage_95`` of the central intervals, the mean ``crps``, ``pit_mean`` (0.5 if calibrated),
+        ``pit_outliers``, the share of PIT below 1e-4 or above 1 - 1e-4 (2e-4 if calibrated; Schmidt et al. 2020,
         MNRAS 499, 1587), and ``n``.
         """
         pit = self.pit()

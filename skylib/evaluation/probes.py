@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import clone
@@ -19,7 +19,6 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from skylib.checks import check_choice
 from skylib.data.splits import TEST, TRAIN, VALIDATION
 from skylib.evaluation.bootstrap import bootstrap_intervals
 from skylib.evaluation.labels import Labels, Task, select_labels
@@ -166,7 +165,6 @@ def candidates(
     kind: Literal["linear", "knn", "original", "constant", "boosting"], task: Task, *, seed: int = 0
 ) -> dict[str, Any]:
     """Return the models among which validation chooses, by the name of their setting."""
-    check_choice("task", task, get_args(Task))
     classes = task == "classification"
     if kind == "knn":
         nearest = KNeighborsClassifier if classes else KNeighborsRegressor

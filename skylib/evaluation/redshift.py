@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from skylib.data.splits import TEST, TRAIN, VALIDATION, sky_halves
 from skylib.device import seeded_init
@@ -18,6 +19,7 @@ from skylib.evaluation.pdf import RedshiftPDF, conformal
 from skylib.model.embeddings import Embeddings
 
 _CALIBRATION = 3  # the half of validation that chooses nothing
+_STEPS = 300  # of the fit
 WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # chosen among on validation
 
 
@@ -37,7 +39,7 @@ def redshift_pdf(
     The head gives weights, means and widths of Gaussians in ln(1 + z). It is fitted on train by maximum likelihood; its
     weight decay and the number of steps are chosen on one half of validation. Then the cumulative distribution is
     mapped by that of the probability integral transforms on the other half, which no choice has seen (conformal
-    calibration of a whole distribution [2]_), so that intervals cover what they say, as long as test is like
+    calibration of a whole distribution [2]_), so that intervals have their nominal coverage, as long as test is like
     validation. Without calibration, all of validation chooses.
 
     Parameters
@@ -78,9 +80,7 @@ def redshift_pdf(
     if calibrate:
         validation = rows[VALIDATION]
         if len(validation) < 2:
-            raise ValueError(
-                f"{len(validation)} validation object: must be two at least, to choose with and to calibrate with"
-            )
+            raise ValueError(f"{len(validation)} validation object: must be two at least, to choose and to calibrate")
         half, halves = sky_halves(embeddings.ra[validation], embeddings.dec[validation], seed=seed)
         rows = {**rows, VALIDATION: validation[half == 0], _CALIBRATION: validation[half == 1]}
     train = rows[TRAIN]
@@ -89,7 +89,7 @@ def redshift_pdf(
     y = {part: torch.from_numpy(np.log1p(z[chosen])).float() for part, chosen in rows.items()}
     heads = [_fit_mixture(x, y, n_components, decay, seed) for decay in weight_decays]
     best = min(range(len(heads)), key=lambda i: heads[i][1])
-    head, loss = heads[best]
+    head, loss = heads[best][0].double(), heads[best][1]
     low, high = min(0.0, float(z[train].min())), float(z[train].max())
     edges = np.linspace(low, high + 0.25 * (high - low), n_bins + 1)
     settings = {"weight_decay": weight_decays[best], "validation_nll": loss, "n_train": len(train), "halves": halves}
@@ -103,7 +103,7 @@ def redshift_pdf(
 
 
 class MixtureHead(nn.Module):
-    """A linear layer from vectors (n, D) to weights, means and widths of Gaussians, each (n, K)."""
+    """A linear layer from vectors (n, D) to weights, means and widths of K Gaussians."""
 
     def __init__(self, width: int, n_components: int, *, mean: float, scale: float) -> None:
         super().__init__()
@@ -114,30 +114,28 @@ class MixtureHead(nn.Module):
             self.linear.bias.copy_(torch.cat([torch.zeros(n_components), spread, torch.zeros(n_components)]))
         self.mean, self.scale = mean, scale
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log weights, means and widths."""
+    def forward(self, x: Tensor) -> MixtureSameFamily:
+        """Return the distribution of each object."""
         weight, mean, log_width = self.linear(x).chunk(3, dim=1)
         width = self.scale * log_width.clamp(-6, 3).exp()
-        return weight.log_softmax(dim=1), self.mean + self.scale * mean, width
+        return MixtureSameFamily(Categorical(logits=weight), Normal(self.mean + self.scale * mean, width))
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the mean negative log likelihood of y (n,)."""
-        weight, mean, width = self(x)
-        normal = torch.distributions.Normal(mean, width)
-        return -(weight + normal.log_prob(y[:, None])).logsumexp(dim=1).mean()
+        return -self(x).log_prob(y).mean()
 
 
 def _fit_mixture(
-    x: dict[int, Tensor], y: dict[int, Tensor], n_components: int, weight_decay: float, seed: int, *, steps: int = 300
+    x: dict[int, Tensor], y: dict[int, Tensor], n_components: int, weight_decay: float, seed: int
 ) -> tuple[MixtureHead, float]:
     """Fit on train; return the head with the lowest loss on validation, and that loss."""
     with seeded_init(seed):
         scale = float(y[TRAIN].std()) or 1.0
         head = MixtureHead(x[TRAIN].shape[1], n_components, mean=float(y[TRAIN].mean()), scale=scale)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     best, kept = float("inf"), deepcopy(head.state_dict())
-    for step in range(steps):
+    for step in range(_STEPS):
         optimizer.zero_grad()
         head.loss(x[TRAIN], y[TRAIN]).backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -157,12 +155,9 @@ def _as_histogram(
 ) -> RedshiftPDF:
     """Return the mixture in ln(1 + z) as a histogram in z; what lies beyond the grid goes to its ends."""
     with torch.no_grad():
-        weight, mean, width = (part.double() for part in head(x))
+        distribution = head(x.double())
         at = torch.from_numpy(np.log1p(np.maximum(edges, -1 + 1e-9)))
-        cdf = torch.zeros(len(x), len(edges), dtype=torch.float64)
-        for k in range(weight.shape[1]):
-            normal = torch.distributions.Normal(mean[:, k, None], width[:, k, None])
-            cdf += weight[:, k, None].exp() * normal.cdf(at[None])
+        cdf = torch.stack([distribution.cdf(one) for one in at], dim=1)
     cdf[:, 0], cdf[:, -1] = 0.0, 1.0
     density = np.diff(cdf.numpy(), axis=1) / np.diff(edges)
     return RedshiftPDF(edges=edges, density=density, truth=truth, rows=rows, settings=settings)

@@ -88,12 +88,11 @@ def load_last(run_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
 def load_training(path: Path) -> dict[str, Any]:
     """Read the checkpoint of a training: it must hold a model."""
     checkpoint = load_checkpoint(path)
-    wanted = ("step", "model", "model_config")
-    if not isinstance(checkpoint, dict) or (lacking := [name for name in wanted if name not in checkpoint]):
-        reason = (
-            f"it lacks {', '.join(lacking)}" if isinstance(checkpoint, dict) else f"it is a {type(checkpoint).__name__}"
-        )
-        raise OSError(f"{path}: cannot be read as the checkpoint of a training: {reason}")
+    message = f"{path}: cannot be read as the checkpoint of a training"
+    if not isinstance(checkpoint, dict):
+        raise OSError(f"{message}: it is a {type(checkpoint).__name__}")
+    if lacking := [name for name in ("step", "model", "model_config") if name not in checkpoint]:
+        raise OSError(f"{message}: it lacks {', '.join(lacking)}")
     return checkpoint
 
 

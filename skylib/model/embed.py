@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from itertools import chain, pairwise
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ from skylib.device import ahead, autocast, kept_memory, packed, pick_precision
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 from skylib.model.origin import warn_of_differences
-from skylib.model.pooling import POOLS
 
 Key = tuple[int, str]  # layer, pool
 Features = dict[Key, np.ndarray]  # vectors (n, D)
@@ -74,17 +74,8 @@ def embed(
     rows = cutouts.row_numbers(slice(None) if rows is None else rows)
     precision = pick_precision(precision, model.sky_sigma.device)
     seen: list[Tensor] = []
-    features = encode(
-        model,
-        cutouts,
-        rows=rows,
-        pools=(pool,),
-        layers=(layer,),
-        batch_size=batch_size,
-        precision=precision,
-        compile=compile,
-        seen=seen,
-    )
+    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "compile": compile, "seen": seen}
+    features = encode(model, cutouts, rows=rows, pools=(pool,), layers=(layer,), **how)
     if len(empty := np.flatnonzero(~torch.cat(seen)[: len(rows)].cpu().numpy())):
         features[layer, pool][empty] = np.nan
         log.warning(
@@ -200,8 +191,6 @@ def encode_batches(
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
     check_choice("precision", precision, get_args(Precision))
-    for pool in pools:
-        check_choice("pool", pool, tuple(POOLS))
     device, out, start = model.sky_sigma.device, Features(), 0
     was_training = model.training
     model.eval()
@@ -210,13 +199,19 @@ def encode_batches(
             network: Callable[..., dict[Key, Tensor]] = packed(model, precision=precision).encode
             if compile:
                 network = torch.compile(model.encode, dynamic=False)
-            waiting: _Found | None = None  # stored when the next batch is under way
-            for flux, ra, dec in batches:
-                found = network(flux, pools=pools, layers=layers, ra=ra, dec=dec)
-                _store(out, waiting, n)
-                waiting = _fetch(start, found)
-                start += len(flux)
-            _store(out, waiting, n)
+
+            def begun() -> Iterator[Any]:
+                for flux, ra, dec in batches:
+                    yield _fetch(network(flux, pools=pools, layers=layers, ra=ra, dec=dec), device)
+
+            for (vectors, arrived), _ in pairwise(chain(begun(), [None])):  # stored when the next batch is under way
+                if arrived is not None:
+                    arrived.synchronize()
+                for key, x in vectors.items():
+                    if key not in out:
+                        out[key] = np.empty((n, *x.shape[1:]), dtype=np.float32)
+                    out[key][start : start + len(x)] = x[: n - start].numpy()
+                start += len(x)
     finally:
         model.train(was_training)
     return out
@@ -251,30 +246,11 @@ def _batches(
         yield flux, place[0], place[1]
 
 
-class _Found(NamedTuple):
-    """Vectors of a batch, on their way to the host."""
-
-    start: int
-    vectors: dict[Key, Tensor]
-    arrived: torch.cuda.Event | None
-
-
-def _fetch(start: int, found: dict[Key, Tensor]) -> _Found:
-    device = next(iter(found.values())).device
+def _fetch(found: dict[Key, Tensor], device: torch.device) -> tuple[dict[Key, Tensor], torch.cuda.Event | None]:
+    """Send vectors to the host, float32; return them, and on CUDA what to wait for before they are read."""
     vectors = {key: x.float().to("cpu", non_blocking=device.type == "cuda") for key, x in found.items()}
     if device.type != "cuda":
-        return _Found(start, vectors, None)
+        return vectors, None
     arrived = torch.cuda.Event()
     arrived.record(torch.cuda.current_stream(device))
-    return _Found(start, vectors, arrived)
-
-
-def _store(out: Features, found: _Found | None, n: int) -> None:
-    if found is None:
-        return
-    if found.arrived is not None:
-        found.arrived.synchronize()
-    for key, x in found.vectors.items():
-        if key not in out:
-            out[key] = np.empty((n, *x.shape[1:]), dtype=np.float32)
-        out[key][found.start : found.start + len(x)] = x[: n - found.start].numpy()
+    return vectors, arrived

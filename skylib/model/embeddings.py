@@ -17,6 +17,11 @@ from skylib.data.plain import as_label, degrees, filled, positions
 from skylib.files import replaced, row_sums
 
 
+def _plain(value: Any) -> Any:
+    """Return what JSON cannot hold as numbers or text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
 class PartVectors:
     """Vectors that stay in their files until some are asked for; rows are numbered through all files.
 
@@ -160,11 +165,7 @@ class Embeddings:
             with replaced(path) as partial, h5py.File(partial, "w", libver=FORMAT) as file:
                 vectors = self.vectors.astype("<f2" if half else "<f4", copy=False)
                 file["vectors"], file["checksum/vectors"] = vectors, row_sums(vectors)
-                file.attrs["meta"] = fixed(
-                    json.dumps(
-                        self.meta, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
-                    )
-                )
+                file.attrs["meta"] = fixed(json.dumps(self.meta, default=_plain))
                 for name, values in {"ra": self.ra, "dec": self.dec}.items():
                     write_column(file, name, values)
                 for name, values in self.columns.items():

@@ -52,9 +52,7 @@ class ImageEncoder(nn.Module):
         """Set the noise of the sky (C,), in counts, by which `asinh` stretches."""
         sigma = torch.as_tensor(sigma, dtype=torch.float32)
         if sigma.shape != self.sky_sigma.shape or not bool((sigma > 0).all()):
-            raise ValueError(
-                f"sky noise {sigma.tolist()}: must be {len(self.sky_sigma)} positive numbers, one per band"
-            )
+            raise ValueError(f"sky noise {sigma.tolist()}: must be {len(self.sky_sigma)} positive numbers")
         self.sky_sigma.copy_(sigma)
 
     def encode(

@@ -27,6 +27,7 @@ from skylib.model.patches import (
     random_token_mask,
     random_whole_bands,
     standardise,
+    uniform_draws,
     unpatchify,
 )
 from skylib.model.stretch import unstretch
@@ -99,7 +100,7 @@ class MaskedImageModel(ImageEncoder):
         -------
         MIMOutput
         """
-        mask, n_visible = self._checked_or_drawn(mask, flux, generator)
+        mask, n_visible = self._pick_mask(mask, flux, generator)
         return self.compare(flux, mask, n_visible=n_visible, weight=weight, ra=ra, dec=dec)
 
     def draw_mask(
@@ -107,13 +108,11 @@ class MaskedImageModel(ImageEncoder):
     ) -> Tensor:
         """Draw a mask as the configuration says: bool (B, C, N), True where hidden."""
         c, n_bands = self.config, len(self.config.bands)
-        if c.objective == "mae":
-            dropped = random_token_mask(batch, c.n_patches, c.n_visible, generator=generator, device=device)[:, None]
-            if not c.hide_bands:
-                return dropped.expand(-1, n_bands, -1)
-            bands = random_whole_bands(batch, n_bands, c.hide_bands, generator=generator, device=device)[..., None]
-            return dropped | bands
-        return random_band_mask(batch, n_bands, c.n_patches, c.max_mask_ratio, generator=generator, device=device)
+        draw = uniform_draws(generator, device)
+        if c.objective == "simmim":
+            return random_band_mask(draw, batch, n_bands, c.n_patches, c.max_mask_ratio)
+        dropped = random_token_mask(draw, batch, c.n_patches, c.n_visible)[:, None].expand(-1, n_bands, -1)
+        return dropped | random_whole_bands(draw, batch, n_bands, c.hide_bands)[..., None] if c.hide_bands else dropped
 
     def compare(
         self,
@@ -168,7 +167,7 @@ class MaskedImageModel(ImageEncoder):
             True where hidden.
         """
         c = self.config
-        mask, n_visible = self._checked_or_drawn(mask, flux, generator)
+        mask, n_visible = self._pick_mask(mask, flux, generator)
         patches = self._patches(flux)
         encoded, order = self._encode(patches, mask, n_visible, self._sky(ra, dec))
         prediction = self._decode(encoded, order, n_visible).float()
@@ -177,9 +176,7 @@ class MaskedImageModel(ImageEncoder):
         hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
         return torch.where(hidden, filled, flux), hidden
 
-    def _checked_or_drawn(
-        self, mask: Tensor | None, flux: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, int]:
+    def _pick_mask(self, mask: Tensor | None, flux: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
         """Return a mask (B, C, N), a user's or a new one, and how many patches of each sample stay visible to `mae`."""
         c = self.config
         if mask is None:

@@ -11,6 +11,7 @@ import numpy as np
 from astropy_healpix import HEALPix
 
 from skylib.checks import check_range
+from skylib.config import difference
 from skylib.data.cutouts import CutoutFile
 from skylib.files import write_json
 from skylib.model.checkpoint import fingerprint
@@ -95,10 +96,8 @@ def embed_parts(
     about = {"n": len(cutouts), "order": order, "cutouts": cutouts.path.name, "model": fingerprint(model), "pool": pool}
     about |= {"layer": layer, "half": half}
     before = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).is_file() else about
-    if other := [
-        f"{name} {before.get(name)!r} (now {about[name]!r})" for name in about if before.get(name) != about[name]
-    ]:
-        raise ValueError(f"{folder}: holds parts made otherwise: {', '.join(other)}; choose another folder")
+    if changed := difference(before, about):
+        raise ValueError(f"{folder}: holds parts made otherwise: {changed}; choose another folder")
     write_json(folder / ABOUT, about)
     placed = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
     cell = np.full(len(cutouts), -1)

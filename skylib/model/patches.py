@@ -9,68 +9,50 @@ import torch
 from torch import Tensor
 
 
-def random_token_mask(
-    batch: int,
-    n_patches: int,
-    n_visible: int,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+def uniform_draws(generator: torch.Generator | None, device: torch.device | str = "cpu") -> Callable[..., Tensor]:
+    """Return what draws a tensor of some shape from U(0, 1) where the generator is, and brings it to the device."""
+    where = device if generator is None else generator.device
+    return lambda *shape: torch.rand(shape, generator=generator, device=where).to(device)
+
+
+def random_token_mask(draw: Callable[..., Tensor], batch: int, n_patches: int, n_visible: int) -> Tensor:
     """Hide the same number of patches in each sample, all bands together (`mae`).
+
+    Parameters
+    ----------
+    draw : callable
+        From a shape to numbers between 0 and 1 (`uniform_draws`), here and below.
 
     Returns
     -------
     Tensor of bool, shape (B, N)
         Exactly ``N - n_visible`` True per row.
     """
-    noise = _uniform(batch, n_patches, generator=generator, device=device)
-    return noise.argsort(dim=1).argsort(dim=1) >= n_visible
+    return draw(batch, n_patches).argsort(dim=1).argsort(dim=1) >= n_visible
 
 
-def random_band_mask(
-    batch: int,
-    n_bands: int,
-    n_patches: int,
-    max_ratio: float,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+def random_band_mask(draw: Callable[..., Tensor], batch: int, n_bands: int, n_patches: int, max_ratio: float) -> Tensor:
     """Hide different patches in each band (`simmim`); the share hidden is drawn from U(0, max_ratio) per sample.
 
     Returns
     -------
     Tensor of bool, shape (B, C, N)
     """
-    ratio = _uniform(batch, 1, 1, generator=generator, device=device) * max_ratio
-    return _uniform(batch, n_bands, n_patches, generator=generator, device=device) < ratio
+    ratio = draw(batch, 1, 1) * max_ratio
+    return draw(batch, n_bands, n_patches) < ratio
 
 
-def random_whole_bands(
-    batch: int,
-    n_bands: int,
-    share: float,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+def random_whole_bands(draw: Callable[..., Tensor], batch: int, n_bands: int, share: float) -> Tensor:
     """Hide 1 to C - 1 whole bands, each number and each band equally often, in a share of the samples.
 
     Returns
     -------
     Tensor of bool, shape (B, C)
     """
-    chosen = _uniform(batch, 1, generator=generator, device=device) < share
-    n_hidden = 1 + _uniform(batch, 1, generator=generator, device=device) * (n_bands - 1)
-    rank = _uniform(batch, n_bands, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+    chosen = draw(batch, 1) < share
+    n_hidden = 1 + draw(batch, 1) * (n_bands - 1)
+    rank = draw(batch, n_bands).argsort(dim=1).argsort(dim=1)
     return chosen & (rank < n_hidden.floor())
-
-
-def _uniform(*shape: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
-    """Draw from U(0, 1) where the generator is, and bring the numbers to the device."""
-    where = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=where).to(device)
 
 
 def check_mask(mask: Tensor, *, batch: int, n_bands: int, n_patches: int) -> Tensor:
@@ -91,7 +73,7 @@ def check_mask(mask: Tensor, *, batch: int, n_bands: int, n_patches: int) -> Ten
     return mask
 
 
-def count_visible(mask: Tensor, *, bands_alike: bool = True) -> int:
+def count_visible(mask: Tensor, *, bands_alike: bool) -> int:
     """Return how many patches of each sample a mask (B, C, N) leaves to `mae`, at least in one band.
 
     Raises
@@ -100,9 +82,7 @@ def count_visible(mask: Tensor, *, bands_alike: bool = True) -> int:
         If the number differs between samples, or the mask between bands where they must be alike.
     """
     if bands_alike and not bool((mask == mask[:, :1]).all()):
-        raise ValueError(
-            "mask differs between bands: 'mae' drops whole tokens; use objective='simmim', or hide_bands above 0"
-        )
+        raise ValueError("mask differs between bands: that needs objective='simmim', or hide_bands above 0")
     visible = (~mask.all(dim=1)).sum(dim=1).unique()
     if len(visible) > 1:
         raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")

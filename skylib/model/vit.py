@@ -73,14 +73,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        patch_dim: int,
-        n_patches: int,
-        width: int,
-        depth: int,
-        heads: int,
-        sky_position: bool = False,
+        self, *, patch_dim: int, n_patches: int, width: int, depth: int, heads: int, sky_position: bool = False
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(patch_dim, width)
@@ -98,9 +91,7 @@ class Encoder(nn.Module):
         """Number of tokens before the patch tokens: cls, and the position on the sky."""
         return 1 + (self.sky is not None)
 
-    def forward(
-        self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None, layer: int = -1
-    ) -> Tensor:
+    def forward(self, patches: Tensor, *, keep: Tensor | None = None, sky: Tensor | None = None) -> Tensor:
         """Encode patches.
 
         Parameters
@@ -110,19 +101,20 @@ class Encoder(nn.Module):
             The patches to encode; dropped ones cost nothing.
         sky : Tensor of float32, shape (B, 3), optional
             Unit vectors on the sphere.
-        layer : int
-            After which block to stop, counted as in a list; the last is followed by the final norm.
 
         Returns
         -------
         Tensor, shape (B, n_prefix + K or N, width)
         """
-        return self.at_layers(patches, layers=(layer,), keep=keep, sky=sky)[0]
+        return self.at_layers(patches, layers=(-1,), keep=keep, sky=sky)[0]
 
     def at_layers(
         self, patches: Tensor, *, layers: Sequence[int], keep: Tensor | None = None, sky: Tensor | None = None
     ) -> list[Tensor]:
-        """Encode patches as `forward` does, and return the tokens after each of several blocks."""
+        """Encode patches as `forward` does, and return the tokens after each of several blocks, counted as in a list.
+
+        The last block is followed by the final norm.
+        """
         depth = len(self.blocks)
         for layer in layers:
             if not -depth <= layer < depth:

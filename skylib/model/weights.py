@@ -65,11 +65,8 @@ def load_model(
     else:
         model = _restored(path, load_training(path))
     trained = model.origin.get("trained_on", {})
-    if (
-        not isinstance(trained, dict)
-        or not isinstance(scale := trained.get("pixel_scale", 1.0), int | float)
-        or scale <= 0
-    ):
+    scale = trained.get("pixel_scale", 1.0) if isinstance(trained, dict) else None
+    if not isinstance(scale, int | float) or scale <= 0:
         raise OSError(f"{path}: what it says of the data it was trained on is damaged: {trained!r}")
     if bad := [name for name, value in model.state_dict().items() if not bool(value.isfinite().all())]:
         raise OSError(f"{path}: {len(bad)} of its weights hold values that are not finite, the first is {bad[0]}")
@@ -147,7 +144,7 @@ def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str
         tensors = {name: x.half() if x.ndim > 1 and "sky_sigma" not in name else x for name, x in tensors.items()}
     stored = build_model(model.config)
     stored.load_state_dict(tensors)
-    # The place of the run on this machine is nobody's business.
+    # Without the path of the run, which means nothing on another machine.
     origin = {name: value for name, value in model.origin.items() if name != "checkpoint"}
     content = {**origin, **card, "model": to_dict(model.config), "fingerprint": fingerprint(stored)}
     path.parent.mkdir(parents=True, exist_ok=True)

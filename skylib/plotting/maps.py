@@ -20,12 +20,7 @@ MANY = 100_000  # objects, beyond which points would cover each other
 
 
 def plot_map(
-    xy: np.ndarray,
-    values: np.ndarray,
-    *,
-    label: str = "",
-    names: Sequence[str] | None = None,
-    ax: Axes | None = None,
+    xy: np.ndarray, values: np.ndarray, *, label: str = "", names: Sequence[str] | None = None, ax: Axes | None = None
 ) -> Axes:
     """Show a map coloured by class or by a value; objects without one are grey, below the others.
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from skylib.checks import check_choice
 from skylib.plotting.style import COLOURS, draw_cloud, draw_equality, metric_label
 
 DZ = r"$\Delta z = (z_\mathrm{phot} - z_\mathrm{spec}) / (1 + z_\mathrm{spec})$"
@@ -51,11 +52,7 @@ def plot_redshift(
 
 
 def plot_redshift_panels(
-    z_phot: np.ndarray,
-    z_spec: np.ndarray,
-    table: pd.DataFrame,
-    *,
-    by: Literal["z_spec", "z_pred"] = "z_spec",
+    z_phot: np.ndarray, z_spec: np.ndarray, table: pd.DataFrame, *, by: Literal["z_spec", "z_pred"] = "z_spec"
 ) -> Figure:
     """Show, from top to bottom: counts, residuals (dashed: outlier limits), bias, scatter and outlier fraction.
 
@@ -67,8 +64,7 @@ def plot_redshift_panels(
     by : {"z_spec", "z_pred"}
         By the spectroscopic redshift, as errors are understood, or by the predicted one, as samples are selected.
     """
-    if by not in BY:
-        raise ValueError(f"by={by!r}: must be one of {', '.join(map(repr, BY))}")
+    check_choice("by", by, tuple(BY))
     x = z_spec if by == "z_spec" else z_phot
     low, high = float(table["low"].min()), float(table["high"].max())
     figure, axes = plt.subplots(5, 1, figsize=(4.2, 8.2), sharex=True, height_ratios=(1, 1.8, 1, 1, 1))

@@ -201,9 +201,7 @@ def _shorten(text: str) -> str:
     return "\n".join(line[:500] for line in lines[:6]) + (" …" if len(lines) > 6 else "")
 
 
-def write_injected(
-    notebook: Path, out: Path, values: Mapping[str, Any], copies: Mapping[str, str], opening: str
-) -> None:
+def inject(notebook: Path, out: Path, values: Mapping[str, Any], copies: Mapping[str, str], opening: str) -> None:
     """Write the copy to be executed, with the values in a cell after the defaults, as papermill would put them.
 
     Not by papermill itself: it would turn a tuple into text.
@@ -212,10 +210,8 @@ def write_injected(
 
     new, book = nbformat.v4, nbformat.read(notebook, as_version=4)
     lines = [f"{name} = {value!r}" for name, value in values.items() if name not in copies]
-    lines += [
-        f"{name} = {copy!r}  # a copy on the node of {values.get(name, 'the default')!r}"
-        for name, copy in copies.items()
-    ]
+    for name, copy in copies.items():
+        lines.append(f"{name} = {copy!r}  # a copy on the node of {values.get(name, 'the default')!r}")
     cell = new.new_code_cell("\n".join(["# Given to this run", *lines]), metadata={"tags": ["injected-parameters"]})
     book.cells = [c for c in book.cells if not (is_tagged(c, "injected-parameters") or is_tagged(c, "provenance"))]
     after = 1 + next(i for i, c in enumerate(book.cells) if is_tagged(c, "parameters"))

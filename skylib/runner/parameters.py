@@ -161,9 +161,7 @@ def parse_value(parameter: Parameter, text: str) -> Any:
     if str not in members:
         return check_value(parameter, literal)
     if literal is None and NoneType not in members:
-        raise TypeError(
-            f"{parameter.name}=None: must be {parameter.annotation} (for the word itself, write quotes around it)"
-        )
+        raise TypeError(f"{parameter.name}=None: must be {parameter.annotation} (the word itself needs quotes)")
     try:  # quoted text, None, or another member of a union; all else is text as it stands
         return check_value(parameter, literal)
     except TypeError:
@@ -210,9 +208,7 @@ def is_tagged(cell: Mapping[str, Any], tag: str) -> bool:
 def _type(annotation: str) -> Any:
     """Return the type that an annotation names. No other word is evaluated than those of `_TYPES`."""
     if not re.fullmatch(rf"(\b({'|'.join(_TYPES)}|None)\b|\.\.\.|[\[\],|\s])+", annotation):
-        raise ValueError(
-            f"unknown type; allowed are {', '.join(_TYPES)}, None, list[…], tuple[…] and unions of them by |"
-        )
+        raise ValueError(f"unknown type; allowed are {', '.join(_TYPES)}, None, list[…], tuple[…] and unions by |")
     return eval(annotation)
 
 

@@ -79,7 +79,8 @@ def _section(path: Path) -> dict[str, str]:
     from nbconvert import HTMLExporter
 
     book = _read_notebook(path)
-    title = heading = _title(book, path)
+    prose = "\n".join(cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown")
+    title = heading = re.sub(r"[*`]", "", next(iter(re.findall(r"^# (.+)$", prose, re.MULTILINE)), path.stem)).strip()
     cells: list[dict[str, Any]] = []
     outputs: list[Any] | None = None  # since the last text; None: there was no code
     for number, cell in enumerate(book["cells"]):
@@ -162,12 +163,6 @@ def _numbers(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
             task, _, name = label.partition(", ")
             tasks.setdefault(task, []).append({"interval": [], "n": "", "note": "", **result, "name": name or task})
     return tasks
-
-
-def _title(book: dict[str, Any], path: Path) -> str:
-    sources = (cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown")
-    found = (re.search(r"^# (.+)$", source, re.MULTILINE) for source in sources)
-    return next((re.sub(r"[*`]", "", match[1]).strip() for match in found if match), path.stem)
 
 
 def _clean(html: str) -> str:

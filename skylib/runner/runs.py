@@ -17,7 +17,7 @@ from typing import Any
 
 from skylib.files import write_json
 from skylib.lock import locked, now, this_process
-from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, write_injected
+from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, inject
 from skylib.runner.parameters import check_value, find_parameter, notebook_parameters, share, split_override
 from skylib.runner.provenance import data_checksums, describe, environment
 from skylib.runner.report import renew_report, write_report
@@ -180,7 +180,7 @@ def run(
             write_json(run_dir / "environment.json", where)
             given = {name: value for name, value in values.items() if name != "run_dir"}
             opening = describe(where, notebook=notebook.stem, parameters=given, restarts=restarts)
-            write_injected(notebook, out, values, copies, opening)
+            inject(notebook, out, values, copies, opening)
         except OSError as error:
             raise OSError(f"{run_dir}: the run folder cannot be written: {error}") from error
         ending: dict[str, Any] = {"state": "failed"}
@@ -249,9 +249,8 @@ def demo(
     try:
         for number, path in enumerate(paths, 1):
             takes = re.search(r"\*Takes\* (.+?(?:minutes?|seconds))", path.read_text(encoding="utf-8"))
-            log.info(
-                "[%d/%d] %s%s ...", number, len(paths), path.stem, f", {takes[1]} on two quiet cores" if takes else ""
-            )
+            takes_about = f", {takes[1]} on two quiet cores" if takes else ""
+            log.info("[%d/%d] %s%s ...", number, len(paths), path.stem, takes_about)
             began = time.perf_counter()
             run(path, run_dir, values[path], skip_done=resumes)
             log.info("[%d/%d] %s took %.0f s", number, len(paths), path.stem, time.perf_counter() - began)

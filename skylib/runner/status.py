@@ -17,7 +17,8 @@ from skylib.lock import BEAT, SILENT
 
 log = logging.getLogger(__name__)
 
-_ORDER = ("running", "silent", "failed", "interrupted", "done")  # what a run is that has notebooks of several states
+# The state of a run: the first of these that one of its notebooks is in.
+_ORDER = ("running", "silent", "failed", "interrupted", "done")
 _EMPTY: dict[str, Any] = {"notebook": "", "started": "", "parameters": {}, "source": "", "host": "", "restarts": 0}
 _TAIL = 1 << 18  # bytes at the end of a log in which the newest values are looked for
 _COLUMNS = ("run", "state", "notebook", "step", "loss", "probe", "images/s", "restarts", "heartbeat", "where")

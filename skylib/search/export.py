@@ -80,13 +80,9 @@ def _exportable(table: Table) -> Table:
     table["ra"].unit = table["dec"].unit = "deg"
     for name in table.colnames:
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= 60):
-            raise ValueError(
-                f"column {name!r}: FITS takes names of 1 to 60 ASCII characters; rename it, or leave it out"
-            )
+            raise ValueError(f"column {name!r}: FITS takes names of 1 to 60 ASCII characters; rename or leave it out")
         if not isinstance(table[name], Column) or table[name].ndim != 1:
-            raise ValueError(
-                f"column {name!r} is not one number or text per object: it cannot be exported; leave it out"
-            )
+            raise ValueError(f"column {name!r} is not one number or text per object: leave it out of the export")
         kind, size = table[name].dtype.kind, table[name].dtype.itemsize
         if kind == "f" and size not in (4, 8):
             table[name] = table[name].astype(np.float32 if size == 2 else np.float64)
@@ -101,9 +97,7 @@ def _exportable(table: Table) -> Table:
             table[name] = table[name].filled("")
         if table[name].dtype.kind in "SU":
             if strange := [text for text in map(str, table[name].astype(str)) if not text.isascii()]:
-                raise ValueError(
-                    f"column {name!r} holds {strange[0]!r}: FITS has ASCII text only; rename it, or leave it out"
-                )
+                raise ValueError(f"column {name!r} holds {strange[0]!r}: FITS has ASCII text only; leave it out")
         elif table[name].dtype.kind not in "fiub":
             raise ValueError(f"column {name!r} holds {table[name].dtype}: it cannot be exported; leave it out")
     return table

@@ -71,9 +71,8 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
             if not (_is_number(value) if of_numbers else isinstance(value, str)):
                 hint = f", called {', '.join(called)}" if called else ""
                 hint = hint if of_numbers else "; put in quotes what looks like a number or holds a comma"
-                raise ValueError(
-                    f"filter {name}={value!r}: the column holds {'numbers' if of_numbers else 'text'}{hint}"
-                )
+                held = "numbers" if of_numbers else "text"
+                raise ValueError(f"filter {name}={value!r}: the column holds {held}{hint}")
         if kind in "iu":
             info = np.iinfo(values.dtype)
             wanted = [int(value) for value in wanted if value % 1 == 0 and info.min <= value <= info.max]

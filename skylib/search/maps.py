@@ -66,10 +66,8 @@ class EmbeddingMap:
         ndarray of float32, shape (n, 2)
             NaN for objects whose vector is not finite.
         """
-        if embeddings.vectors.shape[1] != len(self.mean):
-            raise ValueError(
-                f"vectors of {embeddings.vectors.shape[1]} numbers: the map was made from {len(self.mean)}"
-            )
+        if (width := embeddings.vectors.shape[1]) != len(self.mean):
+            raise ValueError(f"vectors of {width} numbers: the map was made from {len(self.mean)}")
         finite = embeddings.finite
         new = ((embeddings.vectors[finite] - self.mean) / self.scale @ self.directions).astype(np.float32)
         old, new = (torch.from_numpy(x).to(pick_device(device)) for x in (self.components, new))

@@ -127,9 +127,7 @@ def find_object(objects: Embeddings | CutoutFile, text: str, *, radius: float = 
         if len(rows) == 1:
             return int(rows[0]), f"{name} {values[rows[0]]}"
         if len(rows):
-            raise ValueError(
-                f"{len(rows)} objects have {name} = {text!r}: give a row (#12), an object_id or a position"
-            )
+            raise ValueError(f"{len(rows)} objects have {name} = {text!r}: give a row (#12), object_id or position")
     place = _position(text)
     if place is None:
         raise ValueError(
@@ -170,10 +168,9 @@ def query_vectors(query: np.ndarray, embeddings: Embeddings, model: MaskedImageM
             raise ValueError("an image as the query needs the model that made the embeddings: give model=…")
         meta = embeddings.meta
         return target_vectors(model, query, pool=meta.get("pool", "mean"), layer=meta.get("layer", -1))
-    if query.ndim != 2 or query.shape[1] != embeddings.vectors.shape[1]:
-        raise ValueError(
-            f"query of shape {query.shape[1:]}: must be a vector ({embeddings.vectors.shape[1]},) or an image"
-        )
+    width = embeddings.vectors.shape[1]
+    if query.ndim != 2 or query.shape[1] != width:
+        raise ValueError(f"query of shape {query.shape[1:]}: must be a vector ({width},) or an image")
     if not np.isfinite(query).all():
         raise ValueError("query: the vector is not finite")
     return query.astype(np.float32)

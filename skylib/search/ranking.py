@@ -26,8 +26,8 @@ def feedback_scores(
     """Return for each object how much it is like those marked yes rather than the rest.
 
     A logistic regression on the frozen, standardised features. Nearly all objects are not what is sought, so a random
-    sample of the unmarked counts as no, too: alone at first, and as one part with the marked ones after; all of yes
-    weigh as much as all of no.
+    sample of the unmarked ones counts as no, too: with the whole weight of no until one is marked no, and with half of
+    it from then on. All of yes weigh as much as all of no.
 
     Parameters
     ----------

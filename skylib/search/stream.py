@@ -63,9 +63,8 @@ def search_files(
     files = [file for path in paths for file in (part_files(path) if Path(path).is_dir() else [Path(path)])]
     wanted = np.atleast_2d(np.asarray(filled(targets), dtype=np.float64))
     if k < 1 or not files or not wanted.size or not np.isfinite(wanted).all():
-        raise ValueError(
-            f"k={k}, {len(files)} files, targets of shape {wanted.shape}: needs k >= 1, files, finite targets"
-        )
+        given = f"k={k}, {len(files)} files, targets of shape {wanted.shape}"
+        raise ValueError(f"{given}: needs k >= 1, files, finite targets")
     place = pick_device(device)
     finite = (x[x.isfinite().all(dim=1)] for _, _, x in _blocks(files, rows, wanted.shape[1], place))
     try:

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from skylib.device import pick_device
-from skylib.stopping import EXIT_CODE, Interrupted, StopRequest
+from skylib.stopping import Interrupted, StopRequest
 
 _MEET = "SKYLIB_MEET"  # variable for the workers of one node: where they meet
-_PROGRAM = [sys.executable, "-m", "skylib.training.distributed"]
 _PATIENCE = 10.0  # seconds that the other workers have to end after one has failed
 
 
@@ -154,7 +154,7 @@ def launch(
     failure.unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environ = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ}
-    command = [*_PROGRAM, str(failure), str(processes)]
+    command = [sys.executable, "-m", __name__, str(failure), str(processes)]
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", 1))
     if nodes > 1:
         environ |= _meeting_point(os.environ["SLURM_JOB_NODELIST"])
@@ -162,10 +162,14 @@ def launch(
         if cpus := os.environ.get("SLURM_CPUS_PER_TASK"):
             srun.append(f"--cpus-per-task={cpus}")  # srun does not take it over from the job (Slurm 22.05)
         command = [*srun, *command]
-    with open(log, "ab") as file, StopRequest(run_dir) as stop:
+    # The task comes from a file without a name: what only this process can have written.
+    with open(log, "ab") as file, tempfile.TemporaryFile() as task, StopRequest(run_dir) as stop:
         start = file.tell()
-        task = pickle.dumps((function, dict(arguments)))
-        node = _start(command, task, env=environ, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        pickle.dump((function, dict(arguments)), task)
+        task.seek(0)
+        streams: dict[str, Any] = {"stdin": task, "stdout": file, "stderr": subprocess.STDOUT}
+        end = _end_with_parent if sys.platform == "linux" else None
+        node = subprocess.Popen(command, env=environ, preexec_fn=end, start_new_session=True, **streams)
         try:
             while node.poll() is None:
                 time.sleep(0.3)
@@ -203,15 +207,6 @@ def _scontrol(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _start(command: list[str], task: bytes, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process that reads its task from its standard input: what only this process can have written."""
-    with tempfile.TemporaryFile() as file:  # has no name that another process could open
-        file.write(task)
-        file.seek(0)
-        end = _end_with_parent if sys.platform == "linux" else None
-        return subprocess.Popen(command, stdin=file, preexec_fn=end, **options)
-
-
 def _end_with_parent() -> None:
     """Have the system send SIGTERM to this process when its parent dies, such as a kernel that was killed.
 
@@ -221,59 +216,44 @@ def _end_with_parent() -> None:
 
 
 def _run_node(failure: str, processes: int) -> int:
-    """Run the workers of this node; return the exit code of the first that did not end well."""
+    """Run the workers of this node, each with the task from the standard input; return 1 unless all end well."""
     node, nodes = int(os.environ.get("SLURM_NODEID", 0)), int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
-    task = sys.stdin.buffer.read()
-    environ = {**os.environ, "WORLD_SIZE": str(nodes * processes)}
+    os.environ["WORLD_SIZE"] = str(nodes * processes)
     with tempfile.TemporaryDirectory(prefix="skylib-") as folder:
         if nodes == 1:  # nobody outside this machine, and no other user, can reach them
-            environ[_MEET] = f"file://{folder}/meet"
-        workers = [
-            _start(
-                [*_PROGRAM, failure],
-                task,
-                env=environ | {"RANK": str(node * processes + local), "LOCAL_RANK": str(local)},
-            )
-            for local in range(processes)
-        ]
+            os.environ[_MEET] = f"file://{folder}/meet"
+        arguments = sys.stdin.buffer.read(), failure, node * processes
+        workers = start_processes(_work, arguments, processes, join=False, start_method="spawn")
 
         def terminate(*_: object) -> None:
-            for worker in workers:
+            for worker in workers.processes:
                 worker.terminate()
 
         signal.signal(signal.SIGTERM, terminate)
-        patience = _PATIENCE
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(0.1)
-            patience -= 0.1 * any(worker.returncode for worker in workers)
-            if patience < 0:
-                for worker in workers:
-                    worker.kill()
-    return next((abs(worker.returncode) for worker in workers if worker.returncode), 0)
-
-
-def _work(failure: str) -> int:
-    """Do in this process what `launch` was asked for; keep the first error of all processes."""
-    name, arguments = pickle.loads(sys.stdin.buffer.read())
-    module, attribute = name.split(":")
-    try:
-        getattr(importlib.import_module(module), attribute)(**arguments)
-    except Exception as error:
-        with suppress(FileExistsError), open(failure, "x") as file:
-            json.dump([type(error).__name__, str(error)], file)
-        if isinstance(error, Interrupted):
-            return EXIT_CODE
-        traceback.print_exc()
-        return 1
+        try:
+            while not workers.join(grace_period=_PATIENCE):
+                pass
+        except ProcessException:
+            return 1
     return 0
 
 
-def _leave(code: int) -> None:
-    """End this process once its work is done.
-
-    Not by the interpreter's own end: threads of process groups that are still referred to are then torn down in any
-    order, which now and again aborts a process that has done all it should.
-    """
+def _work(local: int, task: bytes, failure: str, first: int) -> None:
+    """Do in this process what `launch` was asked for; keep the first error of all processes."""
+    os.environ |= {"RANK": str(first + local), "LOCAL_RANK": str(local)}
+    name, arguments = pickle.loads(task)
+    module, attribute = name.split(":")
+    code = 0
+    try:
+        getattr(importlib.import_module(module), attribute)(**arguments)
+    except Exception as error:
+        code = 1
+        with suppress(FileExistsError), open(failure, "x") as file:
+            json.dump([type(error).__name__, str(error)], file)
+        if not isinstance(error, Interrupted):
+            traceback.print_exc()
+    # Not by the interpreter's own end: threads of process groups that are still referred to are then torn down in any
+    # order, which now and again aborts a process that has done all it should.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -281,4 +261,4 @@ def _leave(code: int) -> None:
 
 
 if __name__ == "__main__":
-    _leave(_run_node(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 2 else _work(sys.argv[1]))
+    sys.exit(_run_node(sys.argv[1], int(sys.argv[2])))

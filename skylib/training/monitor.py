@@ -104,9 +104,8 @@ class Recorder:
         if damaged > 1:  # a kill cuts off one line at most
             aside = run_dir / "metrics.damaged.jsonl"
             os.replace(self._path, aside)
-            log.warning(
-                "%s: %d lines cannot be read and are left out; the file is kept as %s", self._path, damaged, aside
-            )
+            message = "%s: %d lines cannot be read and are left out; the file is kept as %s"
+            log.warning(message, self._path, damaged, aside)
         lines = [line for line in lines if line["step"] <= step]
         with replaced(self._path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -173,7 +172,7 @@ class Display:
     """
 
     def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0, quiet: bool = False) -> None:
-        self._shown, self._quiet, run_dir = step, quiet, Path(run_dir)
+        run_dir = Path(run_dir)
         self._log, self._workers = run_dir / "metrics.jsonl", run_dir / "workers.step"  # see `StepFile`
         self._bar = tqdm(total=steps, initial=min(step, steps), desc="pretrain", unit="step", disable=quiet)
         figures = [run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")]
@@ -182,21 +181,19 @@ class Display:
 
     def tick(self, step: int) -> None:
         """Show how many steps are made."""
-        if step > self._shown:
-            self._bar.update(step - self._shown)
-            self._shown = step
+        if step > self._bar.n:
+            self._bar.update(step - self._bar.n)
 
     def refresh(self) -> None:
         """Show what was logged and drawn since the last call."""
-        if self._quiet:
+        if self._bar.disable:
             return
         with suppress(OSError, ValueError):
             self.tick(int(self._workers.read_text()))
         for line in read_log(self._log, last=4096)[0][-2:]:  # the last may be of a validation
             if "loss" in line:
-                self._bar.set_postfix(
-                    loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.0f}", refresh=False
-                )
+                shown = {"loss": f"{line['loss']:.4f}", "images_per_s": f"{line['images_per_s']:.0f}"}
+                self._bar.set_postfix(shown, refresh=False)
                 self.tick(line["step"])
         for path, before in self._times.items():
             if (changed := _changed(path)) != before:
@@ -206,7 +203,7 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-        if not self._quiet:
+        if not self._bar.disable:
             self._workers.unlink(missing_ok=True)
 
     def _show(self, path: Path) -> None:

@@ -79,9 +79,8 @@ class Optimiser:
         self.config = config
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self.adamw = torch.optim.AdamW(
-            _decay_groups(model, config), lr=config.learning_rate, betas=config.betas, fused=True
-        )
+        groups = _decay_groups(model, config)
+        self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.average = deepcopy(model).eval().requires_grad_(False) if config.ema else None
         # Steps that were skipped: in a row now, longest row since the last look, in all.
         self._bad = torch.zeros(3, device=self.parameters[0].device)

@@ -144,7 +144,7 @@ class Trainer:
         world: World,
     ) -> None:
         self.model = build_model(model_config, seed=config.seed)
-        self.model_config, self.config, self.run_dir, self.world = model_config, config, run_dir, world
+        self.config, self.run_dir, self.world = config, run_dir, world
         if config.batch_size % (config.accumulate * world.size):
             processes = f"{world.size} processes x accumulate={config.accumulate}"
             raise ValueError(f"batch_size={config.batch_size}: cannot be divided among {processes}")
@@ -169,7 +169,7 @@ class Trainer:
             self._restore(resumed[1])
         self.forward_backward = Step(self.model, config, world)
         if world.first:
-            write_json(run_dir / "config.json", {"model": to_dict(self.model_config), "pretrain": to_dict(config)})
+            write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
 
     def run(self, stop: StopRequest, show: Display | StepFile) -> None:
@@ -256,7 +256,7 @@ class Trainer:
         self.recorder.draw()
 
     def _content(self, model: MaskedImageModel) -> dict[str, Any]:
-        configs = {"model_config": to_dict(self.model_config), "pretrain_config": to_dict(self.config)}
+        configs = {"model_config": to_dict(self.model.config), "pretrain_config": to_dict(self.config)}
         return {"step": self.step, "model": model.state_dict(), "trained_on": self.trained_on, **configs}
 
     def _save(self) -> None:
@@ -275,14 +275,14 @@ class Trainer:
 
     def _check_same(self, path: Path, checkpoint: dict[str, Any]) -> None:
         before = to_dict(model_config_from_dict(checkpoint["model_config"]))
-        if changed := difference(before, to_dict(self.model_config)):
+        if changed := difference(before, to_dict(self.model.config)):
             raise ValueError(f"{path} is of another model ({changed}); use another run folder, or the same model")
         if changed := difference(checkpoint["pretrain_config"], to_dict(self.config)):
             log.warning("%s is resumed with other settings: %s", path, changed)
 
     def _open(self, data: Loader | CutoutFile, kind: str) -> Loader:
         """Return the loader of the training or validation data, which must fit the model and the settings."""
-        c, m, device, shuffle = self.config, self.model_config, self.world.device, kind == "training"
+        c, m, device, shuffle = self.config, self.model.config, self.world.device, kind == "training"
         if isinstance(data, CutoutFile):
             options: dict[str, Any] = {"size": m.image_size, "bands": m.bands, "device": device, "seed": c.seed}
             data = CutoutLoader(data, batch_size=c.batch_size, shuffle=shuffle, augment=shuffle, **options)
@@ -294,7 +294,6 @@ class Trainer:
         if data.size != m.image_size:
             raise ValueError(f"the {kind} data has images of {data.size} pixels, the model image_size={m.image_size}")
         if shuffle and data.batch_size != c.batch_size:
-            raise ValueError(
-                f"batch_size={c.batch_size}: the loader of the training data gives batches of {data.batch_size}"
-            )
+            given = f"the loader of the training data gives batches of {data.batch_size}"
+            raise ValueError(f"batch_size={c.batch_size}: {given}")
         return data

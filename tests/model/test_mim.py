@@ -6,7 +6,15 @@ import torch
 from skylib import ModelConfig, build_model
 from skylib.data.augment import random_orientation
 from skylib.device import attend, keyed_generator
-from skylib.model.patches import mask_to_pixels, patchify, random_band_mask, random_token_mask, standardise, unpatchify
+from skylib.model.patches import (
+    mask_to_pixels,
+    patchify,
+    random_band_mask,
+    random_token_mask,
+    standardise,
+    uniform_draws,
+    unpatchify,
+)
 from skylib.model.pooling import central_patches
 
 SMALL = {
@@ -39,13 +47,13 @@ def test_patchify_and_back_and_the_order_of_patches():
 
 
 def test_token_masks_hide_the_exact_number_and_any_patch_equally():
-    mask = random_token_mask(4000, 16, 4, generator=keyed_generator(0))
+    mask = random_token_mask(uniform_draws(keyed_generator(0)), 4000, 16, 4)
     assert (mask.sum(dim=1) == 12).all()  # True is hidden
     torch.testing.assert_close(mask.float().mean(dim=0), torch.full((16,), 0.75), atol=0.03, rtol=0)
 
 
 def test_band_masks_differ_between_bands_and_vary_in_ratio():
-    mask = random_band_mask(2000, 5, 64, 0.9, generator=keyed_generator(0))
+    mask = random_band_mask(uniform_draws(keyed_generator(0)), 2000, 5, 64, 0.9)
     ratio = mask.float().mean(dim=(1, 2))
     assert 0.43 < ratio.mean() < 0.47
     assert ratio.max() < 0.97
@@ -77,7 +85,7 @@ def test_eight_images_can_be_learnt_by_heart(objective):
     flux = (1 + 5 * torch.rand(8, 5, 1, 1, generator=draw)) * torch.exp(-distance / 50)
     model = model_for(objective=objective, norm_pix=None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    mask = random_token_mask(8, 16, 8, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 8, 16, 8)
     first = model(flux, mask=mask).loss.item()
     for _ in range(120):
         loss = model(flux, mask=mask).loss
@@ -93,7 +101,7 @@ def test_eight_images_can_be_learnt_by_heart(objective):
 def test_training_lowers_the_loss_on_a_few_images(flux, objective, norm_pix, loss):
     model = model_for(objective=objective, norm_pix=norm_pix, loss=loss)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 8)
     losses = []
     for _ in range(15):
         value = model(flux, mask=mask).loss
@@ -109,7 +117,7 @@ def test_the_loss_sees_only_hidden_pixels_that_have_data(flux, objective):
     model = model_for(objective=objective, norm_pix=None)
     flux[:, 1, :10] = torch.nan
     flux[0] = torch.nan
-    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 8)
     out = model(flux, mask=mask)
     assert out.loss.isfinite()
     (gradient,) = torch.autograd.grad(out.loss, out.prediction)
@@ -127,7 +135,7 @@ def test_weights_count_in_the_loss(flux, objective):
     weight[:, 2] = 0
     weight[:, 3, :4] = torch.nan
     weight[:, 4, :4], weight[:, 4, 4:8] = torch.inf, -1.0
-    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 8)
     out = model(flux, mask=mask, weight=weight)
     (gradient,) = torch.autograd.grad(out.loss, out.prediction, retain_graph=True)
     known = torch.where(weight.isfinite() & (weight > 0), weight, 0.0)
@@ -155,7 +163,7 @@ def test_both_ways_to_attend_agree(dtype):
 
 def test_a_decoder_that_leaves_out_what_is_visible_decodes_the_rest_alike(flux):
     model = model_for(decoder_depth=3)
-    mask = random_token_mask(6, 16, 10, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 10)
     out = model(flux, mask=mask)
     out.loss.backward()
     lean = {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -195,7 +203,7 @@ def test_a_mask_that_hides_nothing_leaves_nothing_to_learn(flux, objective):
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
 def test_what_is_hidden_does_not_reach_the_prediction(flux, objective):
     model = model_for(objective=objective, norm_pix=None)
-    mask = random_token_mask(6, 16, 8, generator=keyed_generator(3))
+    mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 8)
     changed = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux + 7, flux)
     torch.testing.assert_close(model(flux, mask=mask).prediction, model(changed, mask=mask).prediction)
     visible = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux, flux + 7)

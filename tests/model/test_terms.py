@@ -3,7 +3,7 @@ import torch
 
 from skylib import ModelConfig, build_model
 from skylib.device import keyed_generator
-from skylib.model.patches import patchify, random_whole_bands
+from skylib.model.patches import patchify, random_whole_bands, uniform_draws
 from skylib.model.terms import FluxHead
 
 SMALL = {
@@ -72,7 +72,7 @@ def test_the_flux_head_learns_colours_and_is_blind_where_there_is_no_data(flux):
 
 
 def test_whole_bands_are_hidden_evenly_and_never_all():
-    hidden = random_whole_bands(9000, 4, 0.5, generator=keyed_generator(0))
+    hidden = random_whole_bands(uniform_draws(keyed_generator(0)), 9000, 4, 0.5)
     number = hidden.sum(dim=1)
     share = torch.bincount(number, minlength=5) / len(hidden)
     torch.testing.assert_close(share, torch.tensor([0.5, 1 / 6, 1 / 6, 1 / 6, 0.0]), atol=0.02, rtol=0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -273,13 +274,14 @@ def test_a_model_knows_where_its_weights_come_from(cutouts, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = "import sys; from skylib.training.distributed import launch; launch('signal:pause', {}, run_dir=sys.argv[1], processes=2)"
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
+    mark = {"STARTED_FROM": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], env=os.environ | mark)
 
     def workers():
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                if str(tmp_path / "run" / "workers.error") in path.read_text():
+                if f"STARTED_FROM={tmp_path}\0" in path.read_text() and path.parent.name != str(parent.pid):
                     found.append(path)
         return found
 
@@ -291,7 +293,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
         pytest.fail("not within a minute")
 
     try:
-        wait_for(lambda: len(workers()) >= 3)  # two, and the process that watches them
+        wait_for(lambda: len(workers()) >= 4)  # two, the process that watches them, and its resource tracker
     finally:
         parent.kill()
         parent.wait()
