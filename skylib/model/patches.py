@@ -82,7 +82,7 @@ def count_visible(mask: Tensor, *, bands_alike: bool) -> int:
         If the number differs between samples, or the mask between bands where they must be alike.
     """
     if bands_alike and not bool((mask == mask[:, :1]).all()):
-        raise ValueError("mask differs between bands: that needs objective='simmim', or hide_bands above 0")
+        raise ValueError("mask differs between bands: 'mae' drops whole tokens, unless hide_bands is above 0")
     visible = (~mask.all(dim=1)).sum(dim=1).unique()
     if len(visible) > 1:
         raise ValueError("mask hides different numbers of patches in different samples: 'mae' needs the same")
