@@ -254,7 +254,7 @@ def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nda
             raise ValueError(f"{name} holds NaN or infinity {n_bad} times: select the objects with a known value first")
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
-        raise ValueError(f"shapes {prediction.shape} and {truth.shape}: must be two vectors of one length, not empty")
+        raise ValueError(f"shapes {prediction.shape}, {truth.shape}: must be two vectors of one length, not empty")
     return prediction, truth
 
 
