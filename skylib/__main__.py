@@ -8,10 +8,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from skylib import __version__
 from skylib.stopping import EXIT_CODE, Interrupted
 
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sky Embeddings: run its notebooks, list their progress, simulate or fetch data.",
         epilog="Each command has examples: skylib COMMAND --help",
     )
-    parser.add_argument("--version", action="version", version=f"skylib {__version__}", help="print the version")
+    parser.add_argument("--version", action="version", version=_version(), help="print the version and end")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[..., None], help: str, example: str, to: Any = commands) -> Any:
@@ -287,6 +287,13 @@ def _fetch_hsc(arguments: argparse.Namespace) -> None:
 
     chosen = {name: getattr(arguments, name) for name in ("tract", "patches", "rerun")}
     print(*fetch_hsc_tiles(arguments.directory, bands=sort_bands(arguments.bands), **chosen), sep="\n")
+
+
+def _version() -> str:
+    try:
+        return f"skylib {version('skylib')}"
+    except PackageNotFoundError:
+        return "skylib, not installed"
 
 
 if __name__ == "__main__":
