@@ -174,7 +174,7 @@ def find_tiles(
         exist = sort_bands({band for files in found.values() for band in files})
         raise FileNotFoundError(
             f"{directory}: none of {len(tiles)} tiles has {min_bands} of the bands {', '.join(bands)}; "
-            f"bands found: {', '.join(exist)}"
+            f"bands found: {', '.join(exist)}; choose bands among these, or a lower min_bands"
         )
     if len(kept) < len(tiles):
         n_left = len(tiles) - len(kept)
