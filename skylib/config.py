@@ -78,8 +78,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", sort_bands(self.bands))
         mae = self.objective == "mae"
-        for name, value in (("hide_bands", 0.25 * (mae and len(self.bands) > 1)), ("flux_weight", 0.3 * mae)):
-            object.__setattr__(self, name, value if getattr(self, name) is None else getattr(self, name))
+        if self.hide_bands is None:
+            object.__setattr__(self, "hide_bands", 0.25 if mae and len(self.bands) > 1 else 0.0)
+        if self.flux_weight is None:
+            object.__setattr__(self, "flux_weight", 0.3 if mae else 0.0)
         check_literals(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
         check_ranges(self, "patch_size decoder_depth", 1, 1024)

@@ -233,7 +233,8 @@ def _run_node(failure: str, processes: int) -> int:
         try:
             while not workers.join(grace_period=_PATIENCE):
                 pass
-        except ProcessException:
+        except ProcessException as error:
+            print(error, file=sys.stderr)  # such as by which signal a worker was killed
             return 1
     return 0
 
