@@ -35,7 +35,7 @@ def warn_of_differences(model: MaskedImageModel, cutouts: CutoutFile) -> None:
     if abs(scale / (trained_scale := trained.get("pixel_scale", scale)) - 1) > 0.05:
         found.append(
             f"pixels of {scale:.3g} arcsec, but the model was trained with {trained_scale:.3g}; "
-            f"skylib.at_scale(cutouts, {trained_scale:g}) resamples them"
+            f"skylib.at_scale(cutouts, {trained_scale:g}), or skylib embed --rescale, resamples them"
         )
     if missing := [band for band in bands if band not in cutouts.bands]:
         found.append(f"bands {' '.join(missing)} of the model are missing and count as no data")

@@ -159,8 +159,9 @@ def test_a_model_knows_its_data_and_says_how_others_differ(tmp_path, caplog):
     vectors = embed(model, other).vectors
     embed(model, other)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{other.path}: pixels of 0.396 arcsec, but the model was trained with 0.168; skylib.at_scale(cutouts, 0.168) "
-        "resamples them; bands g of the model are missing and count as no data; bands u are left out, the model has g r i; "
+        f"{other.path}: pixels of 0.396 arcsec, but the model was trained with 0.168; "
+        "skylib.at_scale(cutouts, 0.168), or skylib embed --rescale, resamples them; "
+        "bands g of the model are missing and count as no data; bands u are left out, the model has g r i; "
         "cutouts of 12 pixels are padded with no data to 16"
     ]
     padded = np.full((40, 3, 16, 16), np.nan)
