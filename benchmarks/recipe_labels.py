@@ -21,7 +21,7 @@ from skylib.files import write_json
 
 # Frozen tokens are cheap; a whole network is not, and is trained at the two numbers that are compared, and between.
 FROZEN = ProbeConfig(epochs=10, min_steps=400, batch_size=64, evaluations=5, patience=5)
-SUPERVISED = ProbeConfig(epochs=4, min_steps=64, batch_size=64, evaluations=1, patience=4)
+SUPERVISED = ProbeConfig(epochs=6, min_steps=64, batch_size=64, evaluations=1, patience=4)
 
 
 def logistic(encode: Any, survey: Survey, out: Path, *, n_labels: list[int], seeds: range) -> None:
@@ -57,5 +57,5 @@ def study(model: Any, encode: Any, survey: Survey, out: Path, *, seeds: int = 3)
     fifth = np.where((survey.split == TRAIN) & (place % 5 > 0), -1, whole)
     options: dict[str, Any] = {"seeds": range(seeds), "run_dir": out}
     one = partial(label_efficiency, model, survey.main, "class", **options)
-    one(methods=["supervised"], n_labels=[2**12, 2**9], split=whole, config=SUPERVISED)
+    one(methods=["supervised"], n_labels=[2**9, 2**12], split=whole, config=SUPERVISED)
     one(methods=["attentive"], n_labels=[2**9, 2**7, 2**11], split=fifth, config=FROZEN)

@@ -217,7 +217,7 @@ class PretrainConfig:
         return cls(steps=steps, batch_size=64, learning_rate=1e-4, warmup_steps=0, clip_grad=0.0, precision="fp32")
 
 
-LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 1e-3}  # peaks, by default
+LEARNING_RATES = {"linear": 3e-3, "attentive": 1e-3, "finetune": 5e-4, "supervised": 5e-4}  # peaks, by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +235,7 @@ class ProbeConfig:
         Peak, AdamW, after a tenth of the steps, then cosine to zero; `LEARNING_RATES` of the method by default.
     rate_factors, length_factors : tuple of float
         Tuning: a training is tried with every learning rate times one of the first, and every length (epochs and
-        `min_steps`) times one of the second, and the best on validation counts; ``supervised`` takes up to 16 times
+        `min_steps`) times one of the second, and the best on validation counts; ``supervised`` takes up to 12 times
         longer.
     weight_decay : float
     layer_decay : float

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -37,7 +37,7 @@ from skylib.training.optimise import cosine_schedule
 log = logging.getLogger(__name__)
 
 _FROZEN = ("linear", "attentive")
-_LONGEST, _MEMORY = 16, 0.99  # supervised training: times the length that is asked for, at most; decay of the average
+_LONGEST, _MEMORY = 12, 0.99  # supervised training: times the length that is asked for, at most; decay of the average
 
 
 def train_head(
@@ -65,9 +65,9 @@ def train_head(
     method : {"linear", "attentive", "finetune", "supervised"}
         A linear layer on the mean of frozen tokens (of the central ones, by default); attention pooling over frozen
         tokens; both trained on together with the pretrained encoder, after the head alone (Kumar et al. 2022,
-        arXiv:2202.10054); or the same architecture from fresh weights, trained at a constant rate until the score of
-        its averaged weights on validation stops rising. The two that see pixels are shown them in random orientations;
-        frozen tokens are computed once, and come as they are.
+        arXiv:2202.10054); or the same from fresh weights of the same architecture, at a constant rate until the score
+        of the averaged weights on validation stops rising. The two that see pixels are shown them in random
+        orientations; frozen tokens are computed once, and come as they are.
     n_labels : int, optional
         How many training labels to use; all by default. The subsets of one seed are nested and hold the classes in
         their proportion.
@@ -119,6 +119,13 @@ class LabelledCutouts:
         nowhere = np.full(len(cutouts), np.nan)
         self.model, self.cutouts = model, moved(cutouts, ra=nowhere, dec=nowhere)
         self._inputs: dict[bool, Tensor] = {}
+
+    def seen_by(self, model: MaskedImageModel) -> LabelledCutouts:
+        """Return the same labels and images with another network of the same shape."""
+        other = copy(self)
+        other.model, other._inputs = model, {kind: x for kind, x in self._inputs.items() if not kind}
+        other.__dict__.pop("moments", None)
+        return other
 
     def key(self) -> str:
         """Return a short name for images, network, labels and parts: the same study, the same name.
@@ -181,6 +188,8 @@ def train_on(
     rate = LEARNING_RATES[method] if config.learning_rate is None else config.learning_rate
     # From nothing, a training ends by itself: the longest is enough.
     lengths = config.length_factors if method != "supervised" else (max(config.length_factors),)
+    if method == "supervised":
+        data = data.seen_by(random_weights(data.model, seed=seed))
     trials: list[_Fitted] = []
     with kept_memory(data.model.sky_sigma.device):
         for length, factor in itertools.product(lengths, config.rate_factors):
@@ -200,16 +209,13 @@ def train_on(
 def _trial(data: LabelledCutouts, method: Method, goal: Goal, train: np.ndarray, seed: int, c: ProbeConfig) -> _Fitted:
     """Build a network and train it by one setting."""
     patches = central_patches(data.model.config.n_patches) if c.pool == "central" else None
-    moments = None if method == "supervised" else data.moments
     width, attentive = data.model.config.width, method != "linear"
     with seeded_init(seed):
-        head = Head(width, goal.n_out, attentive=attentive, patches=patches, moments=moments)
-    if method == "finetune":  # the head alone, first
+        head = Head(width, goal.n_out, attentive=attentive, patches=patches, moments=data.moments)
+    if method not in _FROZEN:  # the head alone, first
         _fit(data, head, "attentive", goal, train, seed, replace(c, learning_rate=LEARNING_RATES["attentive"]))
-    if method in _FROZEN:
-        return _fit(data, head, method, goal, train, seed, c)
-    encoder = deepcopy(data.model) if method == "finetune" else random_weights(data.model, seed=seed)
-    return _fit(data, EncoderWithHead(encoder, head), method, goal, train, seed, c)
+    network = head if method in _FROZEN else EncoderWithHead(deepcopy(data.model), head)
+    return _fit(data, network, method, goal, train, seed, c)
 
 
 def _fit(
@@ -230,11 +236,13 @@ def _fit(
     network.to(device)
     average = deepcopy(network) if from_nothing else network  # what is judged and kept
 
-    def judge() -> tuple[float, float]:
+    def judge(step: int) -> tuple[float, float]:
         """Return score and negative loss on validation: the loss decides between equal scores."""
         output = _outputs(average, data, validation, frozen, config)
         loss = goal.loss(output, goal.encode(truth), torch.ones(len(truth)))
-        return metric(goal.decode(output), truth)[score_name], -float(loss)
+        score = metric(goal.decode(output), truth)[score_name]
+        log.debug("%s, %d labels, step %d: %.4f on validation", method, len(train), step, score)
+        return score, -float(loss)
 
     learning_rate = config.learning_rate or LEARNING_RATES[method]
     groups = parameter_groups(network, learning_rate, layer_decay=config.layer_decay if method == "finetune" else 1.0)
@@ -246,7 +254,7 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, height)
     evaluate_at = set(np.linspace(0, asked * times, config.evaluations * times + 1).round().astype(int)[1:].tolist())
     kept, stale, order = deepcopy(network.state_dict()), 0, torch.empty(0, dtype=torch.long)
-    best = judge() if method == "finetune" else (-np.inf, -np.inf)  # what the head alone can do is there already
+    best = (-np.inf, -np.inf) if frozen else judge(0)  # what the head alone can do is there already
     highest = np.array(best)
     network.train()
     for step in range(asked * times):
@@ -269,11 +277,8 @@ def _fit(
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
         if step + 1 in evaluate_at:
-            found = judge()
-            log.debug("%s, %d labels, step %d: %.4f on validation", method, len(train), step + 1, found[0])
-            stale = (
-                stale + 1 if (np.array(found) <= highest).all() else 0
-            )  # the loss may fall long before the score rises
+            found = judge(step + 1)
+            stale = stale + 1 if (found <= highest).all() else 0  # the loss may fall long before the score rises
             highest = np.maximum(highest, found)
             if found > best:
                 kept, best = deepcopy(average.state_dict()), found
