@@ -68,7 +68,8 @@ class ApproximateIndex:
         self._standardise = Standardiser(torch.from_numpy(embeddings.vectors[rows]) for rows in blocks)
         width = embeddings.vectors.shape[1]
         codes = max(c for c in range(1, min(code_bytes, width) + 1) if width % c == 0)
-        self._index: Any = faiss.index_factory(width, f"IVF{n_lists},PQ{codes}x8", faiss.METRIC_INNER_PRODUCT)
+        # "np": without the training for polysemous codes, which is nearly all of the time and of no use here.
+        self._index: Any = faiss.index_factory(width, f"IVF{n_lists},PQ{codes}x8np", faiss.METRIC_INNER_PRODUCT)
         sample = np.sort(np.random.default_rng(seed).permutation(n)[: max(PER_LIST * n_lists, CACHED)])
         self._index.train(self._unit(embeddings.vectors[self._rows[sample]]).numpy())
         for rows in blocks:
