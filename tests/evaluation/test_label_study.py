@@ -18,6 +18,7 @@ from skylib import (
     train_head,
     write_cutouts,
 )
+from skylib.config import LEARNING_RATES
 from skylib.evaluation.heads import LabelledCutouts
 from skylib.evaluation.label_study import seed_means
 from skylib.evaluation.labels import nested_subset, select_labels
@@ -61,9 +62,9 @@ def test_every_method_learns_classes(easy, model, method):
 
 @pytest.mark.parametrize("method", ["attentive", "supervised"])
 def test_and_values(easy, model, method):
-    result = train_head(
-        model, easy, "brightness", method=method, seed=0, config=QUICK, task="regression", split="split"
-    )
+    config = dataclasses.replace(QUICK, epochs=1, min_steps=10 if method == "supervised" else 30)
+    arguments = {"config": config, "task": "regression", "split": "split"}
+    result = train_head(model, easy, "brightness", method=method, seed=0, **arguments)
     assert result.metrics["r2"] > (0.5 if method == "attentive" else 0.1)
 
 
@@ -169,6 +170,7 @@ def test_rows_made_alone_are_merged(easy, model, study):
 def test_rows_of_several_processes_are_those_of_one(easy, model, study):
     _, arguments = study
     grid = {"methods": ["linear", "supervised"], "n_labels": [10], "seeds": [0, 1]}
+    grid["config"] = dataclasses.replace(QUICK, epochs=1, min_steps=4)
     one = label_efficiency(model, easy, "class", **arguments | grid)
     two = label_efficiency(
         model, easy, "class", **arguments | grid | {"run_dir": arguments["run_dir"] / "two"}, workers=2
@@ -185,7 +187,7 @@ def test_every_method_gets_as_many_rates_and_validation_chooses(easy, model):
         trials = pd.DataFrame(result.settings["trials"])
         assert result.settings["validation"] == trials["validation"].max()
         assert sorted(trials["epochs"]) == sorted(epochs * 2)
-        assert sorted(set(trials["learning_rate"])) == pytest.approx([1e-5, 1e-3])
+        assert sorted(set(trials["learning_rate"] / LEARNING_RATES[method])) == pytest.approx([0.01, 1])
 
 
 def test_supervised_training_ends_when_validation_stops_rising(easy, model, caplog):
