@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None
     >>> sort_bands("F606W i g")
     ('g', 'F606W', 'i')
     """
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise ValueError(f"band {name!r}: must be letters, digits, '_', '.', '+' or '-', such as 'F814W'")
     if (
         isinstance(wavelength, bool)
@@ -142,15 +142,22 @@ def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
     >>> sort_bands("ugrizyJHKs") == sort_bands("u g r i z y J H Ks")
     True
     """
+    return tuple(sorted(named_bands(names), key=lambda band: (band in NARROW_BANDS, wavelength_of(band), band)))
+
+
+def named_bands(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Return canonical names in the order given; what is allowed, and raised, is as of `sort_bands`."""
+    if not isinstance(names, Iterable):
+        raise ValueError(f"bands={names!r}: must be names of bands")
     bands = [canonical_band(name) for name in (split_bands(names) if isinstance(names, str) else names)]
     if not bands:
-        raise ValueError("no band given")
+        raise ValueError(f"bands={names!r}: no band given")
     if twice := {band for band in bands if bands.count(band) > 1}:
-        raise ValueError(f"bands given twice: {', '.join(sorted(twice))}")
-    return tuple(sorted(bands, key=lambda band: (band in NARROW_BANDS, wavelength_of(band), band)))
+        raise ValueError(f"bands={names!r}: bands given twice: {', '.join(sorted(twice))}")
+    return tuple(bands)
 
 
-def flux_to_mag(flux: np.ndarray, zero_point: float = ZERO_POINT) -> np.ndarray:
+def flux_to_mag(flux: np.ndarray | Sequence[float] | float, zero_point: float = ZERO_POINT) -> np.ndarray:
     """Return AB magnitudes; NaN where the flux is not positive, or masked.
 
     Examples

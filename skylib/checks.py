@@ -2,8 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Collection, Container, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Least and largest value of the options that are numbers, or lists of them, which mean the same wherever they occur.
+_OF = {
+    (1, math.inf): """k batch_size n_neighbors n_components n_epochs n_bins min_count max_dropped workers processes
+        n_shards world_size resident readers cutouts_per_tile n_tiles block code_bytes memory n_lists rows box sample
+        steps accumulate max_bad_steps log_every validate_every checkpoint_every epochs min_steps evaluations patience
+        n_objects""",
+    (0, math.inf): """n_labels radius exclude_radius min_separation min_dist guard outlier_threshold reach rank shard
+        learning_rate final_learning_rate weight_decay weight_decays clip_grad checkpoint_minutes flux_weight image_hdu
+        mask_hdu variance_hdu mask_planes bad_planes brightness noise""",
+    (1e-9, math.inf): "strength sky_sigma",
+    (0, 1): "betas overlap min_data cooldown layer_decay hide_bands fractions band_dropout",
+    (0, 2**32 - 1): "seed seeds",
+    (0, 29): "order",
+    (1, 1024): "patch_size decoder_depth",
+    (1, 16_384): "size image_size decoder_width",  # a file may ask for more than any machine holds
+    (8, 32_768): "tile_size",
+    (2, math.inf): "n_folds",
+}
+_RANGES = {name: ends for ends, names in _OF.items() for name in names.split()}
+_NOT_EMPTY = [
+    "bands",
+    "methods",
+    "n_labels",
+    "seeds",
+    "magnitudes",
+    "pools",
+    "fractions",
+    "weight_decays",
+    "tiles",
+    "evaluations",
+]
+_NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
+_WORDS = {bool: "True or False", str: "text", NoneType: "None", Path: "a path", np.ndarray: "an array"}
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function check its arguments: by its annotations, and the options that every function takes by their ranges.
+
+    What it then raises is a ValueError that names the option, its value and what is allowed.
+
+    Examples
+    --------
+    >>> checked(lambda k: k).__name__
+    '<lambda>'
+    """
+    signature = inspect.signature(function)
+    named = {
+        name for name, one in signature.parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+    }
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # an argument too many, or too few, which the call itself says
+            given = {}
+        check_values({name: given[name] for name in named & set(given)}, _hints(function))
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_values(values: Mapping[str, Any], hints: Mapping[str, Any], *, where: str = "") -> None:
+    """Raise ValueError, which names it, for a value that is not of its type, or out of range."""
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise ValueError(f"{where}{name}={_short(value)}: must be {_describe(hints[name])}")
+        if name in _NOT_EMPTY and isinstance(value, Collection) and not len(value):
+            raise ValueError(f"{where}{name}={value!r}: must not be empty")
+        held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        for one in held if name in _RANGES else ():
+            if isinstance(one, Real) and not isinstance(one, bool):
+                check_range(f"{where}{name}", one, *_RANGES[name])  # type: ignore[arg-type]
+
+
+def check_fields(config: Any, *, where: str = "") -> None:
+    """Raise ValueError for a field of a dataclass that is not of its type, or out of range."""
+    hints = _hints(type(config))
+    check_values({name: getattr(config, name) for name in hints if hasattr(config, name)}, hints, where=where)
 
 
 def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
@@ -12,17 +105,11 @@ def check_choice(name: str, value: object, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, allowed))}")
 
 
-def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise ValueError unless ``low <= value <= high``."""
     if not low <= value <= high:
-        allowed = f"at least {low}" if high == float("inf") else f"{low} to {high}"
+        allowed = f"at least {low}" if high == math.inf else f"{low} to {high}"
         raise ValueError(f"{name}={value!r}: must be {allowed}")
-
-
-def check_ranges(config: object, names: str, low: float, high: float = float("inf")) -> None:
-    """Raise ValueError unless ``low <= value <= high`` for the attributes of these names, separated by spaces."""
-    for name in names.split():
-        check_range(name, getattr(config, name), low, high)
 
 
 def free_name(name: str, taken: Container[str]) -> str:
@@ -38,10 +125,55 @@ def free_name(name: str, taken: Container[str]) -> str:
     return name
 
 
-def check_literals(config: object) -> None:
-    """Raise ValueError unless each field of a dataclass whose type is a Literal holds one of its values."""
-    for name, hint in get_type_hints(type(config)).items():
-        options = (hint, *get_args(hint))
-        allowed = [value for option in options if get_origin(option) is Literal for value in get_args(option)]
-        if allowed:
-            check_choice(name, getattr(config, name), (*allowed, *([None] if type(None) in options else [])))
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that an annotation states, as far as this can be told."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str | bool | NoneType) and value in inner
+    if hint in _NUMBERS:
+        return isinstance(value, _NUMBERS[hint][0]) and not isinstance(value, bool) and value == value
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            map(_fits, (*value, *value.values()), [inner[0]] * len(value) + [inner[1]] * len(value))
+        )
+    if isinstance(origin, type) and issubclass(origin, Collection) and inner:
+        if isinstance(value, np.ndarray) and inner[0] in _NUMBERS:
+            return value.ndim == 1 and value.dtype.kind in _NUMBERS[inner[0]][1]
+        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+            return False
+        kinds = inner if origin is tuple and inner[-1] is not ... else (inner[0],) * len(value)
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if origin is Callable:
+        return callable(value)
+    if hint is np.ndarray:
+        return not isinstance(value, str | bytes | Mapping | NoneType)
+    if hint is bool:
+        return isinstance(value, bool | np.bool_)
+    if hint in _WORDS or (getattr(hint, "__module__", "").startswith("skylib") and isinstance(hint, type)):
+        return getattr(hint, "_is_protocol", False) or isinstance(value, os.PathLike if hint is Path else hint)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    """Return what an annotation allows, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_describe, inner))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is Callable:
+        return "a function"
+    if hint in _NUMBERS:
+        return _NUMBERS[hint][2]
+    if origin is not None and inner:
+        if issubclass(origin, Mapping):
+            return f"a mapping to {_describe(inner[1])}"
+        return f"{len(inner) if origin is tuple and ... not in inner else 'a list'} of {_describe(inner[0])}"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

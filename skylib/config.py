@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from skylib.bands import sort_bands
-from skylib.checks import check_choice, check_literals, check_range, check_ranges
+from skylib.checks import check_choice, check_fields, check_range
 
 Objective = Literal["mae", "simmim"]
 NormPix = Literal["band", "patch"]
@@ -82,12 +82,8 @@ class ModelConfig:
             object.__setattr__(self, "hide_bands", 0.25 if mae and len(self.bands) > 1 else 0.0)
         if self.flux_weight is None:
             object.__setattr__(self, "flux_weight", 0.3 if mae else 0.0)
-        check_literals(self)
+        check_fields(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
-        check_ranges(self, "patch_size decoder_depth", 1, 1024)
-        check_ranges(self, "image_size decoder_width", 1, 16_384)  # a file may ask for more than any machine holds
-        check_ranges(self, "hide_bands", 0, 1)
-        check_ranges(self, "flux_weight", 0)
         for name in ("hide_bands", "flux_weight"):
             if getattr(self, name) and self.objective != "mae":
                 raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")
@@ -200,10 +196,7 @@ class PretrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_literals(self)
-        check_ranges(self, "steps batch_size accumulate max_bad_steps log_every validate_every checkpoint_every", 1)
-        check_ranges(self, "learning_rate final_learning_rate weight_decay clip_grad checkpoint_minutes seed", 0)
-        check_ranges(self, "cooldown", 0, 1)
+        check_fields(self)
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: must be 0 (off) or below 1, such as 0.999")
         if self.batch_size % self.accumulate:
@@ -266,10 +259,7 @@ class ProbeConfig:
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
-        check_literals(self)
-        check_ranges(self, "epochs min_steps batch_size evaluations patience", 1)
-        check_ranges(self, "weight_decay" if self.learning_rate is None else "weight_decay learning_rate", 0)
-        check_ranges(self, "layer_decay", 0, 1)
+        check_fields(self)
         for name in ("rate_factors", "length_factors"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name) or min(getattr(self, name)) <= 0:

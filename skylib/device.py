@@ -21,8 +21,11 @@ M = TypeVar("M", bound=nn.Module)
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """Return the device asked for, or else CUDA if there is one, or else the CPU."""
-    if device is not None:
-        return torch.device(device)
+    try:
+        if device is not None:
+            return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: must be such as 'cpu' or 'cuda:0'") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

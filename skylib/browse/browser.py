@@ -17,6 +17,7 @@ from skylib.browse.pictures import Pictures
 from skylib.browse.state import BrowserState, Question, objects_name
 from skylib.browse.view import BrowserView
 from skylib.browse.worker import Worker
+from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
 from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
@@ -69,6 +70,7 @@ class SimilarityBrowser(BrowserView):
         If the two hold different numbers of objects, or the saved state is damaged or of others.
     """
 
+    @checked
     def __init__(
         self,
         embeddings: Embeddings,
@@ -92,8 +94,7 @@ class SimilarityBrowser(BrowserView):
         if not all(0 <= row < len(embeddings) for row in targets):
             raise ValueError(f"query {list(targets)}: rows must be 0 to {len(embeddings) - 1}")
         if catalogue is not None:
-            known = known_objects(embeddings.ra, embeddings.dec, catalogue)
-            embeddings = copy(embeddings)
+            known, embeddings = known_objects(embeddings.ra, embeddings.dec, catalogue), copy(embeddings)
             embeddings.columns = {**embeddings.columns, "known": known}
         self._embeddings, self._cutouts, self._model = embeddings, cutouts, model
         self._names = class_names(embeddings, cutouts)
@@ -105,8 +106,7 @@ class SimilarityBrowser(BrowserView):
         if self._folder is not None and (self._folder / STATE).is_file():
             state = BrowserState.load(self._folder / STATE, like=state)
         self._showing = threading.RLock()  # what is shown belongs to the question: both change under it only
-        self._page = state.integer("page", 0)
-        self._focus = state.integer("focus", (targets or (0,))[0])
+        self._page, self._focus = state.integer("page", 0), state.integer("focus", (targets or (0,))[0])
         self._began, self._shown = 0.0, list[int]()
         self.response_ms: list[float] = []  # from a request to the grid redrawn in the browser window
         self._worker = Worker(self._say_error)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from skylib.checks import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -42,10 +44,9 @@ class Augmentation:
     band_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("brightness", "noise", "band_dropout"):
-            if not 0 <= getattr(self, name) < (1 if name == "band_dropout" else float("inf")):
-                below = ", and below 1" * (name == "band_dropout")
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be at least 0{below}")
+        check_fields(self)
+        if self.band_dropout == 1:
+            raise ValueError("band_dropout=1: must be at least 0, and below 1")
 
 
 NO_AUGMENTATION = Augmentation(flips=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from skylib.bands import canonical_band, is_band, register_band, sort_bands
-from skylib.checks import check_choice
+from skylib.checks import check_fields
 
 NoiseKind = Literal["variance", "weight", "sigma"]
 Hdu = int | str | tuple[int | str, ...]
@@ -98,7 +98,6 @@ class Survey:
     def __post_init__(self) -> None:
         if not self.name or not isinstance(self.name, str):
             raise ValueError(f"name={self.name!r}: a survey needs a name")
-        check_choice("variance_kind", self.variance_kind, get_args(NoiseKind))
         if isinstance(self.bands, Mapping):
             for band, wavelength in self.bands.items():
                 register_band(band, wavelength)
@@ -108,24 +107,9 @@ class Survey:
         for name in ("image_hdu", "mask_hdu", "variance_hdu", "mask_file", "variance_file", "bad_planes"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        fits = {
-            "zero_point no_data": (lambda v: v is None or _is_number(v), "a number"),
-            "pixel_scale": (lambda v: v is None or (_is_number(v) and v > 0), "positive"),
-            "trust_header align sky": (lambda v: isinstance(v, bool), "true or false"),
-            "image_hdu mask_hdu variance_hdu": (lambda v: v is None or _are_names(v), "numbers or names of HDUs"),
-            "bad_planes": (_are_names, "numbers or names of planes"),
-            "mask_planes": (lambda v: isinstance(v, Mapping) and all(map(_is_count, v.values())), "numbers of bits"),
-            "band_names": (lambda v: isinstance(v, Mapping), "what files call a band, and its name here"),
-            "zero_point_keyword exposure_keyword": (lambda v: v is None or isinstance(v, str), "a name"),
-            "mask_file variance_file": (
-                lambda v: v is None or (isinstance(v, tuple) and [type(text) for text in v] == [str, str]),
-                "the text in the name and what replaces it",
-            ),
-        }
-        for names, (is_right, wanted) in fits.items():
-            for name in names.split():
-                if not is_right(value := getattr(self, name)):
-                    raise ValueError(f"survey {self.name}: {name}={value!r} must be {wanted}")
+        check_fields(self, where=f"survey {self.name}: ")
+        if self.pixel_scale is not None and not 0 < self.pixel_scale < np.inf:
+            raise ValueError(f"survey {self.name}: pixel_scale={self.pixel_scale!r}: must be positive")
         if not self.trust_header and self.zero_point is None:
             raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
         if unknown := [band for band in self.band_names.values() if canonical_band(band) not in self.bands]:
@@ -192,15 +176,3 @@ class Survey:
             except re.error as error:
                 raise ValueError(f"survey {self.name}: file name {template!r}: {error}") from error
         return compiled
-
-
-def _is_number(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float | np.number) and bool(np.isfinite(value))
-
-
-def _is_count(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int) and value >= 0
-
-
-def _are_names(value: Any) -> bool:
-    return all(isinstance(one, str) or _is_count(one) for one in (value if isinstance(value, tuple) else (value,)))

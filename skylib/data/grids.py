@@ -50,7 +50,7 @@ def read_grid(header: fits.Header) -> WCS | None:
     if wcs.naxis > 2:
         wcs = wcs.celestial
     scale = np.abs(np.linalg.det(wcs.pixel_scale_matrix))
-    if not (np.isfinite(scale) and scale > 0 and np.all(np.abs(wcs.wcs.crval) <= 360)):
+    if not (0 < scale <= 1 and np.all(np.abs(wcs.wcs.crval) <= 360)):  # square degrees per pixel
         raise ValueError(
             f"the sky coordinates are damaged: CRVAL {wcs.wcs.crval}, matrix {wcs.pixel_scale_matrix.tolist()}"
         )

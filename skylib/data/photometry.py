@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
+from skylib.data.plain import numbers_of
 
 
 def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
@@ -33,7 +34,8 @@ def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
     >>> measure_sky_noise(sky).round(2)
     array([0.1, 0.5], dtype=float32)
     """
-    flux = np.asarray(flux)
+    if (flux := np.asarray(flux)).ndim < 3:
+        raise ValueError(f"flux has shape {flux.shape}: must be (n, C, S, S)")
     difference = np.abs(np.diff(flux, axis=-1))
     sigma = np.full(flux.shape[-3], np.nan, dtype=np.float32)
     for c in range(flux.shape[-3]):
@@ -77,6 +79,8 @@ def signal_to_noise(
     """
     flux = torch.as_tensor(np.asarray(flux) if isinstance(flux, np.ndarray) else flux).float()
     sigma = torch.as_tensor(sky_sigma, device=flux.device).float()[:, None, None]
+    if box > flux.shape[-1] or len(sigma) != flux.shape[-3]:
+        raise ValueError(f"box={box}, sky_sigma of {len(sigma)} bands: flux has shape {tuple(flux.shape)}")
     middle, around = flux.shape[-1] // 2, reach + box // 2
     near = slice(max(0, middle - around), middle + around + 1)
     centre = flux[..., near, near] / sigma
@@ -120,6 +124,7 @@ def aperture_snr(
     (10,)
     """
     check_choice("band", band, cutouts.bands)
+    rows = cutouts.row_numbers(rows)
     plane = cutouts.bands.index(band)
     if sky_sigma is None:
         sky_sigma = float(measure_sky_noise(cutouts.flux(slice(0, 500)))[plane])
@@ -156,4 +161,4 @@ def brighter(cutouts: CutoutFile, column: str, limit: float) -> np.ndarray:
     """
     if column not in cutouts.columns:
         return np.ones(len(cutouts), dtype=bool)
-    return np.asarray(cutouts.column(column) < limit)
+    return np.asarray(numbers_of(cutouts, column) < limit)

@@ -58,6 +58,48 @@ def filled(values: Any) -> Any:
     return values.filled(False if values.dtype.kind == "b" else np.nan if values.dtype.kind == "f" else None)
 
 
+def row_numbers(rows: Any, n: int, *, where: str = "") -> np.ndarray:
+    """Return the rows, int64, of n that numbers (from the end if negative), a slice, or a mask of rows stand for.
+
+    Raises
+    ------
+    IndexError
+        If a row is out of range, or a mask has another length.
+
+    Examples
+    --------
+    >>> row_numbers([0, -1], 5), row_numbers(np.array([True, False, True]), 3)
+    (array([0, 4]), array([0, 2]))
+    """
+    if isinstance(rows, slice):
+        return np.arange(n)[rows]
+    rows = np.atleast_1d(np.asarray(filled(rows)))
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            raise IndexError(f"{where}a mask of rows of shape {rows.shape} for {n} objects")
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise IndexError(f"{where}rows of type {rows.dtype} and shape {rows.shape}: must be integers, or a mask")
+    rows = rows.astype(np.int64)
+    if (wrong := rows[(rows < -n) | (rows >= n)]).size:
+        raise IndexError(f"{where}row {wrong[0]} of {n} objects")
+    return rows % max(1, n)
+
+
+def numbers_of(cutouts: Any, name: str) -> np.ndarray:
+    """Return a column of numbers or truth values of a `CutoutFile`.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If there is no such column, or it holds text.
+    """
+    values = cutouts.column(name)
+    if values.dtype.kind == "U":
+        raise ValueError(f"{cutouts.path}: column {name!r} holds text: must be numbers")
+    return values
+
+
 def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a label as an array of numbers, truth values or text, with its unit and what stands for a missing value.
 

@@ -11,7 +11,7 @@ import numpy as np
 from astropy_healpix import HEALPix
 
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import degrees, filled
+from skylib.data.plain import as_label, degrees
 from skylib.data.sky import near_any
 
 log = logging.getLogger(__name__)
@@ -125,11 +125,11 @@ def split_cutouts(
     ValueError
         If no object has that value, or `sky_split` cannot make the parts.
     """
-    use = np.ones(len(cutouts), bool) if use is None else np.asarray(filled(use), bool)
+    use = np.isin(np.arange(len(cutouts)), cutouts.row_numbers(slice(None) if use is None else use))
     guard = (size or cutouts.size) * cutouts.pixel_scale * np.sqrt(2)
     has_place = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
     if column in cutouts.columns:
-        split = np.where(use, _read_parts(cutouts.column(column), f"{cutouts.path}: column {column!r}"), UNUSED)
+        split = np.where(use, read_parts(cutouts.column(column), f"{cutouts.path}: column {column!r}"), UNUSED)
         placed = np.where(has_place, split, UNUSED)
         sharing = int((apply_guard(placed, cutouts.ra, cutouts.dec, guard=guard) != placed).sum())
         if sharing:
@@ -217,7 +217,12 @@ def _deal(cell: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray
 
 
 def _cells(ra: np.ndarray, dec: np.ndarray, nside: int) -> np.ndarray:
-    if isinstance(nside, bool) or not isinstance(nside, int | np.integer) or nside < 1 or nside & (nside - 1):
+    if (
+        isinstance(nside, bool)
+        or not isinstance(nside, int | np.integer)
+        or not 0 < nside <= 2**29
+        or nside & (nside - 1)
+    ):
         raise ValueError(f"cell={nside!r}: an nside of HEALPix is a power of two, such as 8192")
     return HEALPix(nside=nside, order="nested").lonlat_to_healpix(ra * u.deg, dec * u.deg)
 
@@ -232,7 +237,7 @@ def _check_finite(ra: np.ndarray, dec: np.ndarray) -> None:
         )
 
 
-def _read_parts(values: np.ndarray, where: str) -> np.ndarray:
+def read_parts(values: np.ndarray, where: str) -> np.ndarray:
     """Turn numbers or names of parts into numbers."""
     if values.dtype.kind == "U":
         parts = {**PART_NAMES, "": UNUSED}
@@ -256,6 +261,6 @@ def progress_split(split: np.ndarray) -> np.ndarray:
     >>> progress_split(np.array([0, 0, 0, 0, 0, 1, 2, -1])).tolist()
     [1, 0, 0, 0, 0, 2, -1, -1]
     """
-    split = np.asarray(split)
+    split = read_parts(as_label("split", split)[0], "split")
     chooses = np.arange(len(split)) % 5 == 0
     return np.select([split == VALIDATION, split == TRAIN], [TEST, np.where(chooses, VALIDATION, TRAIN)], UNUSED)

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skylib.data.cutouts import CutoutFile
+from skylib.data.plain import as_label
 from skylib.data.splits import TEST, TRAIN, sky_folds
 from skylib.evaluation.baselines import moved
 from skylib.evaluation.labels import PARTS, Labels, Task, select_labels
@@ -127,6 +128,7 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
         ``seeing``: the median full width at half maximum (arcsec) of the compact bright objects of the same tile; with
         the columns of `make_cutouts`, ``tile``, and ``edge_distance`` (pixels) to the outermost object of the tile.
     """
+    rows = cutouts.row_numbers(rows)
     depth, no_data, width, peak = (np.full(len(rows), np.nan) for _ in range(4))
     half = cutouts.size // 2
     for start in range(0, len(rows), block):
@@ -182,8 +184,11 @@ def nuisance_audit(
     lines, finite = [], embeddings.finite
     parts = embeddings.column(split) if isinstance(split, str) else np.asarray(split)
     for name, values in nuisances.items():
-        text = values.dtype.kind in "USO"
-        target = np.unique(values, return_inverse=True)[1] if text else np.asarray(values, dtype=np.float64)
+        values = as_label(name, values)[0]
+        if values.shape != finite.shape:
+            raise ValueError(f"nuisances: {name!r} has shape {values.shape}: must be {finite.shape}")
+        text = values.dtype.kind == "U"
+        target = np.unique(values, return_inverse=True)[1] if text else values.astype(np.float64)
         labelled = np.isin(target, target[parts == TRAIN]) if text else np.isfinite(target)
         labelled &= finite
         if any(len(np.unique(target[labelled & (parts == part)])) < 2 for part in PARTS):
@@ -227,8 +232,8 @@ def find_label_errors(
     ----------
     .. [1] Northcutt, Jiang and Chuang 2021, JAIR 70, 1373.
     """
-    labels = embeddings.column(target) if isinstance(target, str) else np.asarray(target)
-    rows = np.flatnonzero((labels >= 0) & embeddings.finite)
+    labels = embeddings.column(target) if isinstance(target, str) else as_label("class", target)[0]
+    rows = np.flatnonzero(((labels != "") if labels.dtype.kind == "U" else (labels >= 0)) & embeddings.finite)
     y, x = labels[rows], embeddings.vectors[rows]
     classes = np.unique(y)
     if len(classes) < 2:

@@ -9,13 +9,12 @@ import logging
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skylib.checks import check_choice
 from skylib.config import LEARNING_RATES, Method, ProbeConfig, to_dict
 from skylib.data.augment import random_orientation
 from skylib.data.cutouts import CutoutFile
@@ -175,7 +174,6 @@ def train_on(
     data: LabelledCutouts, *, method: Method, n_labels: int | None, seed: int, config: ProbeConfig
 ) -> ProbeResult:
     """Do as `train_head`, on labels and inputs that other trainings share."""
-    check_choice("method", method, get_args(Method))
     labels, train = data.labels, data.labels.rows[TRAIN]
     n_labels = len(train) if n_labels is None else n_labels
     if not 1 <= n_labels <= len(train):

@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from skylib.checks import check_choice, check_range
 from skylib.config import Method, ProbeConfig, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TRAIN
@@ -44,8 +43,6 @@ def label_grid(
     >>> len(rows), rows[0], rows[-1]
     (12, ('linear', 128, 0), ('supervised', 0, 2))
     """
-    for method in methods:
-        check_choice("method", method, get_args(Method))
     return [(method, n, seed) for n in n_labels for method in methods for seed in seeds]
 
 
@@ -120,7 +117,6 @@ def label_efficiency(
     missing = {path: one for path, one in wanted.items() if not path.is_file()}
     if workers is None:
         workers = min(8, torch.get_num_threads()) if data.model.sky_sigma.device.type == "cpu" else 1
-    check_range("workers", workers, 1)
     if min(workers, len(missing)) > 1:
         jobs: list[Any] = [partial(_do_row_in_worker, path, *one) for path, one in missing.items()]
         shared = (torch.get_num_threads() // workers, data, config, setting)
@@ -173,6 +169,12 @@ def _do_row_in_worker(path: Path, method: Method, n_labels: int, seed: int) -> N
     _do_row(data, config, setting, path, method, n_labels, seed)
 
 
+def _check_table(table: pd.DataFrame, metric: str) -> None:
+    names = list(getattr(table, "columns", ()))
+    if lacking := {"method", "n_labels", metric} - set(names):
+        raise ValueError(f"table has no column {', '.join(sorted(lacking))}; columns: {', '.join(map(str, names))}")
+
+
 def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """Return median and mean over seeds of a test score, by method and number of labels, and an interval of the mean.
 
@@ -192,6 +194,7 @@ def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.
         ``n``, the number of test objects.
     """
     lines = []
+    _check_table(table, metric)
     for method in table["method"].unique():
         for n_labels, rows in table[table["method"] == method].groupby("n_labels"):
             scores = rows[metric].to_numpy(dtype=np.float64)
@@ -229,6 +232,7 @@ def labels_to_match(
     >>> labels_to_match(t)[["method", "n_labels", "times_fewer", "text"]].values.tolist()
     [['linear', 128.0, 2.0, '2.0 times fewer labels']]
     """
+    _check_table(table, metric)
     curves = {
         method: {n: rows.loc[rows["n_labels"] == n, metric].to_numpy() for n in sorted(rows["n_labels"].unique())}
         for method, rows in table.groupby("method", sort=False)

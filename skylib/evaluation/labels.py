@@ -13,8 +13,8 @@ import pandas as pd
 
 from skylib.checks import check_choice
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import as_label
-from skylib.data.splits import TEST, TRAIN, VALIDATION
+from skylib.data.plain import as_label, numbers_of
+from skylib.data.splits import TEST, TRAIN, VALIDATION, read_parts
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ def select_labels(
     name = target if isinstance(target, str) else "target"
     values = get(target) if isinstance(target, str) else as_label(name, target)[0]
     parts = get(split) if isinstance(split, str) else as_label("split", split)[0]
+    parts = read_parts(parts, "split") if parts.dtype.kind == "U" else parts
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value per object")
     numbers = values.dtype.kind in "biuf"
@@ -157,12 +158,15 @@ def count_labels(
     DataFrame
         A row for each part.
     """
+    split = read_parts(as_label("split", split)[0], "split")
+    if len(split) != len(cutouts):
+        raise ValueError(f"split has {len(split)} values for {len(cutouts)} cutouts")
     counted = {"objects": np.ones(len(split), dtype=bool)}
     if class_target in cutouts.columns:
         names = enumerate(cutouts.class_names(class_target))
         counted |= {str(name): cutouts.column(class_target) == c for c, name in names}
     if regression_target in cutouts.columns:
-        counted[f"with {regression_target}"] = np.isfinite(cutouts.column(regression_target))
+        counted[f"with {regression_target}"] = np.isfinite(numbers_of(cutouts, regression_target))
     return pd.DataFrame(counted).groupby(split).sum().reindex(list(PARTS), fill_value=0).rename(PARTS)
 
 
@@ -170,4 +174,4 @@ def of_class(cutouts: CutoutFile, column: str, number: int) -> np.ndarray:
     """Return which objects are of a class (n,); all, for a negative number or if the file lacks the column."""
     if number < 0 or column not in cutouts.columns:
         return np.ones(len(cutouts), dtype=bool)
-    return np.asarray(cutouts.column(column) == number)
+    return np.asarray(numbers_of(cutouts, column) == number)

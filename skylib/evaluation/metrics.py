@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, rankdata
 
-from skylib.checks import check_choice
+from skylib.data.plain import as_label, plain_column
 from skylib.evaluation.bootstrap import Metric, bootstrap_intervals
 
 
@@ -74,7 +74,7 @@ def classification_metrics(
     >>> m["accuracy"], round(m["balanced_accuracy"], 3), m["purity_0"], round(m["completeness_1"], 3)
     (0.75, 0.833, 0.5, 0.667)
     """
-    prediction, truth = _pair(prediction, truth)
+    prediction, truth = _pair(prediction, truth, numbers=False)
     right = prediction == truth
     classes, codes, n = np.unique(truth, return_inverse=True, return_counts=True)
     found = np.bincount(codes, weights=right)
@@ -189,8 +189,12 @@ def binned_metrics(
     ([20, 15, 5], [1.0, 1.0, nan])
     """
     edges = np.asarray(edges, dtype=np.float64)
-    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"edges={edges.tolist()}: must be at least two, and ascend")
+    by = as_label("by", by)[0].astype(np.float64)
+    prediction, truth = (as_label(name, x)[0] for name, x in (("prediction", prediction), ("truth", truth)))
+    if not prediction.shape == truth.shape == by.shape:
+        raise ValueError(f"prediction {prediction.shape}, truth {truth.shape}, by {by.shape}: must be of one length")
     bins = np.searchsorted(edges, by, side="right") - 1
     bins[by == edges[-1]] = len(edges) - 2
     rows = []
@@ -233,7 +237,7 @@ def redshift_bins(
     DataFrame
         As of `binned_metrics`; the intervals of outlier fractions are Wilson's.
     """
-    check_choice("by", by, ("z_spec", "z_pred"))
+    z_phot, z_spec = _pair(z_phot, z_spec)
     x = z_spec if by == "z_spec" else z_phot
     edges = np.linspace(min(0.0, float(x.min())), float(np.percentile(x, 99.8)), n_bins + 1)
     table = binned_metrics(z_phot, z_spec, x, edges=edges, metric=photoz_metrics, seed=seed)
@@ -245,14 +249,21 @@ def redshift_bins(
     return table
 
 
-def _pair(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as plain arrays, or say why they cannot be compared."""
+def _pair(prediction: np.ndarray, truth: np.ndarray, *, numbers: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as plain arrays, float64 if they are `numbers`, or say why they cannot be compared."""
+    found = []
     for name, values in (("prediction", prediction), ("truth", truth)):
-        if n_masked := int(np.ma.getmaskarray(values).sum()):
+        array, missing, _ = plain_column(values)
+        if n_masked := int(missing.sum()):
             raise ValueError(f"{name} holds {n_masked} masked values: select the objects with a known value first")
-        if (kind := np.asarray(values)).dtype.kind == "f" and (n_bad := int((~np.isfinite(kind)).sum())):
+        if array.dtype.kind == "f" and (n_bad := int((~np.isfinite(array)).sum())):
             raise ValueError(f"{name} holds NaN or infinity {n_bad} times: select the objects with a known value first")
-    prediction, truth = np.asarray(prediction), np.asarray(truth)
+        if array.dtype.kind not in ("fiu" if numbers else "fiubUSO"):
+            raise ValueError(f"{name} holds {array.dtype}: must be numbers")
+        found.append(array.astype(np.float64) if numbers else array.astype(str) if array.dtype.kind in "SO" else array)
+    prediction, truth = found
+    if (prediction.dtype.kind == "U") != (truth.dtype.kind == "U"):
+        raise ValueError(f"prediction holds {prediction.dtype}, truth {truth.dtype}: must be of one kind")
     if prediction.shape != truth.shape or truth.ndim != 1 or not len(truth):
         raise ValueError(f"shapes {prediction.shape}, {truth.shape}: must be two vectors of one length, not empty")
     return prediction, truth

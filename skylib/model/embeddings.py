@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from astropy.table import Table
 
-from skylib.checks import free_name
+from skylib.checks import checked, free_name
 from skylib.data.cutouts.layouts import FORMAT, check_links, check_names, fixed, name_of, read_column, write_column
 from skylib.data.plain import as_label, degrees, filled, positions
 from skylib.files import replaced, row_sums
@@ -58,16 +58,19 @@ class PartVectors:
 
 def mapped_vectors(path: str | Path) -> np.ndarray:
     """Return the vectors of a file that `Embeddings.save` wrote, mapped into memory, in the precision stored there."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of embeddings")
     try:
         with h5py.File(path, "r") as file:
+            check_links(file, Path(path))
             data = file["vectors"]
+            if data.ndim != 2 or data.dtype.kind not in "fiub":
+                raise ValueError(f"vectors of shape {data.shape} and type {data.dtype}: must be numbers (n, D)")
             offset = data.id.get_offset()
             if offset is None:  # empty, or not stored in one piece
                 return data[:]
             return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file of embeddings") from error
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # damage raises errors of many kinds in the layers below
         raise OSError(f"{path}: cannot be read as embeddings: {error}") from error
 
 
@@ -97,6 +100,7 @@ class Embeddings:
     (3, dtype('float32'), array([1., 2.]))
     """
 
+    @checked
     def __init__(
         self,
         vectors: np.ndarray | PartVectors,
@@ -152,6 +156,7 @@ class Embeddings:
             raise KeyError(f"no column {name!r}; columns: {', '.join(self.columns) or 'none'}")
         return self.columns[name]
 
+    @checked
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write HDF5; the file takes its name only when it is complete.
 
@@ -174,6 +179,7 @@ class Embeddings:
             raise OSError(f"{path}: cannot be written: {error}") from error
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, *, rows: slice = slice(None), mapped: bool = False) -> Embeddings:
         """Read what `save` wrote, all or some of the rows; if `mapped`, vectors stay on disk until they are asked for.
 

@@ -10,7 +10,6 @@ import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
-from skylib.checks import check_range
 from skylib.config import difference
 from skylib.data.cutouts import CutoutFile
 from skylib.files import write_json
@@ -90,7 +89,6 @@ def embed_parts(
     True
     """
     folder = Path(folder)
-    check_range("order", order, 0, 29)
     if not 0 <= shard < n_shards:
         raise ValueError(f"shard={shard}: must be 0 to {n_shards - 1}")
     about = {"n": len(cutouts), "order": order, "cutouts": cutouts.path.name, "model": fingerprint(model), "pool": pool}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skylib.checks import checked
 from skylib.model.embeddings import Embeddings
 from skylib.search.nearest import nearest
 from skylib.search.standard import CACHED, Standardiser
@@ -53,6 +54,7 @@ class ApproximateIndex:
     array([0, 1])
     """
 
+    @checked
     def __init__(
         self, embeddings: Embeddings, *, n_lists: int | None = None, code_bytes: int = 48, seed: int = 0
     ) -> None:
@@ -75,6 +77,7 @@ class ApproximateIndex:
         for rows in blocks:
             self._index.add(self._unit(embeddings.vectors[rows]).numpy())
 
+    @checked
     def nearest(
         self, queries: np.ndarray, *, k: int = 100, n_lists: int = 64, candidates: int = 10
     ) -> tuple[np.ndarray, np.ndarray]:

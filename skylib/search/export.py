@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import warnings
@@ -14,11 +15,11 @@ import numpy as np
 from astropy.table import Column, Table
 from astropy.utils.exceptions import AstropyWarning
 
-from skylib.checks import check_range
+from skylib.checks import free_name
 from skylib.data.cutouts import CutoutFile, slice_cutout, write_cutouts
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.plain import as_label
-from skylib.data.tiles import TilePaths, read_tile
+from skylib.data.tiles import TilePaths, read_tile, tile_pixel_scale
 from skylib.files import replaced
 
 FORMATS = {"csv": "ascii.csv", "vot": "votable", "fits": "fits", "reg": None}  # suffix: astropy's name
@@ -72,7 +73,7 @@ def _exportable(table: Table) -> Table:
     ValueError
         If a column cannot be written; the message names it.
     """
-    held = list(getattr(table, "colnames", table))
+    held = list(getattr(table, "colnames", getattr(table, "keys", tuple)()))
     if lacking := [name for name in ("ra", "dec") if name not in held]:
         raise ValueError(f"the table has no column {lacking[0]!r}; columns: {', '.join(map(str, held))}")
     table = Table(read_catalogue(table))  # quantities as columns
@@ -89,14 +90,12 @@ def _exportable(table: Table) -> Table:
         elif kind in "iu" and (kind, size) not in (("i", 2), ("i", 4), ("i", 8), ("u", 1)):
             big = kind == "u" and size == 8 and len(table) and int(table[name].max()) > np.iinfo(np.int64).max
             table[name] = table[name].astype(str if big else np.int64)
-        elif kind == "O":
+        elif kind in "OSU":
             table[name] = as_label(name, table[name])[0]
         elif kind == "b" and np.ma.is_masked(table[name]):
             table[name] = table[name].astype(np.int16)  # FITS has no missing truth values
-        if table[name].dtype.kind in "SU" and np.ma.is_masked(table[name]):
-            table[name] = table[name].filled("")
-        if table[name].dtype.kind in "SU":
-            if strange := [text for text in map(str, table[name].astype(str)) if not text.isascii()]:
+        if table[name].dtype.kind == "U":
+            if strange := [text for text in map(str, table[name]) if not text.isascii()]:
                 raise ValueError(f"column {name!r} holds {strange[0]!r}: FITS has ASCII text only; leave it out")
         elif table[name].dtype.kind not in "fiub":
             raise ValueError(f"column {name!r} holds {table[name].dtype}: it cannot be exported; leave it out")
@@ -105,7 +104,6 @@ def _exportable(table: Table) -> Table:
 
 def ds9_regions(table: Table, *, radius: float = 3.0) -> str:
     """Return DS9 regions: a circle (arcsec) around each object, with its index as the label."""
-    check_range("radius", radius, 0)
     names = table["index"] if "index" in table.colnames else np.arange(len(table))
     words = [re.sub(r"[{}\s]+", " ", str(name)) for name in names]
     circles = [
@@ -152,17 +150,23 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
     >>> skylib.hit_cutouts(hits, tiles, "hits.h5", size=32).flux().shape
     (5, 5, 32, 32)
     """
+    hits = read_catalogue(hits, columns=("tile", "row", "col"))
     by_name = {tile.name: tile for tile in tiles}
-    if unknown := sorted(set(map(str, hits["tile"])) - set(by_name)):
+    tile_of = as_label("tile", hits["tile"])[0]
+    if unknown := sorted(set(map(str, tile_of)) - set(by_name)):
         raise ValueError(f"hits lie in tiles that were not given: {', '.join(unknown[:5])}")
     if not len(hits):
         raise ValueError("no hits: there is nothing to save")
-    bands = tuple(tiles[0].paths)
+    centre = np.stack([as_label(name, hits[name])[0].astype(np.float64) for name in ("row", "col")], axis=1)
+    if len(bad := np.flatnonzero(~np.isfinite(centre).all(axis=1))):
+        raise ValueError(f"hits: row and col of hit {bad[0]} are {centre[bad[0]].tolist()}: must be pixels")
+    bands, pixels = tuple(tiles[0].paths), np.round(centre).astype(int)
     flux = np.empty((len(hits), len(bands), size, size), dtype=np.float32)
-    for name in dict.fromkeys(map(str, hits["tile"])):
+    for name in dict.fromkeys(map(str, tile_of)):
         image = read_tile(by_name[name]).flux
-        for i in np.flatnonzero(np.asarray(hits["tile"]).astype(str) == name):
-            flux[i] = slice_cutout(image, int(hits["row"][i]), int(hits["col"][i]), size)
-    columns: dict[str, Any] = {name: hits[name] for name in hits.colnames if name not in ("ra", "dec")}
-    provenance = f"hits of a search through {len(tiles)} tiles"
-    return write_cutouts(out, flux, ra=hits["ra"], dec=hits["dec"], bands=bands, provenance=provenance, **columns)
+        for i in np.flatnonzero(tile_of.astype(str) == name):
+            flux[i] = slice_cutout(image, int(pixels[i, 0]), int(pixels[i, 1]), size)
+    taken = set(inspect.signature(write_cutouts).parameters) - {"ra", "dec"}
+    columns: dict[str, Any] = {free_name(name, taken): hits[name] for name in hits.colnames}
+    about: dict[str, Any] = {"provenance": f"hits of a search through {len(tiles)} tiles", "bands": bands}
+    return write_cutouts(out, flux, pixel_scale=tile_pixel_scale(by_name[str(tile_of[0])]), **about, **columns)

@@ -10,8 +10,8 @@ import torch
 from astropy.table import Table
 from torch import Tensor
 
-from skylib.checks import check_choice, check_range, free_name
-from skylib.data.plain import filled
+from skylib.checks import checked, free_name
+from skylib.data.plain import filled, row_numbers
 from skylib.data.sky import best_of_each_place, near_any
 from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
@@ -53,6 +53,7 @@ class SearchIndex:
         If `tokens` are of other objects, or no object has a finite vector.
     """
 
+    @checked
     def __init__(
         self,
         embeddings: Embeddings,
@@ -83,6 +84,7 @@ class SearchIndex:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    @checked
     def search(
         self,
         targets: Targets,
@@ -99,15 +101,12 @@ class SearchIndex:
     ) -> Table:
         """Rank the objects by their distance to one or more targets; see `search`.
 
-        With `keep`, bool (n,), only those objects can be an answer.
+        With `keep`, bool (n,) or row numbers, only those objects can be an answer.
         """
-        check_range("k", k, 1)
-        for name, value in {"exclude_radius": exclude_radius, "min_separation": min_separation}.items():
-            check_range(name, value, 0)
         rows, wanted = self._targets(targets)
-        allowed = self.finite.cpu().numpy() & (True if keep is None else filled(keep))  # a copy, changed below
-        if where:
-            allowed &= matching_rows(self.embeddings, where)
+        good, n = self.finite.cpu().numpy(), len(self)
+        allowed = good.copy() if keep is None else good & np.isin(np.arange(n), row_numbers(keep, n, where="keep: "))
+        allowed &= matching_rows(self.embeddings, where or {})
         if exclude_targets and len(rows):
             allowed[rows] = False
             if exclude_radius > 0:
@@ -122,6 +121,7 @@ class SearchIndex:
 
         return ranked_table(self.embeddings, *best_apart(ranked, self.embeddings, k=k, radius=min_separation))
 
+    @checked
     def nearest(self, queries: np.ndarray, *, k: int = 100, metric: Metric = "cosine") -> tuple[np.ndarray, np.ndarray]:
         """Find the objects nearest to each of many vectors.
 
@@ -142,6 +142,7 @@ class SearchIndex:
         distance, rows = nearest(self.vectors, self._targets(queries)[1], k=k, metric=metric, keep=keep, **self._how)
         return distance.cpu().numpy(), rows.cpu().numpy()
 
+    @checked
     def scores(
         self,
         vectors: Tensor | np.ndarray,
@@ -157,7 +158,6 @@ class SearchIndex:
         return distances(x, wanted, metric=metric, weight=weight, combine=combine).cpu().numpy()
 
     def _weight(self, wanted: Tensor, weights: str | None) -> Tensor | None:
-        check_choice("weights", weights, ("inverse_variance", None))
         if weights is None:
             return None
         variance = wanted.double().var(dim=0, correction=0) + self._standardise.variance / len(wanted)

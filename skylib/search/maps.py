@@ -230,6 +230,8 @@ def trustworthiness(
         raise ValueError(f"n_neighbors={k}: must be 1 to below {n / 2}, half the number of objects")
     place = pick_device(device)
     x = torch.from_numpy(StandardScaler().fit_transform(embeddings.vectors)).to(place)
+    if np.shape(xy) != (n, 2):
+        raise ValueError(f"xy has shape {np.shape(xy)}: must be ({n}, 2)")
     plane = torch.from_numpy(np.ascontiguousarray(xy, dtype=np.float32)).to(place)
     chosen = torch.from_numpy(np.random.default_rng(seed).permutation(n)[:sample]).to(place)
     squares, excess = x.square().sum(dim=1), 0.0

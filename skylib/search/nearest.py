@@ -7,13 +7,12 @@ float64, each on its own, so that the answer depends neither on the size of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.checks import check_choice
 from skylib.device import float32_products, kept_threads
 
 Metric = Literal["cosine", "mse", "mae"]
@@ -78,8 +77,6 @@ def nearest(
     >>> distance.tolist(), rows.tolist()
     ([[0.0, 0.5, 0.5]], [[0, 1, 2]])
     """
-    check_choice("metric", metric, get_args(Metric))
-    check_choice("combine", combine, (None, *get_args(Combine)))
     n, device = len(vectors), vectors.device
     queries = queries.to(device, torch.float64)
     scale = None if weight is None else (weight if metric == "mae" else weight.sqrt()).to(device, torch.float64)
@@ -114,8 +111,6 @@ def distances(
 
     It is computed in float64; options as in `nearest`.
     """
-    check_choice("metric", metric, get_args(Metric))
-    check_choice("combine", combine, get_args(Combine))
     scale = None if weight is None else (weight if metric == "mae" else weight.sqrt()).double()
     parts = x.split(max(1, NUMBERS[x.device.type == "cpu"] // (len(queries) * x[0].numel())))
     return torch.cat([_exact(part[None], queries.double(), metric, scale, combine)[0] for part in parts])

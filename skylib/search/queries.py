@@ -51,8 +51,13 @@ def target_vectors(
     ValueError
         If an image has no pixel of data.
     """
+    if pool == "tokens":
+        raise ValueError("pool='tokens' gives no single vector per image; use embed_tokens")
     device = model.sky_sigma.device
     images = torch.from_numpy(np.asarray(filled(flux), dtype=np.float32)).to(device)
+    shapes = [tuple(images.shape), *(np.shape(place) for place in (ra, dec) if place is not None)]
+    if images.ndim != 4 or not len(images) or set(shapes[1:]) - {(len(images),)}:
+        raise ValueError(f"flux, ra and dec have shapes {shapes}: must be (t, C, S, S) and (t,)")
     if len(empty := np.flatnonzero(~has_data(images).cpu().numpy())):
         raise ValueError(f"targets: image {empty[0]} has no pixel of data (all are NaN or zero)")
     unknown = np.full(len(images), np.nan)

@@ -11,7 +11,7 @@ from astropy.table import Table
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 
-from skylib.checks import check_choice
+from skylib.data.plain import row_numbers
 from skylib.data.sky import best_of_each_place
 from skylib.model.embeddings import Embeddings
 from skylib.search.index import SearchIndex, ranked_table
@@ -21,7 +21,12 @@ N_UNLABELLED = 1000  # objects, drawn at random, that stand for all that is not 
 
 
 def feedback_scores(
-    index: SearchIndex, yes: Sequence[int], no: Sequence[int] = (), *, strength: float = 0.01, seed: int = 0
+    index: SearchIndex,
+    yes: Sequence[int] | np.ndarray,
+    no: Sequence[int] | np.ndarray = (),
+    *,
+    strength: float = 0.01,
+    seed: int = 0,
 ) -> np.ndarray:
     """Return for each object how much it is like those marked yes rather than the rest.
 
@@ -56,6 +61,9 @@ def feedback_scores(
     >>> bool(scores[12] > scores[5])
     True
     """
+    yes, no = (
+        row_numbers(marked, len(index), where=f"{name}: ").tolist() for name, marked in (("yes", yes), ("no", no))
+    )
     if both := sorted(set(yes) & set(no)):
         raise ValueError(f"objects {both} are marked both yes and no")
     if index.vectors.ndim != 2:
@@ -122,7 +130,6 @@ def rank_anomalies(
     >>> bool(odd["score"][0] >= odd["score"][-1])
     True
     """
-    check_choice("by", by, ("neighbour_distance", "isolation"))
     index = embeddings if isinstance(embeddings, SearchIndex) else SearchIndex(embeddings)
     rows = np.flatnonzero(index.finite.cpu().numpy())
     if not 0 < n_neighbors < len(rows):

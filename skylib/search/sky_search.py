@@ -9,13 +9,12 @@ import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import numpy as np
 from astropy.table import Table
 from tqdm.auto import tqdm
 
-from skylib.checks import check_choice
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.sky import best_of_each_place
@@ -48,9 +47,9 @@ def search_tiles(
     min_separation: float,
     snr_range: Range | None = None,
     run_dir: str | Path,
-    metric: str = "cosine",
-    weights: str | None = None,
-    combine: str = "min",
+    metric: Metric = "cosine",
+    weights: Literal["inverse_variance"] | None = None,
+    combine: Combine = "min",
     augment_targets: bool = False,
     pool: str = "mean",
     layer: int = -1,
@@ -58,10 +57,10 @@ def search_tiles(
     min_data: float = 0.5,
     bad_planes: Sequence[str] = (),
     batch_size: int = 256,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     shard: int | None = 0,
     n_shards: int = 1,
-    on_error: str = "raise",
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> Table:
     """Search tiles for look-alikes of the targets.
 
@@ -122,15 +121,10 @@ def search_tiles(
     Interrupted
         If a signal or a file ``STOP`` in the run folder asked to stop; all is saved.
     """
-    check_choice("on_error", on_error, ("raise", "skip"))
-    check_choice("metric", metric, get_args(Metric))
-    check_choice("combine", combine, get_args(Combine))
-    check_choice("weights", weights, ("inverse_variance", None))
-    check_choice("precision", precision, get_args(Precision))
-    if not tiles or k < 1 or not 0 <= overlap < 1 or not 0 <= (shard or 0) < n_shards or min_separation < 0:
+    if not tiles or overlap == 1 or (shard or 0) >= n_shards:
         raise ValueError(
-            f"{len(tiles)} tiles, k={k}, overlap={overlap}, min_separation={min_separation}, shard={shard} of "
-            f"{n_shards}: needs tiles, k >= 1, 0 <= overlap < 1, min_separation >= 0, 0 <= shard < n_shards"
+            f"{len(tiles)} tiles, overlap={overlap}, shard={shard} of {n_shards}: needs tiles, overlap < 1, "
+            "shard < n_shards"
         )
     tiles = sorted(tiles, key=lambda tile: tile.name)
     if len({tile.name for tile in tiles}) < len(tiles):

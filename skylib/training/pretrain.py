@@ -32,7 +32,6 @@ from skylib.training.monitor import Display, Measurement, Recorder, StepFile, me
 from skylib.training.optimise import Optimiser, Step, learning_rate_at
 
 log = logging.getLogger(__name__)
-
 _TRAIN = 0  # what a mask is for: part of its key
 
 

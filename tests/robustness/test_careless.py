@@ -1,18 +1,25 @@
 """What a careless or hostile user gives: each is read right, left out with a warning, or refused by name."""
 
+import inspect
 import json
+import pickle
 
 import astropy.units as u
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import skylib
 from skylib import (
+    CutoutLoader,
     Embeddings,
     ModelConfig,
+    ProbeConfig,
     SearchIndex,
     Survey,
     build_model,
@@ -223,6 +230,8 @@ def test_rows_that_are_masked_are_not_chosen(tmp_path):
         ({"ra": [1, 2, 3]}, r"ra has shape \(3,\), dec \(4,\)"),
         ({"zero_point": 1e9}, "zero_point=1000000000.0: must be a magnitude, -60 to 100"),
         ({"pixel_scale": "a"}, "pixel_scale='a': must be a finite number"),
+        ({"pixel_scale": 1e300}, r"pixel_scale=1e\+300: must be positive, and at most 3600 arcsec"),
+        ({"pixel_scale": True}, "pixel_scale=True: must be a finite number"),
         ({"lab": np.array([[1], [2, 3], [], [4]], object)}, r"column 'lab' holds \[1\]"),
     ],
 )
@@ -250,6 +259,23 @@ def test_classes_without_end_have_no_names(tmp_path):
 def test_embeddings_that_cannot_be_are_named(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         Embeddings(**{"vectors": np.eye(4), "ra": [0] * 4, "dec": [0] * 4, **given}).save(tmp_path / "e.h5")
+
+
+@pytest.mark.parametrize("vectors", [np.eye(4) * 1j, np.eye(4).astype("S1"), np.ones(4), None])
+def test_vectors_in_a_file_are_checked_before_they_are_mapped(tmp_path, vectors):
+    Embeddings(np.eye(4), ra=[0] * 4, dec=[0] * 4).save(tmp_path / "e.h5")
+    with h5py.File(tmp_path / "e.h5", "r+") as file:
+        del file["vectors"]
+        if vectors is None:
+            file.create_dataset("vectors", (10**12, 8), "f4", chunks=(1, 8))
+        else:
+            file["vectors"] = vectors
+    for read in (
+        lambda path: Embeddings.load(path, mapped=True),
+        lambda path: skylib.search_files([path], np.eye(4)[:1]),
+    ):
+        with pytest.raises(OSError, match=r"e\.h5: "):
+            read(tmp_path / "e.h5")
 
 
 def test_what_made_embeddings_may_be_numbers_of_numpy(tmp_path):
@@ -361,3 +387,146 @@ def test_other_options_out_of_range_are_named(tmp_path, model, holed, embedded):
         with pytest.raises(ValueError, match=message):
             make_cutouts(tiles, tmp_path / "c.csv", tmp_path / "c.csv", **wrong)
     assert (tmp_path / "c.csv").read_text().startswith("ra")
+
+
+OPTIONS = [
+    ("search k", ["3", True, 0, 2.0, None, np.nan]),
+    ("search metric", ["Cosine", None]),
+    ("search exclude_targets", ["no", 1]),
+    ("search exclude_radius", ["1", -1, np.nan]),
+    ("search embeddings", ["e.h5", None]),
+    ("rank_anomalies seed", [-1, 1.5, "0", True, 2**40]),
+    ("feedback_scores strength", [0, "a"]),
+    ("embed batch_size", [0, "8", 2.5]),
+    ("embed layer", ["1", True, None]),
+    ("embed cutouts", ["c.h5", np.eye(3)]),
+    ("linear_probe task", ["Classification", None]),
+    ("linear_probe split", [None, {}]),
+    ("catalogue_probe magnitudes", ["mag_i", [], [3], None]),
+    ("label_grid methods", ["linear", ["Linear"], []]),
+    ("label_grid n_labels", [[1.5], ["3"], 10, [-1], [True]]),
+    ("label_grid seeds", [0, [-1], [0.5]]),
+    ("sky_split fractions", ["abc", None, 0.6, (1.0,), (0.5, 0.6, -0.1)]),
+    ("sky_split guard", [-1, np.nan, "3"]),
+    ("find_label_errors n_folds", [1, "x"]),
+    ("redshift_pdf weight_decays", [[], [-1.0], 0.1]),
+    ("binned_metrics metric", ["r2", None]),
+    ("photoz_metrics outlier_threshold", ["x", -1]),
+    ("write_cutouts bands", [[], "ggr", 3, None]),
+    ("CutoutLoader size", ["8", 0, 1.5]),
+    ("CutoutLoader bands", [[], "gg", 3]),
+    ("CutoutLoader shuffle", ["no", 1]),
+    ("make_cutouts columns", [[3], 3]),
+    ("fit_map min_dist", [-1, "a"]),
+    ("load_model device", ["gpu7"]),
+    ("write_objects stem", [3, None]),
+    ("simulate_sky n_tiles", [0, "1", 1.5]),
+    ("ModelConfig ra_dec", ["yes", 1]),
+    ("ModelConfig bands", [(), 3, ("g", "g")]),
+    ("PretrainConfig steps", ["10", 1.5, True]),
+    ("PretrainConfig betas", [(0.9,), "ab", (1.5, 0.9)]),
+    ("ProbeConfig rate_factors", [(), ("a",), 1.0]),
+    ("Augmentation flips", ["x", 1]),
+]
+NEEDED = {"targets": 0, "yes": [1], "batch_size": 4, "task": "regression", "target": "z", "method": "linear"}
+NEEDED |= {"methods": ["linear"], "n_labels": [4], "seeds": [0], "z_pred": [0.1], "z_spec": [0.1], "metric": len}
+NEEDED |= {"prediction": [0.1], "truth": [0.1], "by": [0.1], "edges": [0, 1], "magnitudes": ["z"], "tiles": [None]}
+
+
+@pytest.mark.parametrize(("what", "values"), OPTIONS, ids=[what for what, _ in OPTIONS])
+def test_an_option_of_another_type_or_out_of_range_is_named(tmp_path, model, holed, embedded, what, values):
+    function, option = getattr(skylib, what.split()[0]), what.split()[1]
+    names = inspect.signature(function).parameters
+    given = {**NEEDED, "embeddings": embedded, "cutouts": holed, "model": model, "split": np.arange(N) // 30}
+    given |= {"index": SearchIndex(embedded), "ra": holed.ra, "dec": holed.dec, "flux": np.ones((N, 2, 4, 4))}
+    given |= {"catalogue": "c.csv", "out": tmp_path / "o.h5", "path": tmp_path / "o.h5", "table": Table(), "stem": "s"}
+    given |= {"directory": tmp_path, "bands": "gri", "device": "cpu", "run_dir_or_checkpoint_or_name": "sky-nano"}
+    given = {name: given[name] for name in names if name in given and names[name].default is inspect.Parameter.empty}
+    for value in values:
+        with pytest.raises(ValueError, match=f"{option}="):
+            function(**given | {option: value})
+
+
+def test_arguments_that_fit_are_taken_whatever_they_are_held_in(embedded):
+    for k in (np.int64(3), np.uint8(3)):
+        assert len(search(embedded, 1, k=k, exclude_radius=np.float32(0))) == 3
+    assert ProbeConfig(rate_factors=[1, 2.0]).rate_factors == (1, 2.0)
+    assert len(skylib.label_grid(methods=("linear",), n_labels=np.array([1, 2]), seeds=range(3))) == 6
+    assert pickle.loads(pickle.dumps(skylib.photoz_metrics)) is skylib.photoz_metrics
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "wanted"),
+    [
+        (np.array([0, 1, 2], "u1"), np.array([1, 2, 2], "u1"), (-0.5 - 1 / 3) / 3),
+        (np.array([127, 1], "i1"), np.array([127, 127], "i1"), -126 / 128 / 2),
+        (pd.array([1.0, 2.0], dtype="Float64"), [1, 2], 0),
+        (np.array([1.0, np.nan], object), [1, 2], "masked"),
+        (pd.array([1.0, None], dtype="Float64"), [1, 2], "masked"),
+        (["1", "2"], [1, 2], "must be numbers"),
+        ([True, False], [1, 2], "must be numbers"),
+    ],
+)
+def test_redshifts_of_any_type_are_compared_as_float64(prediction, truth, wanted):
+    if isinstance(wanted, str):
+        with pytest.raises(ValueError, match=wanted):
+            skylib.photoz_metrics(prediction, truth)
+    else:
+        assert skylib.photoz_metrics(prediction, truth)["bias"] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_classes_are_compared_with_their_like():
+    metrics = skylib.classification_metrics
+    assert metrics(np.array([b"a", b"b"]), np.array(["a", "b"]))["accuracy"] == 1
+    assert metrics(pd.Categorical(["a", "b"]), np.array(["a", "b"]))["accuracy"] == 1
+    for wrong, message in ((["0", "1"], "must be of one kind"), (np.array(["0", None], object), "masked")):
+        with pytest.raises(ValueError, match=message):
+            metrics(np.array(wrong), np.array([0, 1]))
+
+
+def test_masked_values_take_part_in_no_diagnostic(embedded):
+    masked = np.ma.array(np.arange(N) % 3, mask=np.arange(N) % 3 == 0)
+    assert 0 not in set(skylib.find_label_errors(embedded, masked)["label"])
+    split = np.array(["train", "validation", "test"])[np.arange(N) // 30]
+    audit = skylib.nuisance_audit(embedded, {"a": masked * 1.0}, split=np.arange(N) // 30)
+    assert audit["n"].tolist() == [20]
+    assert knn_probe(embedded, masked, task="classification", split=split).metrics["n"] == 20  # parts by name
+    table = skylib.binned_metrics(masked, masked, masked * 1.0, edges=[0, 3], metric=skylib.classification_metrics)
+    assert table["n"].tolist() == [60]
+
+
+def test_marks_given_as_a_mask_or_from_the_end(embedded):
+    index, mask = SearchIndex(embedded), np.isin(np.arange(N), [3, N - 1])
+    for yes in (mask, mask.tolist(), [3, -1], pd.array([3, N - 1], dtype="Int64")):
+        np.testing.assert_array_equal(feedback_scores(index, yes), feedback_scores(index, [3, N - 1]))
+    with pytest.raises(IndexError, match=r"yes: row 999 of 90"):
+        feedback_scores(index, [999])
+
+
+def test_bands_of_a_loader_are_known_by_any_of_their_names(tmp_path):
+    cutouts = written(tmp_path, np.arange(1.0, 3)[None, :, None, None] * np.ones((4, 2, 4, 4)))
+    batch = next(iter(CutoutLoader(cutouts, batch_size=4, bands=["HSC-R", "G", "y"], shuffle=False, device="cpu")))
+    assert batch.flux[0, :2, 0, 0].tolist() == [2, 1]
+
+
+def test_hits_are_cut_at_their_pixel_with_their_scale_and_all_labels(tmp_path):
+    image = np.arange(40.0 * 40).reshape(40, 40).astype(np.float32)
+    cards = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.0, "CRPIX1": 20.0, "CRPIX2": 20.0}
+    head = fits.Header({**cards, "CDELT1": -0.3 / 3600, "CDELT2": 0.3 / 3600})
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, head)]).writeto(tmp_path / "HSC-I-9813-4,5.fits")
+    tiles = skylib.find_tiles(tmp_path, bands="i")
+    hits = {"ra": [150.0, 150], "dec": [2.0, 2], "tile": ["9813-4,5"] * 2, "row": [10.6, 12], "col": [19.4, 8]}
+    for kind in (Table, pd.DataFrame):
+        found = skylib.hit_cutouts(
+            kind({**hits, "flux": [1, 2], "zero_point": [3, 4]}), tiles, tmp_path / "h.h5", size=4
+        )
+        assert found.flux()[:, 0, 2, 2].tolist() == [image[11, 19], image[12, 8]]
+        assert found.pixel_scale == pytest.approx(0.3)
+        assert found.file_zero_point == 27
+        assert found.column("flux_label").tolist() == [1, 2]
+    with pytest.raises(ValueError, match="row and col of hit 1 are"):
+        skylib.hit_cutouts(Table({**hits, "row": [1, np.nan]}), tiles, tmp_path / "h.h5")
+    head["CDELT1"] = 1e10
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image, head)]).writeto(tiles[0].first, overwrite=True)
+    with pytest.raises((OSError, ValueError), match=r"9813-4,5\.fits: .*the sky coordinates are damaged"):
+        skylib.read_tile(tiles[0])

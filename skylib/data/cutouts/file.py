@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_band, register_band, sort_bands, split_bands
+from skylib.checks import checked
 from skylib.data.cutouts.layouts import (
     CLASS_NAMES,
     LAYOUTS,
@@ -24,7 +25,7 @@ from skylib.data.cutouts.layouts import (
 from skylib.data.cutouts.pixels import StoredImages
 from skylib.data.cutouts.stated import number_of, unit_of, zero_point_of_unit
 from skylib.data.description import Survey
-from skylib.data.plain import degrees, filled, positions
+from skylib.data.plain import degrees, positions, row_numbers
 from skylib.data.surveys import get_survey
 
 _MAX_CLASSES = 10_000
@@ -74,6 +75,7 @@ class CutoutFile:
 
     zero_point = ZERO_POINT
 
+    @checked
     def __init__(
         self,
         path: str | Path,
@@ -256,21 +258,7 @@ class CutoutFile:
         IndexError
             If a row is out of range, or a mask has another length than there are cutouts.
         """
-        if isinstance(index, slice):
-            return np.arange(len(self))[index]
-        rows = np.atleast_1d(np.asarray(filled(index)))
-        if rows.dtype == bool:
-            if rows.shape != (len(self),):
-                raise IndexError(f"{self.path}: a mask of rows of shape {rows.shape} for {len(self)} cutouts")
-            return np.flatnonzero(rows)
-        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise IndexError(
-                f"{self.path}: rows of type {rows.dtype} and shape {rows.shape}: must be integers, or a mask"
-            )
-        rows = rows.astype(np.int64)
-        if (wrong := rows[(rows < -len(self)) | (rows >= len(self))]).size:
-            raise IndexError(f"{self.path}: row {wrong[0]} of {len(self)} cutouts")
-        return rows % max(1, len(self))
+        return row_numbers(index, len(self), where=f"{self.path}: ")
 
     def _read(self, key: str, index: Index, *, size: int | None = None, **how: Any) -> np.ndarray:
         return self._images[key].read(index if isinstance(index, slice) else self.row_numbers(index), size=size, **how)

@@ -15,7 +15,7 @@ from astropy.table import Table
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT
-from skylib.checks import check_choice, free_name
+from skylib.checks import free_name
 from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
 from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
@@ -23,7 +23,7 @@ from skylib.data.cutouts.resume import CutoutJob
 from skylib.data.tiles import TilePaths, read_tile, tile_pixel_scale
 
 log = logging.getLogger(__name__)
-_LARGEST = 16_384  # side of a cutout, pixels
+
 _BLOCK = 256  # cutouts written together
 
 
@@ -33,7 +33,7 @@ def make_cutouts(
     out: str | Path,
     *,
     size: int = 64,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     bad_planes: Sequence[str | int] = (),
     variance: bool = False,
     align: bool | None = None,
@@ -95,15 +95,11 @@ def make_cutouts(
     >>> made.flux([0, 1]).shape
     (2, 5, 32, 32)
     """
-    check_choice("on_error", on_error, ("raise", "skip"))
-    check_choice("edge", edge, ("pad", "drop"))
     columns = [columns] if isinstance(columns, str) else columns
     table = read_catalogue(catalogue, columns=columns or (), pixels=True)
     where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
     if not tiles:
         raise ValueError("no tiles given")
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= _LARGEST:
-        raise ValueError(f"size={size}: must be at least 1 pixel, a whole number, and at most {_LARGEST}")
     if isinstance(catalogue, str | Path) and Path(out).resolve() == Path(catalogue).resolve():
         raise ValueError(f"{out}: is the catalogue itself, which would be overwritten")
     bands = tuple(tiles[0].paths)

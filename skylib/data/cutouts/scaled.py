@@ -5,7 +5,9 @@ from __future__ import annotations
 import astropy.units as u
 import numpy as np
 
+from skylib.checks import check_range
 from skylib.data.cutouts.file import CutoutFile, Index
+from skylib.data.cutouts.stated import checked_number
 
 _FINE = 8  # points per pixel and axis at which an image is looked at
 
@@ -35,7 +37,7 @@ class ScaledCutouts(CutoutFile):
         return out
 
 
-def at_scale(cutouts: CutoutFile, pixel_scale: float) -> CutoutFile:
+def at_scale(cutouts: CutoutFile, pixel_scale: float | u.Quantity) -> CutoutFile:
     """Return cutouts brought to another pixel scale, such as that of the data a model was trained on.
 
     Parameters
@@ -55,10 +57,9 @@ def at_scale(cutouts: CutoutFile, pixel_scale: float) -> CutoutFile:
     ValueError
         If the scale is not positive.
     """
-    pixel_scale = u.Quantity(pixel_scale, u.arcsec).value
-    if not (np.isfinite(pixel_scale) and pixel_scale > 0):
-        raise ValueError(f"pixel_scale={pixel_scale:g}: must be a positive number of arcsec")
-    return ScaledCutouts(cutouts, float(pixel_scale))
+    pixel_scale = checked_number("pixel_scale", pixel_scale)
+    check_range("size of the cutouts in pixels", int(cutouts.size * cutouts.pixel_scale / pixel_scale), 0, 16_384)
+    return ScaledCutouts(cutouts, pixel_scale)
 
 
 def rescale(flux: np.ndarray, ratio: float, size: int) -> np.ndarray:

@@ -53,11 +53,11 @@ def checked_number(name: str, value: Any) -> float:
     """Return a pixel scale (arcsec) or zero-point (AB mag), given as a number or with a unit, or raise ValueError."""
     if isinstance(value, u.Quantity):
         value = value.to_value(u.arcsec) if name == "pixel_scale" else value.value
-    if np.ndim(value) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise ValueError(f"{name}={value!r}: must be a finite number")
     value = float(value)
-    if name == "pixel_scale" and value <= 0:
-        raise ValueError(f"{name}={value!r}: must be positive")
+    if name == "pixel_scale" and not 0 < value <= 3600:
+        raise ValueError(f"{name}={value!r}: must be positive, and at most 3600 arcsec")
     if name == "zero_point" and not PLAUSIBLE[0] < value < PLAUSIBLE[1]:
         raise ValueError(f"{name}={value!r}: must be a magnitude, {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}")
     return value

@@ -28,8 +28,8 @@ def write_cutouts(
     dec: np.ndarray | None = None,
     bands: str | Sequence[str],
     weight: np.ndarray | None = None,
-    pixel_scale: float = PIXEL_SCALE,
-    zero_point: float = ZERO_POINT,
+    pixel_scale: float | u.Quantity = PIXEL_SCALE,
+    zero_point: float | u.Quantity = ZERO_POINT,
     provenance: str = "",
     **columns: np.ndarray,
 ) -> CutoutFile:

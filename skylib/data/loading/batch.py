@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.data.cutouts import CutoutFile
-
 
 class Batch(NamedTuple):
     """Images and what is known of them, on one device.
@@ -71,17 +69,3 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to the device, without waiting for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def numbers_of(cutouts: CutoutFile, name: str) -> np.ndarray:
-    """Return a column of numbers or truth values.
-
-    Raises
-    ------
-    KeyError, ValueError
-        If there is no such column, or it holds text.
-    """
-    values = cutouts.column(name)
-    if values.dtype.kind == "U":
-        raise ValueError(f"{cutouts.path}: column {name!r} holds text, which batches cannot: give numbers")
-    return values

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from skylib.bands import split_bands
+from skylib.bands import named_bands
+from skylib.checks import checked
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
-from skylib.data.loading.batch import Batch, Buffers, Window, numbers_of, to_device
+from skylib.data.loading.batch import Batch, Buffers, Window, to_device
 from skylib.data.loading.cropping import gather
 from skylib.data.photometry import measure_sky_noise
+from skylib.data.plain import numbers_of
 from skylib.device import ahead, keyed_generator, pick_device
 
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
@@ -76,6 +78,7 @@ class CutoutLoader:
     torch.Size([8, 5, 32, 32])
     """
 
+    @checked
     def __init__(
         self,
         cutouts: CutoutFile,
@@ -100,18 +103,16 @@ class CutoutLoader:
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
         self.rows, self.device, self.seed, self.memory = rows, pick_device(device), seed, memory
         self.rank, self.world_size = rank, world_size
-        if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
+        if rank >= world_size or batch_size % world_size:
             raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
         self.size = cutouts.size if size is None else size
-        self.bands = tuple(split_bands(bands) if isinstance(bands, str) else bands or cutouts.bands)
+        self.bands = cutouts.bands if bands is None else named_bands(bands)
         self.columns = {name: numbers_of(cutouts, name) for name in columns}
         self.pad = pad
-        if not self.size > 0 or (self.size > cutouts.size and not pad):
+        if self.size > cutouts.size and not pad:
             raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
-        if shuffle and batch_size > len(self.rows):
-            raise ValueError(
-                f"batch_size={batch_size}: must be 1 to {len(self.rows)}, the number of cutouts to draw from"
-            )
+        if shuffle and batch_size > len(rows):
+            raise ValueError(f"batch_size={batch_size}: must be 1 to {len(rows)}, the number of cutouts to draw from")
         self._planes = [cutouts.bands.index(band) if band in cutouts.bands else -1 for band in self.bands]
         if max(self._planes) < 0:
             raise ValueError(f"{cutouts.path} holds bands {' '.join(cutouts.bands)}, none of {' '.join(self.bands)}")
@@ -127,8 +128,7 @@ class CutoutLoader:
         self._sky_sigma: Tensor | None = None
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.rows), self.batch_size)
-        return full if self.shuffle else full + bool(rest)
+        return len(self.rows) // self.batch_size if self.shuffle else -(-len(self.rows) // self.batch_size)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}

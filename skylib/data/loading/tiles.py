@@ -16,7 +16,7 @@ import torch
 from astropy.wcs import WCS
 from torch import Tensor
 
-from skylib.checks import check_choice, check_range
+from skylib.checks import checked
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
 from skylib.data.grids import sky_position
 from skylib.data.loading.batch import Batch, Buffers, to_device
@@ -90,6 +90,7 @@ class TileLoader:
     torch.Size([8, 5, 32, 32])
     """
 
+    @checked
     def __init__(
         self,
         tiles: Sequence[TilePaths],
@@ -109,10 +110,6 @@ class TileLoader:
         on_error: Literal["raise", "skip"] = "raise",
         align: bool | None = None,
     ) -> None:
-        check_choice("on_error", on_error, ("raise", "skip"))
-        numbers = {"batch_size": batch_size, "size": size, "cutouts_per_tile": cutouts_per_tile}
-        for name, value in (numbers | {"resident": resident, "readers": readers}).items():
-            check_range(name, value, 1)
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: must be 0 to {world_size - 1}, below world_size={world_size}")
         self.tiles = list(tiles)
