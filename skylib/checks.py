@@ -21,12 +21,12 @@ R = TypeVar("R")
 # Least and largest value of the options that are numbers, or lists of them, which mean the same wherever they occur.
 _OF = {
     (1, math.inf): """k batch_size n_neighbors n_components n_epochs n_bins min_count max_dropped workers processes
-        n_shards world_size resident readers cutouts_per_tile n_tiles block code_bytes memory n_lists rows box sample
+        n_shards world_size resident readers cutouts_per_tile n_tiles block code_bytes n_lists rows box sample
         steps accumulate max_bad_steps log_every validate_every checkpoint_every epochs min_steps evaluations patience
         n_objects""",
     (0, math.inf): """n_labels radius exclude_radius min_separation min_dist guard outlier_threshold reach rank shard
         learning_rate final_learning_rate weight_decay weight_decays clip_grad checkpoint_minutes flux_weight image_hdu
-        mask_hdu variance_hdu mask_planes bad_planes brightness noise""",
+        mask_hdu variance_hdu mask_planes bad_planes brightness noise memory""",
     (1e-9, math.inf): "strength sky_sigma",
     (0, 1): "betas overlap min_data cooldown layer_decay hide_bands fractions band_dropout",
     (0, 2**32 - 1): "seed seeds",
@@ -50,7 +50,7 @@ _NOT_EMPTY = [
     "evaluations",
 ]
 _NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
-_WORDS = {bool: "True or False", str: "text", NoneType: "None", Path: "a path", np.ndarray: "an array"}
+_WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path", np.ndarray: "an array"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -84,7 +84,8 @@ def check_values(values: Mapping[str, Any], hints: Mapping[str, Any], *, where: 
     """Raise ValueError, which names it, for a value that is not of its type, or out of range."""
     for name, value in values.items():
         if name in hints and not _fits(value, hints[name]):
-            raise ValueError(f"{where}{name}={_short(value)}: must be {_describe(hints[name])}")
+            allowed = _describe(hints[name])
+            raise ValueError(f"{where}{name}={_short(value)}: {'' if allowed[:6] == 'one of' else 'must be '}{allowed}")
         if name in _NOT_EMPTY and isinstance(value, Collection) and not len(value):
             raise ValueError(f"{where}{name}={value!r}: must not be empty")
         held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]

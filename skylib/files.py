@@ -78,6 +78,23 @@ def write_json(path: str | Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """Return the record that a file holds as JSON, with the names that are needed.
+
+    Raises
+    ------
+    ValueError
+        If it is damaged, or another kind of file; the message names it.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+        if not isinstance(record, dict) or not record.keys() >= set(needed):
+            raise ValueError(f"it holds {str(record)[:50]!r}, and must be a record with {', '.join(needed)}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as a record: {error}") from error
+    return record
+
+
 def read_log(path: Path, *, last: int | None = None) -> tuple[list[dict[str, Any]], int]:
     """Return the lines of a log, each JSON with its ``step``, and how many others cannot be read.
 
@@ -99,7 +116,7 @@ def read_log(path: Path, *, last: int | None = None) -> tuple[list[dict[str, Any
         try:
             line = json.loads(row)
             lines.append(line | {"step": int(line["step"])})
-        except (ValueError, TypeError, KeyError, OverflowError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             damaged += 1
     return lines, damaged
 

@@ -92,7 +92,7 @@ def _holder(path: Path) -> str | None:
         return at_work(record, seen)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         log.warning("%s: the lock file cannot be read and is replaced", path)
         return None
 

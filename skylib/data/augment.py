@@ -46,7 +46,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.band_dropout == 1:
-            raise ValueError("band_dropout=1: must be at least 0, and below 1")
+            raise ValueError(f"band_dropout={self.band_dropout}: must be at least 0, and below 1")
 
 
 NO_AUGMENTATION = Augmentation(flips=False)

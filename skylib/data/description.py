@@ -110,6 +110,8 @@ class Survey:
         check_fields(self, where=f"survey {self.name}: ")
         if self.pixel_scale is not None and not 0 < self.pixel_scale < np.inf:
             raise ValueError(f"survey {self.name}: pixel_scale={self.pixel_scale!r}: must be positive")
+        if self.zero_point is not None and not np.isfinite(self.zero_point):
+            raise ValueError(f"survey {self.name}: zero_point={self.zero_point!r}: must be finite")
         if not self.trust_header and self.zero_point is None:
             raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
         if unknown := [band for band in self.band_names.values() if canonical_band(band) not in self.bands]:

@@ -24,7 +24,7 @@ from skylib.evaluation.bootstrap import LEVEL, mean_interval, seed_error
 from skylib.evaluation.heads import LabelledCutouts, train_on
 from skylib.evaluation.labels import Task
 from skylib.evaluation.metrics import metric_for
-from skylib.files import replaced, write_json
+from skylib.files import read_json, replaced, write_json
 from skylib.model.checkpoint import fingerprint
 from skylib.model.mim import MaskedImageModel
 from skylib.processes import in_processes
@@ -280,8 +280,5 @@ def _crossing(means: dict[int, float], goal: float) -> tuple[float, str]:
 
 
 def _read_row(path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a row of the label study: {error}") from error
+    row = read_json(path, "method", "n_labels", "seed")
     return {name: value for name, value in row.items() if name != "trials"}

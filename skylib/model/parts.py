@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from astropy_healpix import HEALPix
 
 from skylib.config import difference
 from skylib.data.cutouts import CutoutFile
-from skylib.files import write_json
+from skylib.files import read_json, write_json
 from skylib.model.checkpoint import fingerprint
 from skylib.model.embed import embed
 from skylib.model.embeddings import Embeddings, PartVectors
@@ -93,7 +92,7 @@ def embed_parts(
         raise ValueError(f"shard={shard}: must be 0 to {n_shards - 1}")
     about = {"n": len(cutouts), "order": order, "cutouts": cutouts.path.name, "model": fingerprint(model), "pool": pool}
     about |= {"layer": layer, "half": half}
-    before = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).is_file() else about
+    before = read_json(folder / ABOUT, *about) if (folder / ABOUT).is_file() else about
     if changed := difference(before, about):
         raise ValueError(f"{folder}: holds parts made otherwise: {changed}; choose another folder")
     write_json(folder / ABOUT, about)
@@ -136,7 +135,7 @@ def open_parts(folder: str | Path) -> Embeddings:
     True
     """
     parts = [Embeddings.load(path, mapped=True) for path in part_files(folder)]
-    wanted = json.loads((Path(folder) / ABOUT).read_text())["n"]
+    wanted = read_json(Path(folder) / ABOUT, "n")["n"]
     if (n := sum(map(len, parts))) != wanted:
         raise ValueError(f"{folder}: {n} of {wanted} objects are embedded: run the missing tasks")
     ra, dec = (np.concatenate([getattr(part, name) for part in parts]) for name in ("ra", "dec"))

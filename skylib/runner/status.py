@@ -34,7 +34,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as a record: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path}: is not a record: {str(record)[:50]!r}")

@@ -121,17 +121,18 @@ def test_bad_descriptions_are_named(tmp_path):
         Survey(**good, variance_kind="noise")
     for field, value, why in (
         ("zero_point", float("nan"), "must be a number"),
+        ("zero_point", float("inf"), "must be finite"),
         ("pixel_scale", -1.0, "must be positive"),
         ("no_data", "-99", "must be a number"),
         ("align", "yes", "must be true or false"),
-        ("mask_planes", {"SAT": "3"}, "must be numbers of bits"),
+        ("mask_planes", {"SAT": "3"}, "must be a mapping to a whole number"),
         ("file_names", {"z": "{tile}_z"}, "gives 'z', bands are g r"),
         ("bands", {"Q7": "500"}, "must be a number from 1 to"),
     ):
         with pytest.raises(ValueError, match=why):
             Survey(**good | {field: value})
     assert Survey(**good, zero_point=np.float32(25), bad_planes="SAT").bad_planes == ("SAT",)
-    with pytest.raises(ValueError, match="survey='5': one of"):
+    with pytest.raises(ValueError, match="survey=5: must be text or a path or Survey"):
         get_survey(5)
     with pytest.raises(ValueError, match=r"file name .*may hold \{band\}, \{tile\} and \*"):
         Survey(**good | {"file_names": "{filter}_x"})

@@ -430,7 +430,14 @@ OPTIONS = [
 ]
 NEEDED = {"targets": 0, "yes": [1], "batch_size": 4, "task": "regression", "target": "z", "method": "linear"}
 NEEDED |= {"methods": ["linear"], "n_labels": [4], "seeds": [0], "z_pred": [0.1], "z_spec": [0.1], "metric": len}
-NEEDED |= {"prediction": [0.1], "truth": [0.1], "by": [0.1], "edges": [0, 1], "magnitudes": ["z"], "tiles": [None]}
+NEEDED |= {
+    "prediction": [0.1],
+    "truth": [0.1],
+    "by": [0.1],
+    "edges": [0, 1],
+    "magnitudes": ["z"],
+    "tiles": [TilePaths("a", {})],
+}
 
 
 @pytest.mark.parametrize(("what", "values"), OPTIONS, ids=[what for what, _ in OPTIONS])

@@ -298,7 +298,7 @@ def test_bad_tiles_and_bad_arguments(model, targets, sky, tiles, tmp_path, caplo
         search_tiles(model, targets, bad, run_dir=tmp_path / "skip", **QUESTION)
     assert len(write_objects(merged, tmp_path / "hits")) == 4
     for wrong in ({"overlap": 1.0}, {"k": 0}, {"shard": 3, "n_shards": 2}, {"min_separation": -1.0}):
-        with pytest.raises(ValueError, match=r"needs tiles, k >= 1"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
             search_tiles(model, targets, tiles, run_dir=tmp_path / "wrong", **QUESTION | wrong)
     for wrong in ({"metric": "euclid"}, {"combine": "median"}, {"weights": "variance"}, {"precision": "fp16"}):
         with pytest.raises(ValueError, match="one of"):
