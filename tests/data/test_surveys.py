@@ -586,7 +586,7 @@ def test_labels_keep_their_values(one_tile, tmp_path):
     with pytest.raises(ValueError, match="column 'pair' is not one number or text per object"):
         make_cutouts(one_tile, table, tmp_path / "d.h5", size=8, columns=["pair"])
     for size in (8.0, True, 0):
-        with pytest.raises(ValueError, match=f"size={size}: must be at least 1 pixel, a whole number"):
+        with pytest.raises(ValueError, match=f"size={size}: must be (a whole number|1 to)"):
             make_cutouts(one_tile, table, tmp_path / "d.h5", size=size)
 
 
