@@ -37,18 +37,18 @@ _OF = {
     (2, math.inf): "n_folds",
 }
 _RANGES = {name: ends for ends, names in _OF.items() for name in names.split()}
-_NOT_EMPTY = [
+_NOT_EMPTY = {
     "bands",
     "methods",
     "n_labels",
     "seeds",
     "magnitudes",
     "pools",
+    "layers",
     "fractions",
     "weight_decays",
     "tiles",
-    "evaluations",
-]
+}
 _NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
 _WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path", np.ndarray: "an array"}
 
