@@ -358,6 +358,7 @@ def test_facts_are_escaped_without_files_and_linked_on_a_real_sky(cutouts, embed
 def test_objects_of_another_catalogue_are_known(cutouts, embeddings):
     catalogue = Table({"ra": embeddings.ra[[4, 9]], "dec": embeddings.dec[[4, 9]] + 1e-4, "name": ["A", "B"]})
     browser = SimilarityBrowser(embeddings, cutouts, catalogue=catalogue)
+    browser._controls["fold"].value = 0.0  # another object lies within 1 arcsec of one of them
     browser._controls["filter"].value = "known = A, B"
     browser._order.value = "column"
     assert {4, 9} <= set(rows_of(browser))
