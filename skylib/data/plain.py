@@ -96,7 +96,7 @@ def numbers_of(cutouts: Any, name: str) -> np.ndarray:
     """
     values = cutouts.column(name)
     if values.dtype.kind == "U":
-        raise ValueError(f"{cutouts.path}: column {name!r} holds text, which batches cannot: give numbers")
+        raise ValueError(f"{cutouts.path}: column {name!r} holds text: must be numbers")
     return values
 
 

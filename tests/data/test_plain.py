@@ -128,7 +128,7 @@ def test_magnitudes_of_masked_fluxes_and_of_fluxes_with_a_unit():
 
 
 def test_what_no_number_can_be_made_of_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"c\.h5: column 'name' holds text, which batches cannot"):
+    with pytest.raises(ValueError, match=r"c\.h5: column 'name' holds text: must be numbers"):
         CutoutLoader(cutouts(tmp_path, name=list("abcd")), batch_size=2, columns=["name"])
     with pytest.raises(ValueError, match="z_spec holds -99: no redshift"):
         photoz_metrics(np.array([0.1, 0.2]), np.array([0.1, -99.0]))
