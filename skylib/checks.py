@@ -12,8 +12,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(get_type_hints)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,20 +35,9 @@ _OF = {
     (2, math.inf): "n_folds",
 }
 _RANGES = {name: ends for ends, names in _OF.items() for name in names.split()}
-_NOT_EMPTY = {
-    "bands",
-    "methods",
-    "n_labels",
-    "seeds",
-    "magnitudes",
-    "pools",
-    "layers",
-    "fractions",
-    "weight_decays",
-    "tiles",
-}
+_NEVER_EMPTY = "bands methods n_labels seeds magnitudes pools layers fractions weight_decays tiles".split()  # noqa: SIM905
 _NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
-_WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path", np.ndarray: "an array"}
+_WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -64,9 +51,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     '<lambda>'
     """
     signature = inspect.signature(function)
-    named = {
-        name for name, one in signature.parameters.items() if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-    }
+    open_ended = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {name for name, one in signature.parameters.items() if one.kind not in open_ended}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -86,7 +72,7 @@ def check_values(values: Mapping[str, Any], hints: Mapping[str, Any], *, where: 
         if name in hints and not _fits(value, hints[name]):
             allowed = _describe(hints[name])
             raise ValueError(f"{where}{name}={_short(value)}: {'' if allowed[:6] == 'one of' else 'must be '}{allowed}")
-        if name in _NOT_EMPTY and isinstance(value, Collection) and not len(value):
+        if name in _NEVER_EMPTY and isinstance(value, Collection) and not len(value):
             raise ValueError(f"{where}{name}={value!r}: must not be empty")
         held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for one in held if name in _RANGES else ():
@@ -128,6 +114,8 @@ def free_name(name: str, taken: Container[str]) -> str:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value is of the type that an annotation states, as far as this can be told."""
+    import numpy as np  # late: the command line has no use for it
+
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
@@ -172,7 +160,8 @@ def _describe(hint: Any) -> str:
         if issubclass(origin, Mapping):
             return f"a mapping to {_describe(inner[1])}"
         return f"{len(inner) if origin is tuple and ... not in inner else 'a list'} of {_describe(inner[0])}"
-    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+    name = getattr(hint, "__name__", str(hint))
+    return "an array" if name == "ndarray" else _WORDS.get(hint, name)
 
 
 def _short(value: Any) -> str:

@@ -198,7 +198,7 @@ def test_rows_as_a_mask_and_padding(stored):
     cutouts = CutoutFile(stored)
     mask = np.arange(40) % 7 == 3
     np.testing.assert_array_equal(cutouts.flux(mask), cutouts.flux(np.flatnonzero(mask)))
-    with pytest.raises(IndexError, match=r"c\.h5: a mask of rows of shape \(3,\) for 40 cutouts"):
+    with pytest.raises(IndexError, match=r"c\.h5: a mask of rows of shape \(3,\) for 40 objects"):
         cutouts.flux(np.array([True, False, True]))
     with pytest.raises(IndexError, match="rows of type float64"):
         cutouts.flux(np.array([0.5]))
