@@ -118,11 +118,13 @@ class LabelledCutouts:
         nowhere = np.full(len(cutouts), np.nan)
         self.model, self.cutouts = model, moved(cutouts, ra=nowhere, dec=nowhere)
         self._inputs: dict[bool, Tensor] = {}
+        self._tokens_of = self.labels.used
 
-    def seen_by(self, model: MaskedImageModel) -> LabelledCutouts:
-        """Return the same labels and images with another network of the same shape."""
+    def seen_by(self, model: MaskedImageModel, rows: np.ndarray) -> LabelledCutouts:
+        """Return the same labels and images with another network of the same shape, and its tokens of some rows."""
         other = copy(self)
-        other.model, other._inputs = model, {kind: x for kind, x in self._inputs.items() if not kind}
+        other.model, other._tokens_of = model, rows
+        other._inputs = {kind: x for kind, x in self._inputs.items() if not kind}
         other.__dict__.pop("moments", None)
         return other
 
@@ -141,21 +143,21 @@ class LabelledCutouts:
 
     def inputs(self, rows: np.ndarray, *, frozen: bool) -> Tensor:
         """Return frozen tokens, float16 (n, N, D), or cutouts as the model wants them, float32 (n, C, S, S)."""
-        used = self.labels.used
+        held = self._tokens_of if frozen else self.labels.used
         if frozen not in self._inputs:
             if frozen:
-                made = embed_tokens(self.model, self.cutouts, rows=used).astype(np.float16)
+                made = embed_tokens(self.model, self.cutouts, rows=held).astype(np.float16)
             else:
                 c = self.model.config
                 loader = CutoutLoader(self.cutouts, batch_size=1, shuffle=False, size=c.image_size, bands=c.bands)
-                made = loader.flux(used)
+                made = loader.flux(held)
             self._inputs[frozen] = torch.from_numpy(made)
-        return self._inputs[frozen][torch.from_numpy(np.searchsorted(used, rows))]
+        return self._inputs[frozen][torch.from_numpy(np.searchsorted(held, rows))]
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) of the frozen tokens of train, of up to 2,000 images."""
-        rows = self.labels.rows[TRAIN]
+        rows = np.intersect1d(self.labels.rows[TRAIN], self._tokens_of)
         tokens = self.inputs(rows[:: -(-len(rows) // 2000)], frozen=True).float().flatten(0, 1)
         return tokens.mean(dim=0), tokens.std(dim=0).clamp(min=1e-6)
 
@@ -187,7 +189,7 @@ def train_on(
     # From nothing, a training ends by itself: the longest is enough.
     lengths = config.length_factors if method != "supervised" else (max(config.length_factors),)
     if method == "supervised":
-        data = data.seen_by(random_weights(data.model, seed=seed))
+        data = data.seen_by(random_weights(data.model, seed=seed), np.union1d(train, labels.rows[VALIDATION]))
     trials: list[_Fitted] = []
     with kept_memory(data.model.sky_sigma.device):
         for length, factor in itertools.product(lengths, config.rate_factors):
