@@ -42,10 +42,10 @@ def prepare(folder: Path, n: int, width: int) -> None:
     sky = simulate_sky(folder / "sky", n_tiles=1, tile_size=256, n_objects=200)
     few = make_cutouts(find_tiles(sky.tiles), sky.catalogue, folder / "few.h5", size=32 if n <= LARGE else 8)
     rng = np.random.default_rng(0)
-    which = rng.integers(0, len(few), n)
-    write_cutouts(folder / "cutouts.h5", few.flux()[which], ra=few.ra[which], dec=few.dec[which], bands=few.bands)
+    flux, (ra, dec) = few.flux()[rng.integers(0, len(few), n)], rng.uniform(size=(2, n)) * 10
+    write_cutouts(folder / "cutouts.h5", flux, ra=ra, dec=dec, bands=few.bands)
     vectors = rng.standard_normal((n, width), dtype=np.float32)
-    Embeddings(vectors, ra=few.ra[which], dec=few.dec[which]).save(folder / "embeddings.h5")
+    Embeddings(vectors, ra=ra, dec=dec).save(folder / "embeddings.h5")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     cells = [new_code_cell(SHOW.strip()), new_code_cell(SAVE.strip())]
     nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / "browse.ipynb")

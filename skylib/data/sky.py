@@ -49,10 +49,13 @@ def nearest_within(ra: np.ndarray, dec: np.ndarray, ra0: np.ndarray, dec0: np.nd
     array([-1, -1,  1])
     """
     nearest = np.full(len(ra), -1)
-    placed = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec))
+    ra0, dec0, dec = np.asarray(ra0), np.asarray(dec0), np.asarray(dec)
     others = np.flatnonzero(np.isfinite(ra0) & np.isfinite(dec0))
+    reach = radius / 3600 * 1.001
+    low, high = dec0[others].min(initial=90) - reach, dec0[others].max(initial=-90) + reach
+    placed = np.flatnonzero(np.isfinite(ra) & (dec >= low) & (dec <= high))  # few, where the others are few
     if len(placed) and len(others):
-        tree = cKDTree(unit_vectors(np.asarray(ra0)[others], np.asarray(dec0)[others]))
+        tree = cKDTree(unit_vectors(ra0[others], dec0[others]))
         distance, found = tree.query(unit_vectors(ra[placed], dec[placed]), distance_upper_bound=chord(radius))
         near = np.isfinite(distance)
         nearest[placed[near]] = others[found[near]]

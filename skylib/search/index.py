@@ -13,7 +13,7 @@ from torch import Tensor
 from skylib.checks import checked, free_name
 from skylib.data.plain import filled, row_numbers
 from skylib.data.sky import best_of_each_place, near_any
-from skylib.device import pick_device
+from skylib.device import kept_memory, pick_device
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Where, matching_rows
 from skylib.search.nearest import BLOCK, Combine, Metric, distances, nearest
@@ -73,8 +73,9 @@ class SearchIndex:
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
         self._all_finite = bool(self.finite.all())
         good = vectors if self._all_finite else vectors[self.finite]
-        self._standardise = Standardiser([good.flatten(0, -2)], standardize)
-        self.vectors = self._standardise(vectors).nan_to_num_(0.0, 0.0, 0.0)
+        with kept_memory(self.device):
+            self._standardise = Standardiser([good.flatten(0, -2)], standardize)
+            self.vectors = self._standardise(vectors).nan_to_num_(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
         ids, ties = embeddings.columns.get("object_id"), None
         if ids is not None and len(np.unique(ids)) == len(ids):

@@ -67,6 +67,6 @@ class Standardiser:
             return x.float()
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         for part, to in zip(x.split(CACHED), out.split(CACHED), strict=True):
-            part = part.double() - self._mean
-            to.copy_(part @ self._matrix if self._matrix.ndim == 2 else part / self._matrix)
+            part = part.double().sub_(self._mean)
+            to.copy_(part @ self._matrix if self._matrix.ndim == 2 else part.div_(self._matrix))
         return out
