@@ -72,8 +72,8 @@ class SearchIndex:
         if not bool(self.finite.any()):
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
         self._all_finite = bool(self.finite.all())
-        good = vectors if self._all_finite else vectors[self.finite]
         with kept_memory(self.device):
+            good = vectors if self._all_finite else vectors[self.finite]
             self._standardise = Standardiser([good.flatten(0, -2)], standardize)
             self.vectors = self._standardise(vectors).nan_to_num_(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
@@ -256,8 +256,7 @@ def search(
     KeyError
         If `where` names a column that is not there.
     """
-    index = SearchIndex(embeddings, tokens=tokens, standardize=standardize, device=device)
-    return index.search(
+    return SearchIndex(embeddings, tokens=tokens, standardize=standardize, device=device).search(
         targets,
         k=k,
         metric=metric,

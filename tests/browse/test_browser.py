@@ -28,13 +28,12 @@ from astropy.table import Table
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-from skylib import Embeddings, SimilarityBrowser
+from skylib import Embeddings, SimilarityBrowser, find_object, write_objects
 from skylib.browse.details import facts
 from skylib.browse.pictures import Pictures
 from skylib.browse.state import BrowserState, Question, objects_name
 from skylib.browse.worker import Worker
-from skylib.search.export import ds9_regions, sky_links, write_objects
-from skylib.search.queries import find_object
+from skylib.search.export import ds9_regions, sky_links
 
 SHOTS = Path(__file__).parents[2] / "test-artifacts"
 CHROMIUM_ARGUMENTS = [

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import ModelConfig, build_model
-from skylib.bands import canonical_band, flux_to_mag, mag_to_flux, sort_bands
-from skylib.data.photometry import measure_sky_noise
+from skylib import ModelConfig, build_model, canonical_band, flux_to_mag, measure_sky_noise, sort_bands
+from skylib.bands import mag_to_flux
 from skylib.model.stretch import stretch, unstretch
 
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from astropy.io import fits
 
-from skylib import CutoutFile, CutoutLoader, TileLoader, read_tile, simulate_sky, write_cutouts
+from skylib import CutoutFile, CutoutLoader, TileLoader, find_tiles, read_tile, simulate_sky, write_cutouts
 from skylib.data.augment import Augmentation, change, draw_changes, flip, random_flips
 from skylib.data.loading import cropping
 from skylib.data.loading import cutouts as cutout_loading
-from skylib.data.tiles import find_tiles
 from skylib.device import keyed_generator
 
 

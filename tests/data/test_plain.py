@@ -13,6 +13,7 @@ from skylib import (
     CutoutLoader,
     Embeddings,
     copy_cutouts,
+    flux_to_mag,
     linear_probe,
     photoz_metrics,
     search,
@@ -21,7 +22,7 @@ from skylib import (
     write_cutouts,
     write_objects,
 )
-from skylib.bands import flux_to_mag, mag_to_flux
+from skylib.bands import mag_to_flux
 from skylib.data.plain import as_label
 
 N = 4

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from skylib import CutoutFile, CutoutLoader, Survey, TileLoader, find_tiles, make_cutouts, read_tile
-from skylib.bands import flux_to_mag
+from skylib import CutoutFile, CutoutLoader, Survey, TileLoader, find_tiles, flux_to_mag, make_cutouts, read_tile
 
 
 def centroids(flux):

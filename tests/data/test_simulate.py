@@ -3,10 +3,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
-from skylib import CutoutFile, find_tiles, read_tile, simulate_sky
+from skylib import CutoutFile, find_tiles, measure_sky_noise, read_tile, simulate_sky
 from skylib.bands import mag_to_flux
 from skylib.data.colours import galaxy_colours
-from skylib.data.photometry import measure_sky_noise
 from skylib.data.simulate import SEEING, sky_sigma
 
 

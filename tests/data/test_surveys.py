@@ -14,8 +14,20 @@ from astropy.table import Column, MaskedColumn, Table
 from astropy.wcs import WCS
 
 import skylib
-from skylib import Survey, copy_cutouts, find_tiles, get_survey, make_cutouts, read_tile, register_survey, write_cutouts
-from skylib.bands import flux_to_mag, register_band, sort_bands, split_bands
+from skylib import (
+    Survey,
+    copy_cutouts,
+    find_tiles,
+    flux_to_mag,
+    get_survey,
+    make_cutouts,
+    read_tile,
+    register_band,
+    register_survey,
+    sort_bands,
+    write_cutouts,
+)
+from skylib.bands import split_bands
 
 N = 80
 

@@ -2,13 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skylib import Embeddings, ModelConfig, build_model, write_cutouts
-from skylib.evaluation.diagnostics import (
+from skylib import (
+    Embeddings,
+    ModelConfig,
+    build_model,
     find_label_errors,
     missing_bands,
     nuisance_audit,
     observing_conditions,
     position_leakage,
+    write_cutouts,
 )
 
 SHAPE = {"size": "nano", "image_size": 16, "patch_size": 8, "decoder_width": 32, "decoder_depth": 1}

@@ -3,8 +3,17 @@ import json
 import numpy as np
 import pytest
 
-from skylib import ModelConfig, build_model, evaluate, layer_sweep, split_cutouts, write_cutouts, write_results
-from skylib.data.photometry import aperture_magnitudes, aperture_snr
+from skylib import (
+    ModelConfig,
+    aperture_snr,
+    build_model,
+    evaluate,
+    layer_sweep,
+    split_cutouts,
+    write_cutouts,
+    write_results,
+)
+from skylib.data.photometry import aperture_magnitudes
 from skylib.evaluation.baselines import pixel_pca, random_weights
 from skylib.evaluation.labels import select_labels
 from skylib.evaluation.probes import on_test

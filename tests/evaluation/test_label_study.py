@@ -15,12 +15,12 @@ from skylib import (
     label_efficiency,
     label_grid,
     labels_to_match,
+    seed_means,
     train_head,
     write_cutouts,
 )
 from skylib.config import LEARNING_RATES
 from skylib.evaluation.heads import LabelledCutouts
-from skylib.evaluation.label_study import seed_means
 from skylib.evaluation.labels import nested_subset, select_labels
 from skylib.evaluation.networks import EncoderWithHead, Head, parameter_groups
 from skylib.evaluation.probes import on_test

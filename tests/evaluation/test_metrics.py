@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from skylib import binned_metrics, photoz_metrics
+from skylib import binned_metrics, classification_metrics, photoz_metrics
 from skylib.evaluation.bootstrap import bootstrap_intervals, mean_interval, paired_margin
-from skylib.evaluation.metrics import classification_metrics, regression_metrics, roc_auc
+from skylib.evaluation.metrics import regression_metrics, roc_auc
 
 
 def test_redshift_metrics_by_hand():

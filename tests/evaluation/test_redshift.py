@@ -4,9 +4,9 @@ import pytest
 from astropy.table import Table
 from scipy.stats import kstest
 
-from skylib import Embeddings
+from skylib import Embeddings, redshift_pdf
 from skylib.data.splits import sky_halves
-from skylib.evaluation.redshift import RedshiftPDF, conformal, redshift_pdf
+from skylib.evaluation.redshift import RedshiftPDF, conformal
 
 
 @pytest.fixture(scope="module")

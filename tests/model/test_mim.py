@@ -3,8 +3,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from skylib import ModelConfig, build_model
-from skylib.data.augment import random_orientation
+from skylib import ModelConfig, build_model, random_orientation
 from skylib.device import attend, keyed_generator
 from skylib.model.patches import (
     mask_to_pixels,

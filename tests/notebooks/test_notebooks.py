@@ -12,8 +12,17 @@ import pytest
 import torch
 from astropy.table import Table
 
-from skylib import CutoutFile, Embeddings, SearchIndex, build_model, embed, load_model, run_notebook, simulate_sky
-from skylib.data.photometry import measure_sky_noise
+from skylib import (
+    CutoutFile,
+    Embeddings,
+    SearchIndex,
+    build_model,
+    embed,
+    load_model,
+    measure_sky_noise,
+    run_notebook,
+    simulate_sky,
+)
 from skylib.runner.report import write_report
 from skylib.runner.runs import CHAIN
 

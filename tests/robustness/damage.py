@@ -40,14 +40,13 @@ from astropy.io import fits
 from astropy.table import Table
 
 import skylib
+from skylib import get_survey, save_weights
 from skylib.browse.state import BrowserState, Question
 from skylib.config import to_dict
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.simulate import tile_wcs
-from skylib.data.surveys import get_survey
 from skylib.data.tiles import TilePaths
 from skylib.model.checkpoint import save_checkpoint
-from skylib.model.weights import save_weights
 from skylib.runner.status import read_record, read_status
 from skylib.search.maps import EmbeddingMap
 from skylib.training.monitor import read_metrics

@@ -31,6 +31,7 @@ from skylib import (
     load_model,
     make_cutouts,
     rank_anomalies,
+    save_weights,
     search,
     sky_split,
     target_vectors,
@@ -41,7 +42,6 @@ from skylib import (
 )
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.tiles import TilePaths
-from skylib.model.weights import save_weights
 from skylib.search.filters import matching_rows
 
 N, EMPTY = 90, [0, 5]

@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 
+from skylib import run_notebook
 from skylib.__main__ import main
 from skylib.lock import node
 from skylib.runner import runs
@@ -19,7 +20,7 @@ from skylib.runner.execute import NotebookError, NotebookInterrupted
 from skylib.runner.parameters import Parameter, check_value, notebook_parameters, parse_overrides
 from skylib.runner.provenance import data_checksums
 from skylib.runner.report import _clean, write_report
-from skylib.runner.runs import demo, run, run_notebook
+from skylib.runner.runs import demo, run
 
 PARAMETERS = """\
 run_dir: str = "papermill_runs/demo"  # where results go

@@ -4,13 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from skylib import Embeddings, ModelConfig, build_model, embed, search
+from skylib import (
+    Embeddings,
+    ModelConfig,
+    build_model,
+    embed,
+    feedback_scores,
+    parse_filter,
+    rank_anomalies,
+    search,
+    target_vectors,
+)
 from skylib.data.sky import best_of_each_place, near_any
-from skylib.search.filters import matching_rows, parse_filter
+from skylib.search.filters import matching_rows
 from skylib.search.index import SearchIndex
 from skylib.search.nearest import nearest, neighbour_graph, smallest
-from skylib.search.queries import target_vectors
-from skylib.search.ranking import feedback_scores, rank_anomalies
 
 
 @pytest.fixture

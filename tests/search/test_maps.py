@@ -3,8 +3,8 @@ import pytest
 from sklearn.manifold import trustworthiness as sklearn_trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from skylib import Embeddings, umap_map
-from skylib.search.maps import EmbeddingMap, fit_map, trustworthiness
+from skylib import Embeddings, fit_map, trustworthiness, umap_map
+from skylib.search.maps import EmbeddingMap
 from skylib.search.nearest import neighbour_graph
 
 

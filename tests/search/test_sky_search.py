@@ -12,12 +12,23 @@ import pytest
 import torch
 from astropy.table import Table
 
-from skylib import CutoutFile, Embeddings, ModelConfig, build_model, find_tiles, read_tile, run_notebook, search_tiles
+from skylib import (
+    CutoutFile,
+    Embeddings,
+    ModelConfig,
+    build_model,
+    find_tiles,
+    hit_cutouts,
+    measure_sky_noise,
+    read_tile,
+    run_notebook,
+    search_tiles,
+    signal_to_noise,
+    write_objects,
+)
 from skylib.config import to_dict
-from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.sky import near_any
 from skylib.model.checkpoint import save_checkpoint
-from skylib.search.export import hit_cutouts, write_objects
 from skylib.search.windows import WindowScan, window_corners
 from skylib.stopping import Interrupted
 

@@ -21,6 +21,7 @@ from skylib import (
     PretrainConfig,
     Probe,
     TileLoader,
+    build_model,
     embed,
     load_model,
     pretrain,
@@ -29,7 +30,6 @@ from skylib import (
 from skylib.data.loading import Batch
 from skylib.device import keyed_generator
 from skylib.model.checkpoint import load_checkpoint, save_checkpoint
-from skylib.model.mim import build_model
 from skylib.training.distributed import World
 from skylib.training.optimise import Optimiser, Step, learning_rate_at
 from tests.training.test_pretrain import MODEL, config, same, weights
