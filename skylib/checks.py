@@ -35,7 +35,8 @@ _OF = {
     (2, math.inf): "n_folds",
 }
 _RANGES = {name: ends for ends, names in _OF.items() for name in names.split()}
-_NEVER_EMPTY = "bands methods n_labels seeds magnitudes pools layers fractions weight_decays tiles".split()  # noqa: SIM905
+# Lists that must hold something.
+_FULL = "bands methods n_labels seeds magnitudes pools layers fractions weight_decays tiles".split()  # noqa: SIM905
 _NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
 _WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path"}
 
@@ -72,7 +73,7 @@ def check_values(values: Mapping[str, Any], hints: Mapping[str, Any], *, where: 
         if name in hints and not _fits(value, hints[name]):
             allowed = _describe(hints[name])
             raise ValueError(f"{where}{name}={_short(value)}: {'' if allowed[:6] == 'one of' else 'must be '}{allowed}")
-        if name in _NEVER_EMPTY and isinstance(value, Collection) and not len(value):
+        if name in _FULL and isinstance(value, Collection) and not len(value):
             raise ValueError(f"{where}{name}={value!r}: must not be empty")
         held = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for one in held if name in _RANGES else ():
