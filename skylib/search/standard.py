@@ -44,7 +44,7 @@ class Standardiser:
                     origin = part[0].double()
                     first = torch.zeros_like(origin)
                     second = torch.zeros(len(first), *([len(first)] if how == "whiten" else [])).to(first)
-                x = part.double().sub_(origin)  # sums about a value among them lose few digits
+                x = part.to(torch.float64, copy=True).sub_(origin)  # sums about a value among them lose few digits
                 n, first = n + len(x), first + x.sum(dim=0)
                 second += x.T @ x if how == "whiten" else x.square_().sum(dim=0)
         if origin is None:
@@ -67,6 +67,6 @@ class Standardiser:
             return x.float()
         out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         for part, to in zip(x.split(CACHED), out.split(CACHED), strict=True):
-            part = part.double().sub_(self._mean)
+            part = part.to(torch.float64, copy=True).sub_(self._mean)
             to.copy_(part @ self._matrix if self._matrix.ndim == 2 else part.div_(self._matrix))
         return out

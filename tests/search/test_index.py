@@ -19,6 +19,7 @@ from skylib.data.sky import best_of_each_place, near_any
 from skylib.search.filters import matching_rows
 from skylib.search.index import SearchIndex
 from skylib.search.nearest import nearest, neighbour_graph, smallest
+from skylib.search.standard import Standardiser
 
 
 @pytest.fixture
@@ -284,6 +285,14 @@ def test_a_model_that_takes_positions_gets_those_of_its_targets(cutouts):
     wanted = embed(model, cutouts, precision="fp32").vectors[:3]
     np.testing.assert_allclose(known[::8], wanted, atol=1e-5)
     assert np.abs(target_vectors(model, flux) - wanted).max() > 1e-3
+
+
+@pytest.mark.parametrize("how", [True, False, "whiten"])
+def test_vectors_are_standardised_in_a_copy(how):
+    vectors = torch.from_numpy(np.random.default_rng(0).normal(size=(20, 4)))  # float64, as it is computed in
+    before = vectors.clone()
+    Standardiser([vectors], how)(vectors)
+    assert torch.equal(vectors, before)
 
 
 def test_odd_objects_come_first():
