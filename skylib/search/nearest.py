@@ -121,21 +121,22 @@ def neighbour_graph(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k points nearest to each query, by Euclidean distance.
 
-    Without queries the points are compared with each other, and each is its own first neighbour. That takes n²
-    comparisons; where these are too many for the device, nearly all neighbours are found by nearest-neighbour descent
-    (Dong, Moses & Li 2011, WWW 2011, 577) in about n log n.
+    Without queries the points are compared with each other, and each is its own first neighbour. Where there are too
+    many pairs for the device, nearly all neighbours are found by nearest-neighbour descent (Dong, Moses & Li 2011,
+    WWW 2011, 577), in about n log n.
 
     Returns
     -------
     rows : ndarray of int64, shape (q, k)
     distance : ndarray of float32, shape (q, k)
     """
-    if queries is None and points.shape[0] * points.numel() > PRODUCTS[points.device.type == "cpu"]:
+    n_queries = len(points if queries is None else queries)
+    if len(points) > k and n_queries * points.numel() > PRODUCTS[points.device.type == "cpu"]:
         from pynndescent import NNDescent  # its first import compiles for seconds
 
         with kept_threads() as n:
             descent = NNDescent(points.cpu().numpy(), n_neighbors=k, random_state=seed, n_jobs=n)
-            rows, distance = descent.neighbor_graph
+            rows, distance = descent.neighbor_graph if queries is None else descent.query(queries.cpu().numpy(), k)
         return rows.astype(np.int64), distance.astype(np.float32)
     squares, found = points.square().sum(dim=1), []
     for part in (points if queries is None else queries).split(1024):
