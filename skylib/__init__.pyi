@@ -72,7 +72,11 @@ from skylib.model.parts import embed_parts as embed_parts, open_parts as open_pa
 from skylib.model.weights import load_model as load_model, read_card as read_card, save_weights as save_weights
 from skylib.runner.runs import run_notebook as run_notebook
 from skylib.search.approximate import ApproximateIndex as ApproximateIndex
-from skylib.search.export import hit_cutouts as hit_cutouts, write_objects as write_objects
+from skylib.search.export import (
+    hit_cutouts as hit_cutouts,
+    write_hats as write_hats,
+    write_objects as write_objects,
+)
 from skylib.search.filters import parse_filter as parse_filter
 from skylib.search.index import SearchIndex as SearchIndex, search as search
 from skylib.search.maps import (

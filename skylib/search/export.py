@@ -1,9 +1,10 @@
-"""Lists of objects taken home: catalogues, DS9 regions, and links to surveys."""
+"""Lists of objects taken home: catalogues, DS9 regions, HATS catalogues, and links to surveys."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,16 +12,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import astropy.units as u
 import numpy as np
 from astropy.table import Column, Table
 from astropy.utils.exceptions import AstropyWarning
+from astropy_healpix import HEALPix
 
-from skylib.checks import free_name
+from skylib.checks import checked, free_name
 from skylib.data.cutouts import CutoutFile, slice_cutout, write_cutouts
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.plain import as_label
 from skylib.data.tiles import TilePaths, read_tile, tile_pixel_scale
 from skylib.files import replaced
+from skylib.model.embeddings import Embeddings
+from skylib.model.parts import open_parts, part_files
+
+log = logging.getLogger(__name__)
 
 FORMATS = {"csv": "ascii.csv", "vot": "votable", "fits": "fits", "reg": None}  # suffix: astropy's name
 
@@ -170,3 +177,87 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
     columns: dict[str, Any] = {free_name(name, taken): hits[name] for name in hits.colnames}
     about: dict[str, Any] = {"provenance": f"hits of a search through {len(tiles)} tiles", "bands": bands}
     return write_cutouts(out, flux, pixel_scale=tile_pixel_scale(by_name[str(tile_of[0])]), **about, **columns)
+
+
+@checked
+def write_hats(folder: str | Path, out: str | Path, *, vectors: bool = True) -> Path:
+    """Write a folder of parts as a HATS catalogue: Parquet files by HEALPix cell, which LSDB opens and cross-matches [1]_.
+
+    Each part becomes ``dataset/Norder=5/Dir=0/Npix=1234.parquet``, its objects in the order of ``_healpix_29``, with
+    their labels and ``vector``, a list of float32.
+
+    Parameters
+    ----------
+    folder : path
+        From `embed_parts`.
+    out : path
+        The new folder; its name is that of the catalogue. Files that exist there are written again.
+    vectors : bool
+        False: positions and labels only.
+
+    Returns
+    -------
+    Path
+        `out`.
+
+    Raises
+    ------
+    ValueError
+        If parts are missing, or no object has a position.
+    OSError
+        If a part cannot be read, or a file not be written.
+
+    References
+    ----------
+    .. [1] Hierarchical Adaptive Tiling Scheme, IVOA Note, https://www.ivoa.net/documents/Notes/HATS/
+
+    Examples
+    --------
+    >>> paths = skylib.embed_parts(model, cutouts, "parts", order=10)
+    >>> sorted(path.name for path in skylib.write_hats("parts", "sky_hats").iterdir())
+    ['dataset', 'hats.properties', 'partition_info.csv']
+    """
+    import pyarrow as pa  # late: only this needs it here
+    from pyarrow import parquet
+
+    out, n = Path(out), len(open_parts(folder))  # which says what is missing
+    sky, cells, n_written, schema = HEALPix(nside=2**29, order="nested"), [], 0, None
+    for path in part_files(folder):
+        order, cell = (int(name.partition("=")[2]) for name in (path.parent.name, path.stem))
+        if cell < 0:
+            continue
+        part = Embeddings.load(path)
+        index = sky.lonlat_to_healpix(part.ra * u.deg, part.dec * u.deg)
+        by_place = np.argsort(index, kind="stable")
+        columns: dict[str, Any] = {"_healpix_29": index, "ra": part.ra, "dec": part.dec}
+        columns |= {free_name(name, (*columns, "vector")): values for name, values in part.columns.items()}
+        fields = {name: pa.array(values[by_place]) for name, values in columns.items()}
+        if vectors:
+            numbers = pa.array(part.vectors[by_place].ravel())
+            fields["vector"] = pa.FixedSizeListArray.from_arrays(numbers, part.vectors.shape[1])
+        table = pa.table(fields)
+        schema = table.schema
+        target = out / "dataset" / f"Norder={order}" / f"Dir={cell // 10_000 * 10_000}" / f"Npix={cell}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(target) as partial:
+            parquet.write_table(table, partial)
+        cells.append(f"{order},{cell}\n")
+        n_written += len(table)
+    if schema is None:
+        raise ValueError(f"{folder}: no object has a position")
+    if n_written < n:
+        log.warning("%s: %d of %d objects have no position, and are left out", out, n - n_written, n)
+    with replaced(out / "dataset" / "_common_metadata") as partial:
+        parquet.write_metadata(schema, partial)
+    with replaced(out / "partition_info.csv") as partial:
+        partial.write_text("Norder,Npix\n" + "".join(cells))
+    about = {"obs_collection": out.name, "dataproduct_type": "object", "hats_nrows": n_written, "hats_version": "v0.1"}
+    about |= {
+        "hats_col_ra": "ra",
+        "hats_col_dec": "dec",
+        "hats_col_healpix": "_healpix_29",
+        "hats_col_healpix_order": 29,
+    }
+    with replaced(out / "hats.properties") as partial:  # last: with it, the catalogue is whole
+        partial.write_text("".join(f"{name}={value}\n" for name, value in about.items()))
+    return out

@@ -1,7 +1,18 @@
 import numpy as np
 import pytest
+from pyarrow import parquet
 
-from skylib import Embeddings, Interrupted, ModelConfig, build_model, embed, embed_parts, open_parts, search_files
+from skylib import (
+    Embeddings,
+    Interrupted,
+    ModelConfig,
+    build_model,
+    embed,
+    embed_parts,
+    open_parts,
+    search_files,
+    write_hats,
+)
 from skylib.search.index import SearchIndex
 
 
@@ -33,6 +44,47 @@ def test_parts_made_by_tasks_open_as_one(model, cutouts, folder):
     found = SearchIndex(parts).search(whole.vectors[[5]], k=20)
     streamed = search_files([folder], whole.vectors[[5]], k=20, where={"mag_i": (0, 40)})
     assert rows[found["index"]].tolist() == streamed["cutout"].tolist()
+
+
+def test_a_hats_catalogue_holds_the_same_objects(folder, tmp_path, caplog):
+    """Each file holds the objects of its cell, by their place on the sky; their vectors and labels are unchanged."""
+    out, parts = write_hats(folder, tmp_path / "sky"), open_parts(folder)
+    about = dict(line.split("=") for line in (out / "hats.properties").read_text().split())
+    assert (about["obs_collection"], about["hats_nrows"], about["hats_col_ra"]) == ("sky", "240", "ra")
+    cells = (out / "partition_info.csv").read_text().split()
+    assert cells[0] == "Norder,Npix"
+    schema, place, seen = parquet.read_schema(out / "dataset" / "_common_metadata"), {}, []
+    for row, cutout in enumerate(parts.column("cutout")):
+        place[int(cutout)] = row
+    for order, cell in (line.split(",") for line in cells[1:]):
+        directory = out / "dataset" / f"Norder={order}" / f"Dir={int(cell) // 10_000 * 10_000}"
+        table = parquet.ParquetFile(directory / f"Npix={cell}.parquet").read()
+        assert table.schema == schema
+        index = table["_healpix_29"].to_numpy()
+        assert (np.diff(index) >= 0).all()
+        assert (index >> 2 * (29 - int(order)) == int(cell)).all()
+        rows = [place[cutout] for cutout in table["cutout"].to_pylist()]
+        np.testing.assert_array_equal(np.array(table["vector"].to_pylist(), np.float32), parts.vectors[rows])
+        np.testing.assert_array_equal(table["ra"].to_numpy(), parts.ra[rows])
+        assert table["mag_i"].to_pylist() == parts.column("mag_i")[rows].tolist()
+        seen += rows
+    assert sorted(seen) == list(range(240))
+    assert len(list(out.rglob("*.parquet"))) == len(cells) - 1
+    assert not caplog.records
+
+
+def test_a_hats_catalogue_leaves_out_objects_without_a_position(model, cutouts, tmp_path, caplog):
+    e = embed(model, cutouts, rows=slice(0, 6))
+    for cell, part in (("17", e[:4]), ("-1", Embeddings(e.vectors[4:], ra=np.full(2, np.nan), dec=np.full(2, np.nan)))):
+        part.save(tmp_path / "Norder=0" / f"Npix={cell}.h5")
+    (tmp_path / "parts.json").write_text('{"n": 6}')
+    write_hats(tmp_path, tmp_path / "sky", vectors=False)
+    assert "2 of 6 objects have no position, and are left out" in caplog.text
+    assert (tmp_path / "sky/partition_info.csv").read_text() == "Norder,Npix\n0,17\n"
+    assert "vector" not in parquet.read_schema(tmp_path / "sky/dataset/_common_metadata").names
+    (tmp_path / "Norder=0/Npix=-1.h5").unlink()
+    with pytest.raises(ValueError, match="4 of 6 objects are embedded"):
+        write_hats(tmp_path, tmp_path / "again")
 
 
 def test_parts_resume_and_belong_together(model, cutouts, folder, tmp_path):
