@@ -89,7 +89,7 @@ def main() -> None:
         rows = streamed(Path(folder), width, sizes)
     e = galaxies(maps[-1], width)
     rows |= recall(e, width)
-    nearest.PRODUCTS = {True: 0.0, False: 0.0} if not given.quick else nearest.PRODUCTS  # approximate from the first
+    nearest.PAIRS = {True: 0.0, False: 0.0} if not given.quick else nearest.PAIRS  # approximate from the first
     fit_map(e[:500])  # compiles
     rows |= grows("anomalies", maps, lambda n: {"ranked": len(rank_anomalies(e[:n]))})
 

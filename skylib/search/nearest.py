@@ -22,7 +22,7 @@ BLOCK = 65_536  # rows compared at a time
 SPARE = 32  # rows computed again beyond the k best
 GROUP = 64  # of how many values the smallest is taken first, to find the smallest of all
 ROUNDING = 2.0**-24  # of float32
-PRODUCTS = {True: 2e12, False: 2e14}  # for how many a graph is exact, on a CPU or elsewhere: about a minute
+PAIRS = {True: 5e9, False: 2e12}  # of which a graph is exact, on a CPU or elsewhere: about a minute
 POOL: dict[str, Callable[..., Tensor]] = {"min": torch.amin, "mean": torch.mean, "max": torch.amax}  # of `combine`
 NUMBERS = {True: 2**20, False: 2**26}  # in float64 at a time, on a CPU (whose cache holds no more) or elsewhere
 
@@ -130,13 +130,12 @@ def neighbour_graph(
     rows : ndarray of int64, shape (q, k)
     distance : ndarray of float32, shape (q, k)
     """
-    n_queries = len(points if queries is None else queries)
-    if len(points) > k and n_queries * points.numel() > PRODUCTS[points.device.type == "cpu"]:
+    if queries is None and len(points) ** 2 > PAIRS[points.device.type == "cpu"]:
         from pynndescent import NNDescent  # its first import compiles for seconds
 
         with kept_threads() as n:
             descent = NNDescent(points.cpu().numpy(), n_neighbors=k, random_state=seed, n_jobs=n)
-            rows, distance = descent.neighbor_graph if queries is None else descent.query(queries.cpu().numpy(), k)
+            rows, distance = descent.neighbor_graph
         return rows.astype(np.int64), distance.astype(np.float32)
     squares, found = points.square().sum(dim=1), []
     for part in (points if queries is None else queries).split(1024):

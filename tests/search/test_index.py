@@ -318,7 +318,7 @@ def test_neighbours_of_many_objects_are_found_approximately(monkeypatch):
     points = torch.from_numpy(np.tanh(rng.normal(size=(2000, 8)) @ rng.normal(size=(8, 24)) / 3)).float()
     e = Embeddings(points.numpy(), ra=np.zeros(2000), dec=np.zeros(2000))
     exact, exact_odd = neighbour_graph(points, k=11)[0], rank_anomalies(e)
-    monkeypatch.setattr(import_module("skylib.search.nearest"), "PRODUCTS", {True: 0, False: 0})
+    monkeypatch.setattr(import_module("skylib.search.nearest"), "PAIRS", {True: 0, False: 0})
     threads = torch.get_num_threads()
     rows, distance = neighbour_graph(points, k=11)
     assert torch.get_num_threads() == threads  # which numba changes
