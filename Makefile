@@ -82,7 +82,7 @@ docs: environment
 
 benchmark: environment
 	$(PY) -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[benchmark]'
-	@for script in $$(ls benchmarks/*.py | grep -v -e harness.py -e gpu.py); do \
+	@for script in $$(ls benchmarks/*.py | grep -v -e harness.py -e gpu -e recipe -e shipped_model.py); do \
 		echo "== $$script"; $(PY) "$$script" || exit 1; \
 	done
 

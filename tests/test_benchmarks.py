@@ -45,7 +45,7 @@ def test_the_benchmark_of_gpus_runs_on_a_cpu(tmp_path):
 
 
 def test_the_busy_share_counts_each_moment_once():
-    spec = importlib.util.spec_from_file_location("gpu", FOLDER / "gpu.py")
+    spec = importlib.util.spec_from_file_location("gpu_bench", FOLDER / "gpu_bench.py")
     gpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(gpu)
     kernel = {"cat": "kernel", "name": "a"}
