@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipes import flops, recipe
+from recipe_train import flops, recipe
 
 from skylib import CutoutFile, CutoutLoader, PretrainConfig, load_model, pretrain
 from skylib.data.augment import Augmentation
