@@ -1,13 +1,9 @@
 """Sky Embeddings: learn from multi-band images of the sky without labels."""
 
 import ast
-import sys
 from importlib import import_module
 from pathlib import Path
-from types import FunctionType
 from typing import Any
-
-from skylib.checks import checked
 
 __version__ = "0.2.0"
 
@@ -29,12 +25,8 @@ del globals()["search"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'skylib' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    if isinstance(value, FunctionType):  # and so checks its arguments, also where another process looks it up
-        value = checked(value)
-        setattr(sys.modules[value.__module__], name, value)
-    globals()[name] = value
-    return value
+    globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from skylib.checks import checked
+
 ZERO_POINT = 27.0  # AB magnitude of one count: the flux unit of the whole library, that of HSC coadds
 
 # Effective wavelengths in nm. Any other band becomes known by `register_band`, or by a survey or a file that states it.
@@ -18,6 +20,7 @@ _STANDARD = frozenset((*BROAD_BANDS, *NARROW_BANDS))
 _ALIASES = {"k": "Ks", "r2": "r", "i2": "i"}  # HSC-R2 and HSC-I2 replaced HSC-R and HSC-I
 
 
+@checked
 def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None:
     """Make a band known, such as ``F814W``.
 
@@ -41,13 +44,9 @@ def register_band(name: str, wavelength: float, *, narrow: bool = False) -> None
     >>> sort_bands("F606W i g")
     ('g', 'F606W', 'i')
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise ValueError(f"band {name!r}: must be letters, digits, '_', '.', '+' or '-', such as 'F814W'")
-    if (
-        isinstance(wavelength, bool)
-        or not isinstance(wavelength, int | float | np.number)
-        or not 1 <= wavelength <= 1e7
-    ):
+    if not 1 <= wavelength <= 1e7:
         raise ValueError(f"band {name!r}: wavelength={wavelength!r} must be a number from 1 to 10,000,000 nm")
     same = [band for band in (*BROAD_BANDS, *NARROW_BANDS) if band.lower() == name.lower()]
     if same:
@@ -73,6 +72,7 @@ def wavelength_of(band: str) -> float:
     return {**BROAD_BANDS, **NARROW_BANDS}[band]
 
 
+@checked
 def canonical_band(name: str) -> str:
     """Return the one name by which a band is known here.
 
@@ -120,6 +120,7 @@ def split_bands(text: str) -> list[str]:
     return list(text) if text.isalpha() else [text]
 
 
+@checked
 def sort_bands(names: str | Iterable[str]) -> tuple[str, ...]:
     """Return canonical names in wavelength order: broad bands first, then narrow bands.
 
@@ -157,6 +158,7 @@ def named_bands(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(bands)
 
 
+@checked
 def flux_to_mag(flux: np.ndarray | Sequence[float] | float, zero_point: float = ZERO_POINT) -> np.ndarray:
     """Return AB magnitudes; NaN where the flux is not positive, or masked.
 

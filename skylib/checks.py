@@ -21,12 +21,12 @@ _OF = {
     (1, math.inf): """k batch_size n_neighbors n_components n_epochs n_bins min_count max_dropped workers processes
         n_shards world_size resident readers cutouts_per_tile n_tiles block code_bytes n_lists rows box sample
         steps accumulate max_bad_steps log_every validate_every checkpoint_every epochs min_steps evaluations patience
-        n_objects""",
+        n_objects candidates""",
     (0, math.inf): """n_labels radius exclude_radius min_separation min_dist guard outlier_threshold reach rank shard
         learning_rate final_learning_rate weight_decay weight_decays clip_grad checkpoint_minutes flux_weight image_hdu
-        mask_hdu variance_hdu mask_planes bad_planes brightness noise memory""",
+        mask_hdu variance_hdu mask_planes bad_planes brightness noise memory epoch next""",
     (1e-9, math.inf): "strength sky_sigma",
-    (0, 1): "betas overlap min_data cooldown layer_decay hide_bands fractions band_dropout",
+    (0, 1): "betas overlap min_data cooldown layer_decay hide_bands fractions band_dropout q",
     (0, 2**32 - 1): "seed seeds",
     (0, 29): "order",
     (1, 1024): "patch_size decoder_depth",
@@ -38,7 +38,8 @@ _RANGES = {name: ends for ends, names in _OF.items() for name in names.split()}
 # Lists that must hold something.
 _FULL = "bands methods n_labels seeds magnitudes pools layers fractions weight_decays tiles".split()  # noqa: SIM905
 _NUMBERS = {int: (Integral, "iu", "a whole number"), float: (Real, "iuf", "a number")}
-_WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path"}
+_WORDS = {bool: "true or false", str: "text", NoneType: "None", Path: "a path", slice: "a slice"}
+_STRICT = ("skylib", "torch.Tensor")  # classes of which a value must be an instance; others are checked where used
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -138,10 +139,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if hint is np.ndarray:
-        return not isinstance(value, str | bytes | Mapping | NoneType)
+        of_many = isinstance(value, Real | Collection) and not isinstance(value, str | bytes | Mapping)
+        return of_many or hasattr(value, "__array__")
     if hint is bool:
         return isinstance(value, bool | np.bool_)
-    if hint in _WORDS or (getattr(hint, "__module__", "").startswith("skylib") and isinstance(hint, type)):
+    if hint in _WORDS or (isinstance(hint, type) and f"{hint.__module__}.{hint.__name__}".startswith(_STRICT)):
         return getattr(hint, "_is_protocol", False) or isinstance(value, os.PathLike if hint is Path else hint)
     return True
 

@@ -24,7 +24,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     try:
         if device is not None:
             return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"device={device!r}: must be such as 'cpu' or 'cuda:0'") from error
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -73,6 +73,16 @@ def keyed_generator(*key: int, device: str | torch.device = "cpu") -> torch.Gene
     """
     seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator(device=device).manual_seed(int(seed & np.uint64(2**63 - 1)))
+
+
+def tensor_of(name: str, values: Tensor | np.ndarray) -> Tensor:
+    """Return an array of numbers as a tensor, or raise ValueError, which names it."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype}: must be numbers")
+    return torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
 
 
 def ahead(

@@ -12,6 +12,7 @@ from astropy.table import Table
 
 from skylib.browse.state import BrowserState, Question
 from skylib.data.sky import near_any
+from skylib.device import pick_device
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Names, matching_rows, parse_filter
 from skylib.search.index import SearchIndex, best_apart
@@ -45,7 +46,9 @@ class Answers:
     """
 
     def __init__(self, embeddings: Embeddings, *, names: Names, odd: Table | None = None, device: Any = None) -> None:
-        self._embeddings, self._names, self._odd, self._device = embeddings, names, odd, device
+        if odd is not None and not {"index", "score"} <= set(getattr(odd, "colnames", ())):
+            raise ValueError(f"odd={odd!r}: must be the table of rank_anomalies, with index and score")
+        self._embeddings, self._names, self._odd, self._device = embeddings, names, odd, pick_device(device)
 
     @cached_property
     def _index(self) -> SearchIndex:

@@ -53,9 +53,9 @@ class SimilarityBrowser(BrowserView):
         CUDA if there is one, by default.
     model : MaskedImageModel, optional
         That made the embeddings; needed to ask for images that are not in the catalogue.
-    catalogue : Table, optional
-        Other objects, with ``ra`` and ``dec`` in degrees and perhaps ``name``, such as known lenses: objects within 1.5
-        arcsec get them in the column ``known``, to filter, sort and colour by.
+    catalogue : path or Table, optional
+        Other objects, with positions as for `make_cutouts` and perhaps ``name``, such as known lenses: objects within
+        1.5 arcsec get them in the column ``known``, to filter, sort and colour by.
     links : bool, optional
         Link positions to surveys. By default unless the cutouts are of a simulated sky.
 
@@ -83,13 +83,11 @@ class SimilarityBrowser(BrowserView):
         run_dir: str | Path | None = None,
         device: Any = None,
         model: MaskedImageModel | None = None,
-        catalogue: Table | None = None,
+        catalogue: str | Path | Table | None = None,
         links: bool | None = None,
     ) -> None:
         if len(embeddings) != len(cutouts):
             raise ValueError(f"{len(embeddings)} embeddings for {len(cutouts)} cutouts of {cutouts.path}")
-        if xy is not None and np.shape(xy) != (len(embeddings), 2):
-            raise ValueError(f"xy has shape {np.shape(xy)}: must be ({len(embeddings)}, 2), one place per object")
         targets = tuple(int(row) for row in np.atleast_1d(query))
         if not all(0 <= row < len(embeddings) for row in targets):
             raise ValueError(f"query {list(targets)}: rows must be 0 to {len(embeddings) - 1}")
@@ -110,8 +108,7 @@ class SimilarityBrowser(BrowserView):
         self._began, self._shown = 0.0, list[int]()
         self.response_ms: list[float] = []  # from a request to the grid redrawn in the browser window
         self._worker = Worker(self._say_error)
-        columns = embeddings.columns
-        super().__init__(cutouts.bands, columns, names=self._names, state=state, xy=xy, colour_by=colour_by)
+        super().__init__(cutouts.bands, embeddings.columns, names=self._names, state=state, xy=xy, colour_by=colour_by)
         self._refresh()
         self._look_at(self._focus)
 
@@ -120,6 +117,7 @@ class SimilarityBrowser(BrowserView):
         """The objects marked yes, in the order they were."""
         return objects_table(self.state.marked("yes"), self._embeddings, self.state)
 
+    @checked
     def ask(self, query: int | str | np.ndarray) -> None:
         """Search for a row, for what one would type in the field *find*, or for an object that is not in the catalogue.
 
@@ -143,15 +141,18 @@ class SimilarityBrowser(BrowserView):
             vectors = query_vectors(np.asarray(query)[None], self._embeddings, self._model)
             self._ask(Question("alike", vectors=tuple(tuple(map(float, vector)) for vector in vectors)))
 
+    @checked
     def wait(self, timeout: float = 60.0) -> bool:
         """Wait until everything is drawn (for scripts; a person need not)."""
         return self._worker.wait(timeout)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write questions, marks, tags and settings; a browser with ``run_dir`` does so itself, at each change."""
         self.state.settings = {**self._settings(), "page": self._page, "focus": self._focus}
         self.state.save(path)
 
+    @checked
     def export(self, stem: str | Path | None = None) -> list[Path]:
         """Write selected and tagged objects as CSV, VOTable, FITS and DS9 regions; by default to the run folder."""
         stem = Path(stem or (self._folder or Path()) / SELECTION)
@@ -213,10 +214,9 @@ class SimilarityBrowser(BrowserView):
 
     def _on_event(self, message: dict[str, Any]) -> None:
         event, row = message.get("event"), int(message.get("row", -1))
-        if event == "drawn":
-            if message.get("serial") == self._grid.serial and self._began:
-                self.response_ms.append(1e3 * (time.perf_counter() - self._began))
-                self._began = 0.0
+        if event == "drawn" and message.get("serial") == self._grid.serial and self._began:
+            self.response_ms.append(1e3 * (time.perf_counter() - self._began))
+            self._began = 0.0
         elif event in self._buttons:
             self._on_button(event)
         elif 0 <= row < len(self._embeddings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from astropy.table import Table
 from skylib.browse.answers import number
 from skylib.browse.state import BrowserState
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import degrees
+from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.sky import nearest_within
 from skylib.model.embeddings import Embeddings
 from skylib.search.export import sky_links
@@ -62,22 +62,19 @@ def facts(row: int, ra: float, dec: float, *, labels: Mapping[str, Any], names: 
     )
 
 
-def known_objects(ra: np.ndarray, dec: np.ndarray, catalogue: Table) -> np.ndarray:
+def known_objects(ra: np.ndarray, dec: np.ndarray, catalogue: str | Path | Table) -> np.ndarray:
     """Return for each position the name of the nearest object of a catalogue within 1.5 arcsec, or an empty text.
 
     Parameters
     ----------
     ra, dec : ndarray of float, shape (n,)
         Degrees.
-    catalogue : Table
-        With ``ra`` and ``dec`` in degrees; without ``name``, its objects are called ``yes``.
+    catalogue : path or Table
+        For `read_catalogue`; without ``name``, its objects are called ``yes``.
     """
-    if missing := [name for name in ("ra", "dec") if name not in catalogue.colnames]:
-        raise ValueError(f"catalogue: no column {', '.join(missing)}; columns: {', '.join(catalogue.colnames)}")
-    named = "name" in catalogue.colnames
-    names = np.asarray(catalogue["name"]).astype(str) if named else np.full(len(catalogue), "yes")
-    ra0, dec0 = (degrees(catalogue[name], name, hours=name == "ra") for name in ("ra", "dec"))
-    return np.append(names, "")[nearest_within(ra, dec, ra0, dec0, radius=MATCHED)]
+    table = read_catalogue(catalogue)
+    names = np.asarray(table["name"]).astype(str) if "name" in table.colnames else np.full(len(table), "yes")
+    return np.append(names, "")[nearest_within(ra, dec, table["ra"], table["dec"], radius=MATCHED)]
 
 
 def objects_table(rows: list[int], embeddings: Embeddings, state: BrowserState) -> Table:

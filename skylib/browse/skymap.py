@@ -19,6 +19,16 @@ MOST_CLASSES = 12  # distinct values of a column that is coloured by class
 CROSS = "#e6550d"
 
 
+def map_places(xy: Any, n: int) -> np.ndarray:
+    """Return the coordinates of n objects on a map, (n, 2), or raise ValueError where they are none."""
+    places = np.asarray(xy)
+    if places.shape != (n, 2) or places.dtype.kind not in "fiu":
+        raise ValueError(f"xy has shape {places.shape} and type {places.dtype}: must be ({n}, 2), one place per object")
+    if not np.isfinite(places).all(axis=1).any():
+        raise ValueError("xy holds no finite place: at least one object must be on the map")
+    return places.astype(float)
+
+
 class MapPanel(widgets.VBox):
     """A map of embeddings as a scatter plot with a lasso, coloured by any label.
 

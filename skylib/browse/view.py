@@ -11,7 +11,7 @@ import numpy as np
 
 from skylib.browse.grid import ThumbnailGrid
 from skylib.browse.pictures import Look
-from skylib.browse.skymap import MapPanel
+from skylib.browse.skymap import MapPanel, map_places
 from skylib.browse.state import ORDERS, BrowserState
 from skylib.search.filters import Names
 
@@ -93,7 +93,7 @@ class BrowserView(widgets.VBox):
         self._map = None
         if xy is not None:
             self._map = MapPanel(
-                np.asarray(xy, dtype=float),
+                map_places(xy, state.n_objects),
                 columns=columns,
                 names=names,
                 colour_by=colour_by,

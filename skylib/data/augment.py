@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from skylib.checks import check_fields
+from skylib.checks import check_fields, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ def change(
     return flux
 
 
+@checked
 def random_orientation(flux: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Rotate and flip each square image (B, C, S, S) at random: one of eight orientations, with equal chance.
 

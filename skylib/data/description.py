@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 from skylib.bands import canonical_band, is_band, register_band, sort_bands
-from skylib.checks import check_fields
+from skylib.checks import check_fields, checked
 
 NoiseKind = Literal["variance", "weight", "sigma"]
 Hdu = int | str | tuple[int | str, ...]
@@ -26,7 +25,7 @@ class Survey:
     Parameters
     ----------
     name : str
-    bands : sequence of str, or mapping of str to float
+    bands : str or sequence of str, or mapping of str to float
         Names of the bands; as a mapping with the effective wavelength in nm of each, which makes new names known.
     file_names : str, sequence of str, or mapping of str to str
         Templates without folder and ending, such as ``"frame-{band}-{tile}"``; ``*`` stands for any text. Files with
@@ -75,7 +74,7 @@ class Survey:
     """
 
     name: str
-    bands: Sequence[str] | Mapping[str, float]
+    bands: str | Sequence[str] | Mapping[str, float]
     file_names: str | Sequence[str] | Mapping[str, str]
     zero_point: float | None = None
     pixel_scale: float | None = None
@@ -96,21 +95,21 @@ class Survey:
     sky: bool = True
 
     def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
+        if isinstance(self.bad_planes, str):
+            object.__setattr__(self, "bad_planes", (self.bad_planes,))
+        check_fields(self, where=f"survey {self.name}: ")
+        if not self.name:
             raise ValueError(f"name={self.name!r}: a survey needs a name")
         if isinstance(self.bands, Mapping):
             for band, wavelength in self.bands.items():
                 register_band(band, wavelength)
-        object.__setattr__(self, "bands", sort_bands(self.bands if isinstance(self.bands, str) else tuple(self.bands)))
-        if isinstance(self.bad_planes, str):
-            object.__setattr__(self, "bad_planes", (self.bad_planes,))
+        object.__setattr__(self, "bands", sort_bands(self.bands))
         for name in ("image_hdu", "mask_hdu", "variance_hdu", "mask_file", "variance_file", "bad_planes"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_fields(self, where=f"survey {self.name}: ")
-        if self.pixel_scale is not None and not 0 < self.pixel_scale < np.inf:
+        if self.pixel_scale is not None and not 0 < self.pixel_scale < math.inf:
             raise ValueError(f"survey {self.name}: pixel_scale={self.pixel_scale!r}: must be positive")
-        if self.zero_point is not None and not np.isfinite(self.zero_point):
+        if self.zero_point is not None and not math.isfinite(self.zero_point):
             raise ValueError(f"survey {self.name}: zero_point={self.zero_point!r}: must be finite")
         if not self.trust_header and self.zero_point is None:
             raise ValueError(f"survey {self.name}: trust_header=False needs a zero_point")
@@ -118,6 +117,7 @@ class Survey:
             raise ValueError(f"survey {self.name}: band_names gives {unknown[0]!r}, bands are {' '.join(self.bands)}")
         object.__setattr__(self, "_patterns", tuple(self._compile()))
 
+    @checked
     def match(self, file_name: str) -> tuple[str, str | None] | None:
         """Return the tile and the band that a file name states, or None where it is none of this survey's images.
 
@@ -135,6 +135,7 @@ class Survey:
             return (parts.get("number") or "") + (parts.get("tile") or file_name.split(".")[0]), stated
         return None
 
+    @checked
     def band(self, word: str) -> str | None:
         """Return the band that a word in a file name or header stands for, or None."""
         for name, band in self.band_names.items():

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skylib.checks import check_choice
+from skylib.checks import check_choice, checked
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import numbers_of
+from skylib.device import tensor_of
 
 
+@checked
 def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
     """Measure the noise of the sky in each band, robustly against the objects in it.
 
@@ -46,6 +48,7 @@ def measure_sky_noise(flux: np.ndarray) -> np.ndarray:
     return sigma
 
 
+@checked
 def signal_to_noise(
     flux: Tensor | np.ndarray, sky_sigma: Tensor | np.ndarray, *, box: int = 5, reach: int = 4
 ) -> Tensor:
@@ -77,13 +80,13 @@ def signal_to_noise(
     >>> signal_to_noise(flux, np.array([1.0, 1.0])).item()  # 5 in each of two bands
     7.071067810058594
     """
-    flux = torch.as_tensor(np.asarray(flux) if isinstance(flux, np.ndarray) else flux).float()
-    sigma = torch.as_tensor(sky_sigma, device=flux.device).float()[:, None, None]
-    if box > flux.shape[-1] or len(sigma) != flux.shape[-3]:
-        raise ValueError(f"box={box}, sky_sigma of {len(sigma)} bands: flux has shape {tuple(flux.shape)}")
+    flux, sigma = tensor_of("flux", flux).float(), tensor_of("sky_sigma", sky_sigma).float()
+    if flux.ndim != 4 or sigma.shape != flux.shape[1:2] or box > flux.shape[-1]:
+        shapes = f"flux has shape {tuple(flux.shape)}, sky_sigma {tuple(sigma.shape)}"
+        raise ValueError(f"{shapes}: must be (n, C, S, S) and (C,), S at least box={box}")
     middle, around = flux.shape[-1] // 2, reach + box // 2
     near = slice(max(0, middle - around), middle + around + 1)
-    centre = flux[..., near, near] / sigma
+    centre = flux[..., near, near] / sigma.to(flux.device)[:, None, None]
     has_data = centre.isfinite()
     squares = functional.avg_pool2d(centre.nan_to_num(0.0), box, stride=1) * box**2  # sums over the square
     share = functional.avg_pool2d(has_data.float(), box, stride=1)
@@ -110,6 +113,7 @@ def aperture_magnitudes(
     return cutouts.zero_point - factor * (np.arcsinh(flux / (2 * soft)) + np.log(soft))
 
 
+@checked
 def aperture_snr(
     cutouts: CutoutFile, band: str, *, rows: np.ndarray, sky_sigma: float | None = None, radius: float = 8.0
 ) -> np.ndarray:
@@ -141,13 +145,14 @@ def _aperture(size: int, radius: float) -> np.ndarray:
 def _aperture_flux(cutouts: CutoutFile, rows: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sum the pixels (n, C) inside, NaN where none has data; and count those that have, (n, C)."""
     flux, n_known = [], []
-    for start in range(0, len(rows), 1024):
+    for start in range(0, max(1, len(rows)), 1024):
         pixels = cutouts.flux(rows[start : start + 1024])[:, :, inside]
         n_known.append(np.isfinite(pixels).sum(axis=-1))
         flux.append(np.where(n_known[-1] > 0, np.nansum(pixels, axis=-1), np.nan))
     return np.concatenate(flux), np.concatenate(n_known)
 
 
+@checked
 def brighter(cutouts: CutoutFile, column: str, limit: float) -> np.ndarray:
     """Return which objects are brighter than a magnitude (n,); all, if the file lacks the column.
 

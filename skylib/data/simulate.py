@@ -29,6 +29,7 @@ from astropy.wcs import WCS
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT, mag_to_flux, sort_bands
+from skylib.checks import checked
 from skylib.data.description import PIXEL_SCALE
 from skylib.data.population import FAST, STAR, Part, build, draw_population, relative_fluxes
 from skylib.files import replaced
@@ -57,6 +58,7 @@ class SimulatedSky:
     catalogue: Path
 
 
+@checked
 def simulate_sky(
     directory: str | Path,
     *,

@@ -10,6 +10,7 @@ import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
+from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import as_label, degrees
 from skylib.data.sky import near_any
@@ -20,6 +21,7 @@ TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 PART_NAMES = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "test": 2, "testing": 2, "unused": -1}
 
 
+@checked
 def sky_split(
     ra: np.ndarray,
     dec: np.ndarray,
@@ -87,6 +89,7 @@ def sky_split(
     return apply_guard(split, ra, dec, guard=guard) if guard > 0 else split
 
 
+@checked
 def split_cutouts(
     cutouts: CutoutFile,
     *,
@@ -251,6 +254,7 @@ def read_parts(values: np.ndarray, where: str) -> np.ndarray:
     return values.astype(np.int64)
 
 
+@checked
 def progress_split(split: np.ndarray) -> np.ndarray:
     """Return the split for probes during training, which must not see the test part (n,).
 

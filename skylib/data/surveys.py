@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from skylib.checks import checked
 from skylib.data.description import Survey
 
 _OWN = Path(__file__).with_name("surveys.toml")
@@ -14,6 +15,7 @@ _SURVEYS = {name: Survey(name=name, **about) for name, about in tomllib.loads(_O
 HSC = _SURVEYS["hsc"]
 
 
+@checked
 def register_survey(survey: Survey) -> Survey:
     """Make a survey known by its name, in place of any other of that name, and return it.
 
@@ -23,12 +25,11 @@ def register_survey(survey: Survey) -> Survey:
     >>> skylib.register_survey(survey) is skylib.get_survey("mini")
     True
     """
-    if not isinstance(survey, Survey):
-        raise ValueError(f"survey={survey!r}: must be a Survey")
     _SURVEYS[survey.name.lower()] = survey
     return survey
 
 
+@checked
 def get_survey(survey: str | Path | Survey) -> Survey:
     """Return a survey by its name, or read its description from a TOML file with the fields of `Survey`.
 

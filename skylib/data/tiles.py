@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.wcs import WCS
 
 from skylib.bands import ZERO_POINT, sort_bands
+from skylib.checks import check_fields, check_range, checked
 from skylib.data.description import PIXEL_SCALE, Survey
 from skylib.data.grids import grid_offset, pixel_position, pixel_scale, resample, sky_position
 from skylib.data.planes import BandImage, bands_in, read_band, read_header
@@ -36,6 +38,9 @@ class TilePaths:
     name: str
     paths: dict[str, Path | None]  # in wavelength order; None = this band is missing
     survey: Survey = field(default=HSC, repr=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, where=f"tile {self.name}: ")
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -66,7 +71,7 @@ class Tile:
     variance : ndarray of float32, shape (C, H, W), or None
         In `unit` squared.
     zero_point : float
-        AB magnitude of one unit of flux: that of all tiles, whatever their files hold.
+        AB magnitude of one `unit` of flux: 27 for all tiles, whatever their files hold.
 
     Examples
     --------
@@ -81,17 +86,21 @@ class Tile:
     wcs: WCS | None
     name: str
     variance: np.ndarray | None = None
-    zero_point: float = ZERO_POINT
+    zero_point, unit = ZERO_POINT, FLUX_UNIT  # the same of all tiles
 
-    @property
-    def unit(self) -> str:
-        """The unit of flux, as text."""
-        return f"counts at AB zero-point {self.zero_point:g}"
+    def __post_init__(self) -> None:
+        check_fields(self, where=f"tile {self.name}: ")
+        shape = np.shape(self.flux)
+        noise = shape if self.variance is None else np.shape(self.variance)
+        if len(shape) != 3 or shape[0] != len(self.bands) or noise != shape:
+            raise ValueError(f"tile {self.name}: flux has shape {shape}, variance {noise}: must be one plane per band")
 
+    @checked
     def sky_at(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ra and dec (deg, ICRS) at pixel positions (0 = centre of the first pixel)."""
         return sky_position(self._grid(), rows, cols)
 
+    @checked
     def pixel_at(self, ra: np.ndarray, dec: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and columns (0 = centre of the first pixel) at positions in degrees ICRS."""
         return pixel_position(self._grid(), ra, dec)
@@ -102,6 +111,7 @@ class Tile:
         return self.wcs
 
 
+@checked
 def find_tiles(
     directory: str | Path,
     *,
@@ -147,8 +157,7 @@ def find_tiles(
     if foreign := [band for band in bands if band not in survey.bands]:
         raise ValueError(f"bands {', '.join(foreign)}: the survey {survey.name!r} has {', '.join(survey.bands)}")
     min_bands = len(bands) if min_bands is None else min_bands
-    if not 1 <= min_bands <= len(bands):
-        raise ValueError(f"min_bands={min_bands}: must be 1 to {len(bands)}, the number of bands")
+    check_range("min_bands", min_bands, 1, len(bands))
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory of tiles")
     found: dict[str, dict[str, Path]] = {}
@@ -176,8 +185,7 @@ def find_tiles(
             f"{directory}: none of {len(tiles)} tiles has {min_bands} of the bands {', '.join(bands)}; "
             f"bands found: {', '.join(exist)}; choose bands among these, or a lower min_bands"
         )
-    if len(kept) < len(tiles):
-        n_left = len(tiles) - len(kept)
+    if n_left := len(tiles) - len(kept):
         log.warning("%s: left out %d of %d tiles with fewer than %d bands", directory, n_left, len(tiles), min_bands)
     return kept
 
@@ -193,6 +201,7 @@ def tile_pixel_scale(paths: TilePaths) -> float:
     return (paths.survey.pixel_scale or PIXEL_SCALE) if wcs is None else pixel_scale(wcs)
 
 
+@checked
 def read_tile(
     paths: TilePaths,
     *,
@@ -243,7 +252,7 @@ def read_tile(
     align, sky = survey.align if align is None else align, survey.sky if sky is None else sky
     planes = (*survey.bad_planes, *bad_planes)
 
-    def read(band: str, path: Path) -> BandImage:
+    def read(path: Path, band: str) -> BandImage:
         image = read_band(path, survey, band, bad_planes=planes, variance=variance)
         if sky and image.wcs is None:
             raise ValueError(
@@ -252,29 +261,23 @@ def read_tile(
             )
         return image
 
-    if not paths.bands:
-        raise ValueError(f"tile {paths.name}: no file for any of the bands {', '.join(paths.paths)}")
-    first = read(paths.bands[0], paths.first)
+    first = read(paths.first, paths.bands[0])
     shape = first.image.shape
-    flux = allocate((len(paths.paths), *shape))
-    noise = allocate(flux.shape) if variance else None
+    kinds = ("flux", "variance") if variance else ("flux",)
+    held: dict[str, Any] = {kind: allocate((len(paths.paths), *shape)) for kind in kinds}
     for plane, (band, path) in enumerate(paths.paths.items()):
-        if path is None:
-            flux[plane] = np.nan
-            if noise is not None:
-                noise[plane] = np.nan
-            continue
-        image = first if band == paths.bands[0] else read(band, path)
-        if not _moved(image, first, align=align):
-            image.flux(flux[plane])
-            if noise is not None:
-                image.variance(noise[plane])
-            continue
-        memory = np.empty(image.image.shape, np.float32)
-        flux[plane] = resample(image.flux(memory), image.wcs, first.wcs, shape)
-        if noise is not None:
-            noise[plane] = resample(image.variance(memory), image.wcs, first.wcs, shape, order=1, power=2)
-    return Tile(flux=flux, bands=tuple(paths.paths), wcs=first.wcs, name=paths.name, variance=noise)
+        image = None if path is None else first if band == paths.bands[0] else read(path, band)
+        moved = image is not None and _moved(image, first, align=align)
+        for kind, stack in held.items():
+            if image is None:
+                stack[plane] = np.nan
+            elif not moved:
+                getattr(image, kind)(stack[plane])
+            else:
+                own = getattr(image, kind)(np.empty(image.image.shape, np.float32))
+                how = {"order": 1, "power": 2} if kind == "variance" else {}
+                stack[plane] = resample(own, image.wcs, first.wcs, shape, **how)
+    return Tile(bands=tuple(paths.paths), wcs=first.wcs, name=paths.name, **held)
 
 
 def _moved(image: BandImage, first: BandImage, *, align: bool) -> bool:

@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import as_label
 from skylib.data.splits import TEST, TRAIN, sky_folds
@@ -29,6 +30,7 @@ from skylib.model.mim import MaskedImageModel
 log = logging.getLogger(__name__)
 
 
+@checked
 def position_leakage(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -65,6 +67,7 @@ def position_leakage(
     return pd.DataFrame([*lines, {"positions": "alone", **_score(alone, labels)}])
 
 
+@checked
 def missing_bands(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -118,6 +121,7 @@ def _score(result: ProbeResult, labels: Labels) -> dict[str, Any]:
     return {score: result.metrics[score], "low": low, "high": high, "n": len(result.rows)}
 
 
+@checked
 def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 1024) -> dict[str, np.ndarray]:
     """Measure seeing, depth and the like on the pixels, or take them from columns: what embeddings should not encode.
 
@@ -161,6 +165,7 @@ def observing_conditions(cutouts: CutoutFile, *, rows: np.ndarray, block: int = 
     return found
 
 
+@checked
 def nuisance_audit(
     embeddings: Embeddings, nuisances: Mapping[str, np.ndarray], *, split: str | np.ndarray, seed: int = 0
 ) -> pd.DataFrame:
@@ -204,6 +209,7 @@ def nuisance_audit(
     return pd.DataFrame(lines, columns=["nuisance", "measure", "value", "low", "high", "chance", "n", "found"])
 
 
+@checked
 def find_label_errors(
     embeddings: Embeddings, target: str | np.ndarray, *, n_folds: int = 5, cell: int = 8192, seed: int = 0
 ) -> pd.DataFrame:

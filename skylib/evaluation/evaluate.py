@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
 from skylib.data.photometry import aperture_magnitudes
 from skylib.data.splits import TRAIN
@@ -21,6 +22,7 @@ from skylib.model.embed import Features, embed, encode
 from skylib.model.mim import MaskedImageModel
 
 
+@checked
 def evaluate(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -96,6 +98,7 @@ def evaluate(
     )
 
 
+@checked
 def layer_sweep(
     model: MaskedImageModel,
     cutouts: CutoutFile,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skylib.checks import checked
 from skylib.config import LEARNING_RATES, Method, ProbeConfig, to_dict
 from skylib.data.augment import random_orientation
 from skylib.data.cutouts import CutoutFile
@@ -39,6 +40,7 @@ _FROZEN = ("linear", "attentive")
 _LONGEST, _MEMORY = 12, 0.99  # supervised training: times the length that is asked for, at most; decay of the average
 
 
+@checked
 def train_head(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -197,8 +199,7 @@ def train_on(
             scaled = replace(config, learning_rate=rate * factor, epochs=epochs, min_steps=min_steps)
             trials.append(_trial(data, method, goal, train, seed, scaled))
     best = max(trials, key=lambda one: (one.score, one.negative_loss))
-    test = labels.rows[TEST]
-    output = _outputs(best.network, data, test, method in _FROZEN, config)
+    output = _outputs(best.network, data, labels.rows[TEST], method in _FROZEN, config)
     settings = {"method": method, "n_labels": n_labels, "validation": best.score, **best.settings}
     settings["trials"] = [{**t.settings, "validation": t.score} for t in trials]
     if goal.classes is not None:

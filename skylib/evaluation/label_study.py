@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from skylib.checks import checked
 from skylib.config import Method, ProbeConfig, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.splits import TRAIN
@@ -32,6 +33,7 @@ from skylib.processes import in_processes
 log = logging.getLogger(__name__)
 
 
+@checked
 def label_grid(
     *, methods: Sequence[Method], n_labels: Sequence[int], seeds: Sequence[int]
 ) -> list[tuple[Method, int, int]]:
@@ -46,6 +48,7 @@ def label_grid(
     return [(method, n, seed) for n in n_labels for method in methods for seed in seeds]
 
 
+@checked
 def label_efficiency(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -175,6 +178,7 @@ def _check_table(table: pd.DataFrame, metric: str) -> None:
         raise ValueError(f"table has no column {', '.join(sorted(lacking))}; columns: {', '.join(map(str, names))}")
 
 
+@checked
 def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.DataFrame:
     """Return median and mean over seeds of a test score, by method and number of labels, and an interval of the mean.
 
@@ -204,6 +208,7 @@ def seed_means(table: pd.DataFrame, *, metric: str = "balanced_accuracy") -> pd.
     return pd.DataFrame(lines)
 
 
+@checked
 def labels_to_match(
     table: pd.DataFrame, *, metric: str = "balanced_accuracy", reference: str = "supervised", seed: int = 0
 ) -> pd.DataFrame:

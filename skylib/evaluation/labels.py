@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from skylib.checks import check_choice
+from skylib.checks import check_choice, checked
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import as_label, numbers_of
 from skylib.data.splits import TEST, TRAIN, VALIDATION, read_parts
@@ -140,6 +140,7 @@ def nested_subset(labels: np.ndarray, n: int, *, task: str, seed: int) -> np.nda
     return np.argsort(place, kind="stable")[:n]
 
 
+@checked
 def count_labels(
     cutouts: CutoutFile, split: np.ndarray, *, class_target: str | None = None, regression_target: str | None = None
 ) -> pd.DataFrame:
@@ -170,6 +171,7 @@ def count_labels(
     return pd.DataFrame(counted).groupby(split).sum().reindex(list(PARTS), fill_value=0).rename(PARTS)
 
 
+@checked
 def of_class(cutouts: CutoutFile, column: str, number: int) -> np.ndarray:
     """Return which objects are of a class (n,); all, for a negative number or if the file lacks the column."""
     if number < 0 or column not in cutouts.columns:

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, rankdata
 
+from skylib.checks import checked
 from skylib.data.plain import as_label, plain_column
 from skylib.evaluation.bootstrap import Metric, bootstrap_intervals
 
 
+@checked
 def photoz_metrics(z_pred: np.ndarray, z_spec: np.ndarray, *, outlier_threshold: float = 0.15) -> dict[str, float]:
     """Return the usual measures of photometric redshifts.
 
@@ -60,6 +62,7 @@ def regression_metrics(prediction: np.ndarray, truth: np.ndarray) -> dict[str, f
     }
 
 
+@checked
 def classification_metrics(
     prediction: np.ndarray, truth: np.ndarray, *, names: Mapping[int, str] | None = None
 ) -> dict[str, float]:
@@ -151,6 +154,7 @@ def effective_rank(vectors: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
+@checked
 def binned_metrics(
     prediction: np.ndarray,
     truth: np.ndarray,
@@ -212,6 +216,7 @@ def binned_metrics(
     return pd.DataFrame(rows)
 
 
+@checked
 def redshift_bins(
     z_phot: np.ndarray,
     z_spec: np.ndarray,

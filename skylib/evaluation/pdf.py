@@ -13,6 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from scipy.stats import binomtest, rankdata
 
+from skylib.checks import check_fields, checked
 from skylib.evaluation.metrics import bootstrap_intervals
 from skylib.files import replaced
 
@@ -42,15 +43,26 @@ class RedshiftPDF:
     rows: np.ndarray
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        shapes = {name: np.shape(getattr(self, name)) for name in ("edges", "truth", "rows", "density")}
+        edges, truth, rows, density = shapes.values()
+        if len(density) != 2 or edges != (density[1] + 1,) or {truth, rows} != {density[:1]}:
+            raise ValueError(f"shapes {shapes}: must be (k + 1,), (n,), (n,), (n, k)")
+
     def cdf(self) -> np.ndarray:
         """Return the cumulative distribution at the edges, (n, k + 1)."""
         total = np.cumsum(self.density * np.diff(self.edges), axis=1)
         return np.concatenate([np.zeros((len(total), 1)), total], axis=1)
 
+    @checked
     def cdf_at(self, z: np.ndarray) -> np.ndarray:
         """Return the probability below z (n,), of each object its own."""
+        if (z := np.asarray(z)).shape != self.truth.shape or z.dtype.kind not in "fiu":
+            raise ValueError(f"z of shape {z.shape} and type {z.dtype}: must be {len(self.truth)} redshifts")
         return np.array([np.interp(x, self.edges, c) for x, c in zip(z, self.cdf(), strict=True)])
 
+    @checked
     def quantile(self, q: float) -> np.ndarray:
         """Return the redshift below which lies the probability q, (n,)."""
         return np.array([np.interp(q, c, self.edges) for c in self.cdf()])
@@ -76,6 +88,7 @@ class RedshiftPDF:
             scores.append(_square_integral(grid, values, below) + _square_integral(grid, values - 1, above))
         return np.array(scores)
 
+    @checked
     def metrics(self, *, seed: int = 0) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
         """Return the measures of calibration, and their 95 % intervals: Wilson's of fractions, bootstrap of the others.
 
@@ -104,6 +117,7 @@ class RedshiftPDF:
             intervals[name] = tuple(binomtest(round(values[name] * n), n).proportion_ci(method="wilson"))
         return values, intervals
 
+    @checked
     def headline(self, *, seed: int = 0) -> dict[str, dict[str, Any]]:
         """Return ``{"p(z), measure": {"value": x, "interval": [low, high], "n": n}}``, as `Evaluation.headline`."""
         metrics, intervals = self.metrics(seed=seed)
@@ -113,6 +127,7 @@ class RedshiftPDF:
             lines[f"p(z), {name}"]["note"] = f"{value:g} if calibrated"
         return lines
 
+    @checked
     def save(self, path: str | Path, *, columns: Mapping[str, np.ndarray] | None = None) -> None:
         """Write the tables that `qp` [1]_ reads: ``qp.read(path)`` gives an ensemble of the kind "hist".
 

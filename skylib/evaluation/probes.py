@@ -19,6 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from skylib.checks import checked
 from skylib.data.splits import TEST, TRAIN, VALIDATION
 from skylib.evaluation.bootstrap import bootstrap_intervals
 from skylib.evaluation.labels import Labels, Task, select_labels
@@ -80,6 +81,7 @@ class ProbeResult:
         return f"{self.metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
 
 
+@checked
 def linear_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
@@ -104,6 +106,7 @@ def linear_probe(
     return _probe(embeddings, target, task, split, seed, candidates("linear", task))
 
 
+@checked
 def knn_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
@@ -111,6 +114,7 @@ def knn_probe(
     return _probe(embeddings, target, task, split, seed, candidates("knn", task))
 
 
+@checked
 def original_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
@@ -123,6 +127,7 @@ def original_probe(
     return _probe(embeddings, target, task, split, seed, candidates("original", task))
 
 
+@checked
 def constant_probe(
     embeddings: Embeddings, target: str | np.ndarray, *, task: Task, split: str | np.ndarray, seed: int = 0
 ) -> ProbeResult:
@@ -130,6 +135,7 @@ def constant_probe(
     return _probe(embeddings, target, task, split, seed, candidates("constant", task))
 
 
+@checked
 def catalogue_probe(
     embeddings: Embeddings,
     target: str | np.ndarray,

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
+from skylib.checks import checked
 from skylib.data.splits import TEST, TRAIN, VALIDATION, sky_halves
 from skylib.device import seeded_init
 from skylib.evaluation.labels import select_labels
@@ -23,6 +24,7 @@ _STEPS = 300  # of the fit
 WEIGHT_DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # chosen among on validation
 
 
+@checked
 def redshift_pdf(
     embeddings: Embeddings,
     target: str | np.ndarray = "z_spec",

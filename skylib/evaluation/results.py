@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skylib.checks import checked
 from skylib.evaluation.bootstrap import paired_margin
 from skylib.evaluation.labels import Task
 from skylib.evaluation.metrics import metric_for
@@ -141,6 +142,7 @@ class Evaluation:
         return {label: {"value": value, "interval": list(ends), "n": n} for label, (value, ends) in lines.items()}
 
 
+@checked
 def write_results(
     run_dir: str | Path, evaluations: Sequence[Evaluation], *, more: Mapping[str, Mapping[str, Any]] | None = None
 ) -> pd.DataFrame:
@@ -167,6 +169,7 @@ def summarise(evaluation: Evaluation) -> str:
     return f"Pretraining {verb} the {score} of {target}{values} {interval}."
 
 
+@checked
 def write_summary(run_dir: str | Path, evaluations: Sequence[Evaluation]) -> str:
     """Write ``summary.json``, with which the page of results opens, and return its text.
 

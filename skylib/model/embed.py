@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skylib.checks import check_choice, check_range
+from skylib.checks import check_choice, check_range, checked
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 COMPILE_FROM = 500_000  # images, from which on compilation takes less time than it saves
 
 
+@checked
 def embed(
     model: MaskedImageModel,
     cutouts: CutoutFile,

@@ -13,7 +13,7 @@ from astropy.table import Table
 
 from skylib.checks import checked, free_name
 from skylib.data.cutouts.layouts import FORMAT, check_links, check_names, fixed, name_of, read_column, write_column
-from skylib.data.plain import as_label, degrees, filled, positions
+from skylib.data.plain import as_label, degrees, filled, positions, row_numbers
 from skylib.files import replaced, row_sums
 
 
@@ -134,7 +134,7 @@ class Embeddings:
 
     def __getitem__(self, rows: slice | np.ndarray) -> Embeddings:
         """Return some of the objects, by a slice, row numbers or a boolean mask."""
-        rows = filled(rows)
+        rows = rows if isinstance(rows, slice) else row_numbers(rows, len(self), where="embeddings: ")
         columns = {name: values[rows] for name, values in self.columns.items()}
         return Embeddings(self.vectors[rows], ra=self.ra[rows], dec=self.dec[rows], columns=columns, meta=self.meta)
 
@@ -144,6 +144,7 @@ class Embeddings:
         parts = (self.vectors[start : start + 65_536] for start in range(0, len(self), 65_536))
         return np.concatenate([np.empty(0, bool), *(np.isfinite(part).all(axis=1) for part in parts)])
 
+    @checked
     def column(self, name: str) -> np.ndarray:
         """Return one label, shape (n,).
 
@@ -166,17 +167,14 @@ class Embeddings:
         if largest > float(np.finfo(np.float16).max):
             raise ValueError(f"{path}: half precision ends at 65504, and the largest number is {largest:.4g}")
         check_names(self.columns)
-        try:
-            with replaced(path) as partial, h5py.File(partial, "w", libver=FORMAT) as file:
-                vectors = self.vectors.astype("<f2" if half else "<f4", copy=False)
-                file["vectors"], file["checksum/vectors"] = vectors, row_sums(vectors)
-                file.attrs["meta"] = fixed(json.dumps(self.meta, default=_plain))
-                for name, values in {"ra": self.ra, "dec": self.dec}.items():
-                    write_column(file, name, values)
-                for name, values in self.columns.items():
-                    write_column(file.require_group("columns"), name, values)
-        except OSError as error:
-            raise OSError(f"{path}: cannot be written: {error}") from error
+        with replaced(path) as partial, h5py.File(partial, "w", libver=FORMAT) as file:
+            vectors = self.vectors.astype("<f2" if half else "<f4", copy=False)
+            file["vectors"], file["checksum/vectors"] = vectors, row_sums(vectors)
+            file.attrs["meta"] = fixed(json.dumps(self.meta, default=_plain))
+            for name, values in {"ra": self.ra, "dec": self.dec}.items():
+                write_column(file, name, values)
+            for name, values in self.columns.items():
+                write_column(file.require_group("columns"), name, values)
 
     @classmethod
     @checked

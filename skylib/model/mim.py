@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skylib.checks import checked
 from skylib.config import ModelConfig
 from skylib.device import seeded_init
 from skylib.model.encoder import ImageEncoder
@@ -208,6 +209,7 @@ class MaskedImageModel(ImageEncoder):
         return pixels.new_zeros(*order.shape, pixels.shape[2]).scatter(1, places, pixels).view(shape)
 
 
+@checked
 def build_model(config: ModelConfig, *, seed: int = 0) -> MaskedImageModel:
     """Build a model with fresh weights that follow from `seed`.
 

@@ -9,6 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
+from skylib.checks import checked
 from skylib.config import difference
 from skylib.data.cutouts import CutoutFile
 from skylib.files import read_json, write_json
@@ -34,6 +35,7 @@ def part_files(folder: str | Path) -> list[Path]:
     return paths
 
 
+@checked
 def embed_parts(
     model: MaskedImageModel,
     cutouts: CutoutFile,
@@ -118,6 +120,7 @@ def embed_parts(
     return list(paths)
 
 
+@checked
 def open_parts(folder: str | Path) -> Embeddings:
     """Open a folder of parts as one: positions and labels are read, vectors stay on disk until they are asked for.
 

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from skylib.checks import checked
 from skylib.config import model_config_from_dict, to_dict
 from skylib.device import pick_device
 from skylib.files import replaced
@@ -28,6 +29,7 @@ def shipped_models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED.glob("*.safetensors")))
 
 
+@checked
 def load_model(
     run_dir_or_checkpoint_or_name: str | Path, *, device: str | torch.device | None = None
 ) -> MaskedImageModel:
@@ -117,6 +119,7 @@ def start_from(model: MaskedImageModel, start: str | Path | MaskedImageModel | N
 _BAND_LAYERS = ("decoder.head", "flux_head.layers.1", "sky_sigma")
 
 
+@checked
 def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str, Any], half: bool = True) -> Path:
     """Write the weights of a model with their card, for others to use.
 
@@ -153,6 +156,7 @@ def save_weights(model: MaskedImageModel, path: str | Path, *, card: Mapping[str
     return path
 
 
+@checked
 def read_card(path_or_name: str | Path) -> dict[str, Any]:
     """Return the card of a file of weights, or of a model that is part of the package."""
     return _read(find_weights(path_or_name))[0]

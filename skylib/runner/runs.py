@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from skylib.checks import checked
 from skylib.files import write_json
 from skylib.lock import locked, now, this_process
 from skylib.runner.execute import ROOT, NotebookError, NotebookInterrupted, execute, inject
@@ -61,6 +62,7 @@ def study_rows(values: Mapping[Path, Mapping[str, Any]]) -> int:
     return math.prod(len(given[name]) for name in ("methods", "n_labels", "seeds"))
 
 
+@checked
 def run_notebook(notebook: str | Path, run_dir: str | Path, **parameters: Any) -> Path:
     """Execute a notebook into a run folder, in a kernel of the Python that calls.
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from skylib.checks import checked
+from skylib.checks import check_range, checked
 from skylib.model.embeddings import Embeddings
 from skylib.search.nearest import nearest
-from skylib.search.standard import CACHED, Standardiser
+from skylib.search.standard import CACHED, Standardiser, as_vectors
 
 ROWS = 65_536  # added at a time
 PER_LIST = 64  # training vectors of each list
@@ -66,6 +66,7 @@ class ApproximateIndex:
         if (n := len(self._rows)) < 256:
             raise ValueError(f"{n} objects: an approximate index needs 256 with a finite vector; use SearchIndex")
         n_lists = n_lists or max(1, int(4 * np.sqrt(n)))
+        check_range("n_lists", n_lists, 1, n)
         blocks = [self._rows[start : start + ROWS] for start in range(0, n, ROWS)]
         self._standardise = Standardiser(torch.from_numpy(embeddings.vectors[rows]) for rows in blocks)
         width = embeddings.vectors.shape[1]
@@ -73,9 +74,9 @@ class ApproximateIndex:
         # "np": without the training for polysemous codes, which is nearly all of the time and of no use here.
         self._index: Any = faiss.index_factory(width, f"IVF{n_lists},PQ{codes}x8np", faiss.METRIC_INNER_PRODUCT)
         sample = np.sort(np.random.default_rng(seed).permutation(n)[: max(PER_LIST * n_lists, CACHED)])
-        self._index.train(self._unit(embeddings.vectors[self._rows[sample]]).numpy())
+        self._index.train(self._unit(torch.from_numpy(embeddings.vectors[self._rows[sample]])).numpy())
         for rows in blocks:
-            self._index.add(self._unit(embeddings.vectors[rows]).numpy())
+            self._index.add(self._unit(torch.from_numpy(embeddings.vectors[rows])).numpy())
 
     @checked
     def nearest(
@@ -98,19 +99,19 @@ class ApproximateIndex:
             Ascending; infinite where fewer were found.
         rows : ndarray of int64, shape (q, k)
         """
-        self._index.nprobe = n_lists
-        found = self._index.search(self._unit(queries).numpy(), k * candidates)[1]
+        given = as_vectors("queries", queries, self.embeddings.vectors.shape[1])
+        self._index.nprobe = min(n_lists, self._index.nlist)
+        found = self._index.search(self._unit(given).numpy(), min(k * candidates, len(self._rows)))[1]
         distance, rows = np.full((len(found), k), np.inf, np.float32), np.zeros((len(found), k), np.int64)
         for i, near in enumerate(found):
             near = self._rows[np.sort(near[near >= 0])]
             if not len(near):
                 continue
             vectors = self._standardise(torch.from_numpy(self.embeddings.vectors[near]))
-            query = self._standardise(torch.from_numpy(np.atleast_2d(queries[i])))
-            d, at = nearest(vectors, query, k=k)
+            d, at = nearest(vectors, self._standardise(given[i : i + 1]), k=k)
             distance[i, : d.shape[1]], rows[i, : d.shape[1]] = d[0].numpy(), near[at[0].numpy()]
         return distance, rows
 
-    def _unit(self, vectors: np.ndarray) -> torch.Tensor:
+    def _unit(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return standardised vectors (n, D) of length 1."""
-        return torch.nn.functional.normalize(self._standardise(torch.from_numpy(vectors)), dim=1)
+        return torch.nn.functional.normalize(self._standardise(vectors), dim=1)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 FORMATS = {"csv": "ascii.csv", "vot": "votable", "fits": "fits", "reg": None}  # suffix: astropy's name
 
 
+@checked
 def write_objects(table: Table, stem: str | Path, *, radius: float = 3.0) -> list[Path]:
     """Write a table of objects as CSV, VOTable, FITS and DS9 regions.
 
@@ -138,6 +139,7 @@ def sky_links(ra: float, dec: float) -> dict[str, str]:
     }
 
 
+@checked
 def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, size: int = 64) -> CutoutFile:
     """Save the images of hits, cut from the tiles where they were found, with all their columns.
 
@@ -179,6 +181,7 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
     return write_cutouts(out, flux, pixel_scale=tile_pixel_scale(by_name[str(tile_of[0])]), **about, **columns)
 
 
+@checked
 @checked
 def write_hats(folder: str | Path, out: str | Path, *, vectors: bool = True) -> Path:
     """Write a folder of parts as a HATS catalogue: Parquet files by HEALPix cell, which LSDB opens and cross-matches [1]_.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from skylib.checks import checked
 from skylib.data.plain import EXACT
 from skylib.model.embeddings import Embeddings
 
@@ -105,6 +106,7 @@ def _is_number(value: Any) -> bool:
     return real and (abs(value) < 1e300 or abs(value) == np.inf)  # not NaN
 
 
+@checked
 def parse_filter(text: str) -> dict[str, Any]:
     """Read conditions as one types them: ``mag_i < 22; z_spec 0.2..0.4; class = galaxy, qso; tile = '9813-4,5'``.
 

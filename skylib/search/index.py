@@ -13,12 +13,12 @@ from torch import Tensor
 from skylib.checks import checked, free_name
 from skylib.data.plain import filled, row_numbers
 from skylib.data.sky import best_of_each_place, near_any
-from skylib.device import kept_memory, pick_device
+from skylib.device import kept_memory, pick_device, tensor_of
 from skylib.model.embeddings import Embeddings
 from skylib.search.filters import Where, matching_rows
 from skylib.search.nearest import BLOCK, Combine, Metric, distances, nearest
 from skylib.search.queries import find_object
-from skylib.search.standard import CACHED, Standardiser
+from skylib.search.standard import CACHED, Standardiser, as_vectors
 
 Targets = int | str | Sequence[int] | Sequence[str] | np.ndarray
 
@@ -63,11 +63,12 @@ class SearchIndex:
         device: str | torch.device | None = None,
         block: int = BLOCK,
     ) -> None:
-        given = np.ascontiguousarray(embeddings.vectors if tokens is None else tokens, dtype=np.float32)
+        given = tensor_of("tokens", embeddings.vectors if tokens is None else tokens).float()
         if given.ndim != (2 if tokens is None else 3) or len(given) != len(embeddings):
-            raise ValueError(f"tokens of shape {given.shape}: must be ({len(embeddings)}, N, D), one row per object")
+            n, shape = len(embeddings), tuple(given.shape)
+            raise ValueError(f"tokens of shape {shape}: must be ({n}, N, D), one row per object")
         self.embeddings, self.device = embeddings, pick_device(device)
-        vectors = torch.from_numpy(given).to(self.device)
+        vectors = given.to(self.device)
         self.finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in vectors.split(CACHED)])
         if not bool(self.finite.any()):
             raise ValueError(f"none of {len(embeddings)} objects has a finite vector: nothing to search")
@@ -104,15 +105,16 @@ class SearchIndex:
 
         With `keep`, bool (n,) or row numbers, only those objects can be an answer.
         """
-        rows, wanted = self._targets(targets)
-        good, n = self.finite.cpu().numpy(), len(self)
-        allowed = good.copy() if keep is None else good & np.isin(np.arange(n), row_numbers(keep, n, where="keep: "))
-        allowed &= matching_rows(self.embeddings, where or {})
+        objects, (rows, wanted) = self.embeddings, self._targets(targets)
+        allowed = self.finite.cpu().numpy() & matching_rows(objects, where or {})
+        if keep is not None:
+            allowed &= np.isin(np.arange(len(self)), row_numbers(keep, len(self), where="keep: "))
         if exclude_targets and len(rows):
             allowed[rows] = False
             if exclude_radius > 0:
-                ra, dec = self.embeddings.ra, self.embeddings.dec
-                allowed &= ~near_any(ra, dec, ra[rows], dec[rows], radius=exclude_radius)
+                allowed &= ~near_any(
+                    objects.ra, objects.dec, objects.ra[rows], objects.dec[rows], radius=exclude_radius
+                )
         how = {"metric": metric, "weight": self._weight(wanted, weights), "combine": combine, **self._how}
         how["keep"] = torch.from_numpy(allowed).to(self.device)
 
@@ -120,7 +122,7 @@ class SearchIndex:
             score, index = (found[0].cpu().numpy() for found in nearest(self.vectors, wanted, k=n, **how))
             return index[np.isfinite(score)], score[np.isfinite(score)]
 
-        return ranked_table(self.embeddings, *best_apart(ranked, self.embeddings, k=k, radius=min_separation))
+        return ranked_table(objects, *best_apart(ranked, objects, k=k, radius=min_separation))
 
     @checked
     def nearest(self, queries: np.ndarray, *, k: int = 100, metric: Metric = "cosine") -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +142,8 @@ class SearchIndex:
         if self.vectors.ndim != 2:
             raise ValueError("an index of tokens takes one question at a time: use search")
         keep = None if self._all_finite else self.finite
-        distance, rows = nearest(self.vectors, self._targets(queries)[1], k=k, metric=metric, keep=keep, **self._how)
+        wanted = self._standardise(as_vectors("queries", queries, self.vectors.shape[1]).to(self.device))
+        distance, rows = nearest(self.vectors, wanted, k=k, metric=metric, keep=keep, **self._how)
         return distance.cpu().numpy(), rows.cpu().numpy()
 
     @checked
@@ -154,8 +157,8 @@ class SearchIndex:
         combine: Combine = "min",
     ) -> np.ndarray:
         """Return the distance of other vectors (n, D), not standardised, to the targets together, float32 (n,)."""
-        wanted = self._targets(targets)[1]
-        weight, x = self._weight(wanted, weights), self._standardise(torch.as_tensor(vectors, device=self.device))
+        wanted, given = self._targets(targets)[1], as_vectors("vectors", vectors, self.vectors.shape[-1], finite=False)
+        weight, x = self._weight(wanted, weights), self._standardise(given.to(self.device))
         return distances(x, wanted, metric=metric, weight=weight, combine=combine).cpu().numpy()
 
     def _weight(self, wanted: Tensor, weights: str | None) -> Tensor | None:
@@ -181,14 +184,10 @@ class SearchIndex:
             if not bool(self.finite[rows].all()):
                 raise ValueError(f"targets {wanted.tolist()}: a vector is not finite")
             return wanted.astype(np.int64), self.vectors[rows].reshape(-1, width)
-        wanted = np.atleast_2d(wanted)
-        if wanted.ndim != 2 or wanted.shape[1] != width or wanted.dtype.kind != "f":
-            raise ValueError(f"targets of shape {wanted.shape} and type {wanted.dtype}: vectors must be (t, {width})")
-        if not np.isfinite(wanted).all():
-            raise ValueError("targets: a vector is not finite")
-        return np.empty(0, dtype=np.int64), self._standardise(torch.from_numpy(wanted * 1.0).to(self.device))
+        return np.empty(0, dtype=np.int64), self._standardise(as_vectors("targets", wanted, width).to(self.device))
 
 
+@checked
 def search(
     embeddings: Embeddings,
     targets: Targets,

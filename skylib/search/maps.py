@@ -20,6 +20,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
+from skylib.checks import check_fields, checked
 from skylib.device import float32_products, kept_threads, pick_device
 from skylib.files import replaced
 from skylib.model.embeddings import Embeddings
@@ -55,6 +56,14 @@ class EmbeddingMap:
     directions: np.ndarray
     n_neighbors: int
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+        n, d, p = np.shape(self.xy)[:1], np.shape(self.mean), np.shape(self.components)[1:]
+        shapes = {name: np.shape(getattr(self, name)) for name in ("xy", "components", "mean", "scale", "directions")}
+        if len(n + d + p) != 3 or tuple(shapes.values()) != ((*n, 2), n + p, d, d, d + p):
+            raise ValueError(f"shapes {shapes}: must be (n, 2), (n, p), (D,), (D,), (D, p)")
+
+    @checked
     def transform(self, embeddings: Embeddings, *, device: str | torch.device | None = None) -> np.ndarray:
         """Place other objects of the same model on the map.
 
@@ -80,12 +89,14 @@ class EmbeddingMap:
         xy[finite] = (weight[..., None] * self.xy[rows]).sum(axis=1)
         return xy
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write it as ``.npz``; the file takes its name only when it is complete."""
         with replaced(Path(path)) as partial, open(partial, "wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> EmbeddingMap:
         """Read what `save` wrote."""
         try:
@@ -98,6 +109,7 @@ class EmbeddingMap:
             raise OSError(f"{path}: cannot be read as a map: {error}") from error
 
 
+@checked
 def umap_map(
     embeddings: Embeddings, *, n_neighbors: int = 15, min_dist: float = 0.1, n_components: int = 50, seed: int = 0
 ) -> np.ndarray:
@@ -116,6 +128,7 @@ def umap_map(
     return asked.xy
 
 
+@checked
 def fit_map(
     embeddings: Embeddings,
     *,
@@ -194,6 +207,7 @@ def fit_map(
     )
 
 
+@checked
 def trustworthiness(
     embeddings: Embeddings,
     xy: np.ndarray,

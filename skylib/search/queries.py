@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from astropy.coordinates import SkyCoord
 
+from skylib.checks import checked
 from skylib.data.augment import flip
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
@@ -18,6 +19,7 @@ from skylib.model.embeddings import Embeddings
 from skylib.model.mim import MaskedImageModel
 
 
+@checked
 def target_vectors(
     model: MaskedImageModel,
     flux: np.ndarray,
@@ -90,6 +92,7 @@ def query_arrays(model: MaskedImageModel, targets: np.ndarray | CutoutFile) -> t
     return targets, {}
 
 
+@checked
 def find_object(objects: Embeddings | CutoutFile, text: str, *, radius: float = 60.0) -> tuple[int, str]:
     """Find an object of a catalogue by what a person types.
 

@@ -11,6 +11,7 @@ from astropy.table import Table
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 
+from skylib.checks import checked
 from skylib.data.plain import row_numbers
 from skylib.data.sky import best_of_each_place
 from skylib.model.embeddings import Embeddings
@@ -20,6 +21,7 @@ from skylib.search.nearest import neighbour_graph
 N_UNLABELLED = 1000  # objects, drawn at random, that stand for all that is not marked
 
 
+@checked
 def feedback_scores(
     index: SearchIndex,
     yes: Sequence[int] | np.ndarray,
@@ -89,6 +91,7 @@ def feedback_scores(
     return np.where(finite, scores, np.nan)
 
 
+@checked
 def rank_anomalies(
     embeddings: Embeddings | SearchIndex,
     *,

@@ -15,6 +15,7 @@ import numpy as np
 from astropy.table import Table
 from tqdm.auto import tqdm
 
+from skylib.checks import checked
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.sky import best_of_each_place
@@ -37,6 +38,7 @@ HIT = np.dtype(
 )
 
 
+@checked
 def search_tiles(
     model: MaskedImageModel,
     targets: np.ndarray | CutoutFile,

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from skylib.checks import check_choice
+from skylib.data.plain import filled
+from skylib.device import tensor_of
 
 CACHED = 4096  # vectors standardised at a time: what a processor's cache holds
+
+
+def as_vectors(name: str, values: Any, width: int, *, finite: bool = True) -> Tensor:
+    """Return vectors (t, D) as a tensor; a single one (D,) is one row.
+
+    Raises
+    ------
+    ValueError
+        If they have another width, are no numbers, or are not finite though they should; the message names them.
+    """
+    vectors = torch.atleast_2d(tensor_of(name, filled(values)))
+    if vectors.ndim != 2 or vectors.shape[1] != width or not vectors.is_floating_point():
+        raise ValueError(
+            f"{name} of shape {tuple(vectors.shape)} and type {vectors.dtype}: vectors must be (t, {width})"
+        )
+    if finite and not bool(vectors.isfinite().all()):
+        raise ValueError(f"{name}: a vector is not finite")
+    return vectors
 
 
 class Standardiser:

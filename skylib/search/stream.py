@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from astropy.table import Table, vstack
 
+from skylib.checks import checked
 from skylib.data.plain import filled
 from skylib.device import ahead, pick_device
 from skylib.model.embeddings import Embeddings, mapped_vectors
@@ -20,6 +21,7 @@ from skylib.search.standard import Standardiser
 ROWS = 65_536  # read at a time
 
 
+@checked
 def search_files(
     paths: Sequence[str | Path],
     targets: np.ndarray,

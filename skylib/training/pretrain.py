@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from skylib.checks import checked
 from skylib.config import ModelConfig, PretrainConfig, difference, model_config_from_dict, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import Batch, CutoutLoader, Loader
@@ -45,6 +46,7 @@ class PretrainResult:
     metrics: pd.DataFrame  # one row per log step: step, loss, learning_rate, …; validation and probes where measured
 
 
+@checked
 def pretrain(
     model_config: ModelConfig,
     config: PretrainConfig,

@@ -361,8 +361,39 @@ def test_objects_of_another_catalogue_are_known(cutouts, embeddings):
     browser._controls["filter"].value = "known = A, B"
     browser._order.value = "column"
     assert {4, 9} <= set(rows_of(browser))
-    with pytest.raises(ValueError, match="catalogue: no column dec"):
+    with pytest.raises(ValueError, match="catalogue has no column 'dec'"):
         SimilarityBrowser(embeddings, cutouts, catalogue=Table({"ra": [1.0]}))
+
+
+@pytest.mark.parametrize(
+    ("argument", "values", "message"),
+    [
+        ("xy", [np.nan, np.inf], "xy holds no finite place"),
+        ("xy", ["a", None], "xy has shape .* and type"),
+        (
+            "catalogue",
+            [Table({"ra": ["x"], "dec": ["y"]}), Table({"ra": [1.0], "dec": [100.0]})],
+            "catalogue: .*(column 'ra'|values of dec)",
+        ),
+        ("catalogue", [3, 1.5, object()], "catalogue"),
+        ("odd", ["x", Table(), Table({"index": [1]})], "odd="),
+        ("device", ["gpu7", 1.5], "device="),
+    ],
+)
+def test_arguments_that_are_wrong_are_named(cutouts, embeddings, argument, values, message):
+    for value in values:
+        value = np.full((len(embeddings), 2), value) if argument == "xy" else value
+        with pytest.raises(ValueError, match=message):
+            SimilarityBrowser(embeddings, cutouts, **{argument: value})
+
+
+def test_methods_name_the_argument_that_is_wrong(cutouts, embeddings):
+    browser = SimilarityBrowser(embeddings, cutouts)
+    for call, message in ((browser.save, "path=3"), (browser.export, "stem=3"), (browser.ask, "query")):
+        with pytest.raises(ValueError, match=message):
+            call(3 if call != browser.ask else {})
+    with pytest.raises(ValueError, match="timeout='x'"):
+        browser.wait("x")
 
 
 def test_pictures_show_what_the_network_saw(cutouts):

@@ -139,7 +139,8 @@ def test_bad_descriptions_are_named(tmp_path):
         ("align", "yes", "must be true or false"),
         ("mask_planes", {"SAT": "3"}, "must be a mapping to a whole number"),
         ("file_names", {"z": "{tile}_z"}, "gives 'z', bands are g r"),
-        ("bands", {"Q7": "500"}, "must be a number from 1 to"),
+        ("bands", {"Q7": "500"}, "bands={'Q7': '500'}: must be text or a list of text or a mapping to a number"),
+        ("bands", {"Q7": 0}, "band 'Q7': wavelength=0 must be a number from 1 to"),
     ):
         with pytest.raises(ValueError, match=why):
             Survey(**good | {field: value})

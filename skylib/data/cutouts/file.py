@@ -150,6 +150,7 @@ class CutoutFile:
         """Names of the labels, without the positions."""
         return tuple(name for name in self._columns if name not in (self._layout.ra, self._layout.dec))
 
+    @checked
     def column(self, name: str) -> np.ndarray:
         """Return one label of all objects, shape (n,); text as str.
 
@@ -171,6 +172,7 @@ class CutoutFile:
         """Return the integer that stands for masked values of a column, or None where none does."""
         return int(value) if isinstance(value := self.about(name).get("missing"), np.integer) else None
 
+    @checked
     def about(self, name: str) -> dict[str, Any]:
         """Return what the file states of a column: ``unit``, class ``names``, ``missing`` (see `missing_value`)."""
         with self._open() as file:
@@ -187,6 +189,7 @@ class CutoutFile:
             raise ValueError(f"{self.path}: column {name!r} holds {most}: classes are 0 to {_MAX_CLASSES - 1}")
         return tuple(map(text, (*(names := np.atleast_1d(names)), *range(len(names), most + 1))))
 
+    @checked
     def flux(
         self, index: Index = slice(None), *, size: int | None = None, pad: bool = False, out: np.ndarray | None = None
     ) -> np.ndarray:
@@ -237,6 +240,7 @@ class CutoutFile:
             flux *= self._scale
         return flux
 
+    @checked
     def weight(self, index: Index = slice(None), *, size: int | None = None) -> np.ndarray:
         """Return the inverse variances of pixels, as `flux` returns the pixels.
 

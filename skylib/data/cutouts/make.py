@@ -15,7 +15,7 @@ from astropy.table import Table
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT
-from skylib.checks import free_name
+from skylib.checks import checked, free_name
 from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
 from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _BLOCK = 256  # cutouts written together
 
 
+@checked
 def make_cutouts(
     tiles: Sequence[TilePaths],
     catalogue: str | Path | Table,

@@ -75,15 +75,19 @@ class StoredImages:
         Raises
         ------
         ValueError
-            If `size` is larger than the images.
+            If `size` is larger than the images, or `out` of another shape.
         OSError
             If they cannot be read or decoded; the message names the file.
         """
         window = self._window(size)
+        shape = (len(self._unchecked[rows]), self.shape[1], *(len(range(self.shape[-1])[part]) for part in window))
+        if out is not None and np.shape(out) != shape:
+            raise ValueError(f"out has shape {np.shape(out)}: must be {shape}")
         try:
             data = self._source()
             if self._sums is not None and self._unchecked[rows].any():
-                return self._read_checked(data, rows, window, out, dtype, self._sums)
+                out = np.empty(shape, dtype) if out is None else out
+                return self._read_checked(data, rows, window, out, self._sums)
             if out is not None and not isinstance(rows, slice) and self._copies(data, window, out):
                 return np.take(data, rows, axis=0, out=out, mode="clip")  # "clip" makes no copy between
             images = _pick(data, rows, window)
@@ -102,15 +106,11 @@ class StoredImages:
         data: np.ndarray | h5py.Dataset,
         rows: slice | np.ndarray,
         window: tuple[slice, slice],
-        out: np.ndarray | None,
-        dtype: Any,
+        out: np.ndarray,
         sums: np.ndarray,
     ) -> np.ndarray:
         """Read images, and compare the checksum of each while it is in the cache of a core."""
         rows = np.arange(len(sums))[rows] if isinstance(rows, slice) else rows
-        if out is None:
-            sides = (len(range(self.shape[-1])[part]) for part in window)
-            out = np.empty((len(rows), self.shape[1], *sides), dtype)
         at_once = max(1, len(rows))
         if isinstance(data, np.ndarray):
             at_once = max(1, _CACHED_BYTES // (data.itemsize * int(np.prod(self.shape[1:]))))

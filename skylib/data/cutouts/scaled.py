@@ -5,7 +5,7 @@ from __future__ import annotations
 import astropy.units as u
 import numpy as np
 
-from skylib.checks import check_range
+from skylib.checks import check_range, checked
 from skylib.data.cutouts.file import CutoutFile, Index
 from skylib.data.cutouts.stated import checked_number
 
@@ -37,6 +37,7 @@ class ScaledCutouts(CutoutFile):
         return out
 
 
+@checked
 def at_scale(cutouts: CutoutFile, pixel_scale: float | u.Quantity) -> CutoutFile:
     """Return cutouts brought to another pixel scale, such as that of the data a model was trained on.
 

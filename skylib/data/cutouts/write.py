@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
+from skylib.checks import checked
 from skylib.data.calibration import unit_zero_point
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, check_names, fixed, name_of, text, write_column
@@ -20,6 +21,7 @@ from skylib.data.plain import as_label, degrees, plain_column, positions
 from skylib.files import replaced, row_sums
 
 
+@checked
 def write_cutouts(
     path: str | Path,
     flux: np.ndarray,
@@ -95,6 +97,7 @@ def write_cutouts(
     return CutoutFile(path)
 
 
+@checked
 def copy_cutouts(cutouts: CutoutFile, path: str | Path) -> CutoutFile:
     """Write cutouts of any layout, unit or scale as a file of our own, with all their labels; block by block."""
     columns = {name: cutouts.column(name) for name in cutouts.columns}

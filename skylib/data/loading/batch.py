@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from skylib.checks import check_range, check_values
 
 
 class Batch(NamedTuple):
@@ -63,6 +66,18 @@ class Buffers:
     def take_on(self, device: torch.device, shape: tuple[int, ...]) -> Tensor:
         """Return an uninitialised float32 tensor on the device."""
         return torch.empty(shape, device=device) if device.type == "cuda" else self.take(shape, device)
+
+
+def check_share(batch_size: int, rank: int, world_size: int) -> None:
+    """Raise ValueError unless a batch can be divided among `world_size` processes, of which `rank` is one."""
+    if batch_size % world_size:
+        raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes (world_size)")
+    check_range("rank", rank, 0, world_size - 1)
+
+
+def check_state(state: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError unless the state of a loader holds whole numbers of these names."""
+    check_values({name: state.get(name) for name in names}, dict.fromkeys(names, int), where="state: ")
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:

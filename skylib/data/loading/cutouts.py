@@ -14,7 +14,7 @@ from skylib.bands import named_bands
 from skylib.checks import checked
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes, flip
 from skylib.data.cutouts import CutoutFile
-from skylib.data.loading.batch import Batch, Buffers, Window, to_device
+from skylib.data.loading.batch import Batch, Buffers, Window, check_share, check_state, to_device
 from skylib.data.loading.cropping import gather
 from skylib.data.photometry import measure_sky_noise
 from skylib.data.plain import numbers_of
@@ -23,7 +23,6 @@ from skylib.device import ahead, keyed_generator, pick_device
 _ORDER, _AUGMENT, _NOISE = 0, 1, 3  # what a random draw is for: part of its key
 _BLOCK_BYTES = 4 * 2**20  # read in one piece
 _LEAST_WINDOW_BYTES = 64 * 2**20
-_HOST = torch.device("cpu")
 
 
 class CutoutLoader:
@@ -103,12 +102,10 @@ class CutoutLoader:
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
         self.rows, self.device, self.seed, self.memory = rows, pick_device(device), seed, memory
         self.rank, self.world_size = rank, world_size
-        if rank >= world_size or batch_size % world_size:
-            raise ValueError(f"batch_size={batch_size}: cannot be divided among {world_size} processes, rank {rank}")
-        self.size = cutouts.size if size is None else size
+        check_share(batch_size, rank, world_size)
+        self.size, self.pad = cutouts.size if size is None else size, pad
         self.bands = cutouts.bands if bands is None else named_bands(bands)
         self.columns = {name: numbers_of(cutouts, name) for name in columns}
-        self.pad = pad
         if self.size > cutouts.size and not pad:
             raise ValueError(f"size={size}: {cutouts.path} holds cutouts of {cutouts.size} pixels")
         if shuffle and batch_size > len(rows):
@@ -162,6 +159,7 @@ class CutoutLoader:
                 yield self._batch(images, images.slots[start : start + len(positions)], positions, number)
                 start += len(positions)
 
+    @checked
     def flux(self, rows: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
         """Return the images of these rows of the file as the batches hold them, (n, C, S, S), before augmentation.
 
@@ -178,12 +176,12 @@ class CutoutLoader:
         """Measure the sky noise (C,) on up to 500 cutouts."""
         return measure_sky_noise(self.flux(self.rows[:: max(1, len(self.rows) // 500)]))
 
+    @checked
     def shard(self, rank: int, world_size: int) -> CutoutLoader:
         """Return a loader of the same batches that gives process `rank` its part of each."""
+        check_share(self.batch_size, rank, world_size)
         if world_size == 1:
             return self
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size={self.batch_size}: cannot be divided among {world_size} processes")
         part = copy(self)
         part.rank, part.world_size = rank, world_size
         return part
@@ -192,14 +190,16 @@ class CutoutLoader:
         """Return the position of the loader, pass and batch, and what the order depends on."""
         return {"epoch": self._epoch, "next": self._next, "window": self._window}
 
+    @checked
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from the position of another loader.
 
         Raises
         ------
         ValueError
-            If that one shuffled other parts of the file together, so that within a pass images would be seen twice.
+            If it is no such position, or that one shuffled other parts of the file together, so that within a pass images would be seen twice.
         """
+        check_state(state, "epoch", "next")
         if state.get("window", self._window) != self._window and state["next"] > 0:
             raise ValueError(
                 f"{self.cutouts.path}: the pass was begun with {state['window']} batches shuffled together, here it "
@@ -238,8 +238,8 @@ class CutoutLoader:
         rows = self.rows[positions]
         by_row = np.argsort(rows, kind="stable")
         slots = np.argsort(by_row)
-        memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), _HOST).numpy()
-        flux = self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory)
+        memory = self._windows.take((len(rows), len(self.cutouts.bands), self.size, self.size), torch.device("cpu"))
+        flux = self.cutouts.flux(rows[by_row], size=self.size, pad=self.pad, out=memory.numpy())
         flux, weight = self._by_band(flux, np.nan), None
         if self._typical_weight is not None:
             weight = self._by_band(self.cutouts.weight(rows[by_row], size=self.size), 0) / self._typical_weight

@@ -16,10 +16,10 @@ import torch
 from astropy.wcs import WCS
 from torch import Tensor
 
-from skylib.checks import checked
+from skylib.checks import check_range, checked
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
 from skylib.data.grids import sky_position
-from skylib.data.loading.batch import Batch, Buffers, to_device
+from skylib.data.loading.batch import Batch, Buffers, check_share, check_state, to_device
 from skylib.data.loading.cropping import Corners, crop, make_relative_weight
 from skylib.data.photometry import measure_sky_noise
 from skylib.data.tiles import TilePaths, read_tile
@@ -110,8 +110,7 @@ class TileLoader:
         on_error: Literal["raise", "skip"] = "raise",
         align: bool | None = None,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank}: must be 0 to {world_size - 1}, below world_size={world_size}")
+        check_range("rank", rank, 0, world_size - 1)
         self.tiles = list(tiles)
         if not self.tiles:
             raise ValueError("no tiles given")
@@ -146,12 +145,12 @@ class TileLoader:
             number, self._next = self._next, self._next + 1
             yield self._batch(number)
 
+    @checked
     def shard(self, rank: int, world_size: int) -> TileLoader:
         """Return the stream of process `rank`: tiles of its own, and its part of the batch size."""
+        check_share(self.batch_size, rank, world_size)
         if world_size == 1:
             return self
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size={self.batch_size}: cannot be divided among {world_size} processes")
         part = copy(self)
         part.batch_size, part.skipped = self.batch_size // world_size, dict(self.skipped)
         part.rank, part.world_size = rank, world_size
@@ -168,8 +167,10 @@ class TileLoader:
         sigma = None if self._sky_sigma is None else self._sky_sigma.tolist()
         return {"next": self._next, "skipped": dict(self.skipped), "sky_sigma": sigma}
 
+    @checked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the position of another stream."""
+        check_state(state, "next")
         self._next, self.skipped = state["next"], dict(state.get("skipped", {}))
         sigma = state.get("sky_sigma")
         self._sky_sigma = None if sigma is None else torch.tensor(sigma, device=self.device)
