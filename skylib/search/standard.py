@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,11 +24,11 @@ def as_vectors(name: str, values: Any, width: int, *, finite: bool = True) -> Te
     ValueError
         If they have another width, are no numbers, or are not finite though they should; the message names them.
     """
-    vectors = torch.atleast_2d(tensor_of(name, filled(values)))
-    if vectors.ndim != 2 or vectors.shape[1] != width or not vectors.is_floating_point():
-        raise ValueError(
-            f"{name} of shape {tuple(vectors.shape)} and type {vectors.dtype}: vectors must be (t, {width})"
-        )
+    held = values if isinstance(values, Tensor) else np.atleast_2d(np.asarray(filled(values)))
+    of_floats = held.is_floating_point() if isinstance(held, Tensor) else held.dtype.kind == "f"
+    if held.ndim != 2 or held.shape[1] != width or not of_floats:
+        raise ValueError(f"{name} of shape {tuple(held.shape)} and type {held.dtype}: vectors must be (t, {width})")
+    vectors = tensor_of(name, held)
     if finite and not bool(vectors.isfinite().all()):
         raise ValueError(f"{name}: a vector is not finite")
     return vectors
