@@ -65,11 +65,12 @@ def measure_apart(
     first: Callable[[Case], T],
     repeats: int,
     runs: int = 1,
+    apart: bool = True,
 ) -> tuple[dict[str, T], dict[str, list[float]]]:
     """Measure cases of which each has a process of its own, so that none profits from what another set up.
 
-    On CUDA, whose memory processes would fight for, they share this one, and a case is run once a turn; `peak_memory` then
-    holds the weights of all.
+    On CUDA, whose memory processes would fight for, and without `apart`, they share this one, and a case is run once a
+    turn; `peak_memory` then holds the weights of all.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def measure_apart(
     dict, dict
         What `first` gave, and the seconds, of each case.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or not apart:
         with ExitStack() as stack:
             cases = {name: stack.enter_context(build()) for name, build in builders.items()}
             found = {name: first(case) for name, case in cases.items()}

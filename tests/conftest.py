@@ -1,4 +1,4 @@
-"""The rule that CI skips nothing it is meant to run. The sky that tests share is in conftest.py of the project."""
+"""The order of the tests, and that CI skips nothing. The sky that tests share is in conftest.py of the project."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,30 @@ from pathlib import Path
 import pytest
 
 MAY_SKIP = ("needs a CUDA device", "needs ../shared", "needs transformers", "needs a C++ compiler")
+
+# The files that take longest, the longest first: of two processes (-n 2 --dist loadfile) none works alone at the end.
+LONGEST = (
+    "notebooks/test_notebooks",
+    "slurm/test_slurm",
+    "browse/test_browser",
+    "training/test_pretrain",
+    "test_benchmarks",
+    "test_recipes",
+    "evaluation/test_label_study",
+    "search/test_index",
+    "search/test_sky_search",
+    "test_docs",
+    "runner/test_runs",
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist would begin with the files that hold the most tests
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture

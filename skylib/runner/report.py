@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from skylib.files import replaced
+from skylib.files import read_json, replaced
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ def _summary(run_dir: Path) -> dict[str, str]:
     """Return the sentences and the figure that a notebook left for the top of the page."""
     if not (path := run_dir / "summary.json").is_file():
         return {}
-    summary = {name: str(value) for name, value in _read(path).items()}
+    summary = {name: str(value) for name, value in read_json(path).items()}
     figure = (run_dir / summary.get("figure", "")).resolve()
     if figure.suffix == ".png" and figure.is_file() and figure.is_relative_to(run_dir.resolve()):
         summary["png"] = base64.b64encode(figure.read_bytes()).decode()
@@ -159,7 +158,7 @@ def _numbers(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the numbers of ``results.json`` by task: what stands before the first comma."""
     tasks: dict[str, list[dict[str, Any]]] = {}
     if (path := run_dir / "results.json").is_file():
-        for label, result in _read(path).items():
+        for label, result in read_json(path).items():
             task, _, name = label.partition(", ")
             tasks.setdefault(task, []).append({"interval": [], "n": "", "note": "", **result, "name": name or task})
     return tasks
@@ -190,10 +189,3 @@ def _read_notebook(path: Path) -> Any:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises its own kinds, and AttributeError or KeyError for odd contents
         raise ValueError(f"{path}: cannot be read as a notebook: {type(error).__name__}: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read as JSON: {error}") from error

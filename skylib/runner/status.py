@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from skylib.files import read_log
+from skylib.files import read_json, read_log
 from skylib.lock import BEAT, SILENT
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,7 @@ def read_record(path: Path) -> dict[str, Any]:
     ValueError
         If it is damaged; the message names the file.
     """
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as a record: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: is not a record: {str(record)[:50]!r}")
+    record = read_json(path)
     for name, empty in _EMPTY.items():
         if not isinstance(record.setdefault(name, empty), type(empty)):
             raise ValueError(f"{path}: {name}={record[name]!r} in this record: must be {type(empty).__name__}")
@@ -52,7 +47,7 @@ def earlier_record(path: Path) -> dict[str, Any]:
         return {}
     try:
         return read_record(path)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         log.warning("%s; set aside as %s, and taken as if there were none", error, aside)
@@ -118,7 +113,7 @@ def _records(run_dir: Path) -> dict[str, dict[str, Any]]:
             record = read_record(path) | {"seen": path.stat().st_mtime}
         except FileNotFoundError:  # removed while we look
             continue
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             log.warning("%s; it is left out", error)
             continue
         with suppress(FileNotFoundError):  # no longer at work
@@ -137,9 +132,11 @@ def _row(run_dir: Path, records: Mapping[str, Mapping[str, Any]], *, own: bool =
         name = record["notebook"].removesuffix(".ipynb")
         tasks = [r["state"] for r in records.values() if r.get("task") and r["notebook"] == record["notebook"]]
         name += f" ({tasks.count('done')}/{len(tasks)} tasks)"
-    metrics, steps = {}, None
+    metrics: dict[str, float] = {}
+    steps = None
     if not own or _trained(run_dir, record):
-        metrics = _newest(run_dir / "metrics.jsonl")
+        for line in read_log(run_dir / "metrics.jsonl", last=_TAIL)[0]:  # the last value of each quantity
+            metrics |= {name: value for name, value in line.items() if isinstance(value, int | float)}
         with suppress(OSError, ValueError, KeyError, TypeError):
             steps = int(json.loads((run_dir / "config.json").read_text())["pretrain"]["steps"])
     where = f"in cell [{record['cell']}]: " if record.get("cell") else ""
@@ -165,14 +162,6 @@ def _trained(run_dir: Path, record: Mapping[str, Any]) -> bool:
         return datetime.fromisoformat(record["started"]).timestamp() <= grew <= record["seen"] + BEAT
     except (OSError, ValueError):
         return False
-
-
-def _newest(metrics: Path) -> dict[str, float]:
-    """Return the last value of each quantity that was logged."""
-    newest: dict[str, float] = {}
-    for line in read_log(metrics, last=_TAIL)[0]:
-        newest |= {name: value for name, value in line.items() if isinstance(value, int | float)}
-    return newest
 
 
 def _ago(seconds: float) -> str:

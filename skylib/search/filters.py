@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import ceil, floor
 from numbers import Integral, Real
 from typing import Any
@@ -172,8 +173,6 @@ def _value(text: str) -> int | float | str:
     if quoted := re.fullmatch(r"(['\"])(.*)\1", text):
         return quoted[2]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            continue
     return text

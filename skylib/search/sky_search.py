@@ -150,7 +150,9 @@ def search_tiles(
     n_kept = _n_kept(tiles[0], k, min_separation, stride)
     if shard is None:
         parts = [SearchState(folder, number, n_kept) for number in range(n_shards)]
-        _check_complete(parts, tiles)
+        seen = {tiles[t].name for part in parts for t in part.done} | {name for part in parts for name in part.skipped}
+        if missing := [tile.name for tile in tiles if tile.name not in seen]:
+            raise ValueError(f"{len(missing)} of {len(tiles)} tiles not searched yet, first {missing[0]}")
         return _answer(parts, tiles, k=k, min_separation=min_separation)
     state = SearchState(folder, shard, n_kept)
     todo = [t for t in range(shard, len(tiles), n_shards) if t not in state.done]
@@ -241,13 +243,6 @@ def scan_tile(
         found["row"], found["col"] = (corners[numbers] + scan.model.config.image_size // 2).T
         found["ra"], found["dec"] = tile.sky_at(found["row"], found["col"])
     return found
-
-
-def _check_complete(parts: Sequence[SearchState], tiles: Sequence[TilePaths]) -> None:
-    """Raise unless each tile was searched, or skipped, by one of the shards."""
-    seen = {tiles[t].name for part in parts for t in part.done} | {name for part in parts for name in part.skipped}
-    if missing := [tile.name for tile in tiles if tile.name not in seen]:
-        raise ValueError(f"{len(missing)} of {len(tiles)} tiles not searched yet, first {missing[0]}")
 
 
 def _answer(parts: Sequence[SearchState], tiles: Sequence[TilePaths], *, k: int, min_separation: float) -> Table:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,22 +141,6 @@ def read_metrics(run_dir: str | Path) -> pd.DataFrame:
     return pd.DataFrame(merged.values()) if merged else pd.DataFrame({"step": []})
 
 
-class StepFile:
-    """Tells the process that started this one how far it is, once per second, in ``workers.step`` of the run folder."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._path, self._next = run_dir / "workers.step", 0.0
-
-    def tick(self, step: int) -> None:
-        """Say that a step is made."""
-        if (now := time.monotonic()) >= self._next:
-            self._path.write_text(f"{step}\n")
-            self._next = now + 1.0
-
-    def refresh(self) -> None:
-        """Nothing: the other process looks at the log by itself."""
-
-
 class Display:
     """A progress bar, and in a notebook the figures, of a run that writes into its folder, here or elsewhere.
 
@@ -171,9 +153,9 @@ class Display:
         Show nothing.
     """
 
-    def __init__(self, run_dir: str | Path, *, steps: int, step: int = 0, quiet: bool = False) -> None:
+    def __init__(self, run_dir: str | Path, *, steps: int = 0, step: int = 0, quiet: bool = False) -> None:
         run_dir = Path(run_dir)
-        self._log, self._workers = run_dir / "metrics.jsonl", run_dir / "workers.step"  # see `StepFile`
+        self._log = run_dir / "metrics.jsonl"
         self._bar = tqdm(total=steps, initial=min(step, steps), desc="pretrain", unit="step", disable=quiet)
         figures = [run_dir / "figures" / f"{name}.png" for name in ("progress", "reconstruction")]
         self._times = {path: _changed(path) for path in figures}
@@ -188,8 +170,6 @@ class Display:
         """Show what was logged and drawn since the last call."""
         if self._bar.disable:
             return
-        with suppress(OSError, ValueError):
-            self.tick(int(self._workers.read_text()))
         for line in read_log(self._log, last=4096)[0][-2:]:  # the last may be of a validation
             if "loss" in line:
                 shown = {"loss": f"{line['loss']:.4f}", "images_per_s": f"{line['images_per_s']:.0f}"}
@@ -203,8 +183,6 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()
-        if not self._bar.disable:
-            self._workers.unlink(missing_ok=True)
 
     def _show(self, path: Path) -> None:
         try:

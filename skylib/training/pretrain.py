@@ -29,7 +29,7 @@ from skylib.model.origin import describe_data
 from skylib.model.weights import load_model, start_from
 from skylib.stopping import Interrupted, StopRequest
 from skylib.training.distributed import World, join, launch, rank_and_size
-from skylib.training.monitor import Display, Measurement, Recorder, StepFile, measure, read_metrics, sky_noise
+from skylib.training.monitor import Display, Measurement, Recorder, measure, read_metrics, sky_noise
 from skylib.training.optimise import Optimiser, Step, learning_rate_at
 
 log = logging.getLogger(__name__)
@@ -121,13 +121,10 @@ def pretrain(
 def train_here(
     *, run_dir: Path, config: PretrainConfig, device: torch.device, show: Display | None = None, **arguments: Any
 ) -> None:
-    """Do this process's part of a run of `pretrain`, which explains the parameters.
-
-    Without `show` it is a worker, and the process that started it shows how far it got.
-    """
-    products = float32_products("high" if config.tf32 else "highest")
+    """Do this process's part of a run of `pretrain`, which explains the parameters; a worker shows nothing by itself."""
+    products, show = float32_products("high" if config.tf32 else "highest"), show or Display(run_dir, quiet=True)
     with join(device) as world, products, kept_memory(device), StopRequest(run_dir) as stop:
-        Trainer(run_dir=run_dir, config=config, world=world, **arguments).run(stop, show or StepFile(run_dir))
+        Trainer(run_dir=run_dir, config=config, world=world, **arguments).run(stop, show)
 
 
 class Trainer:
@@ -173,7 +170,7 @@ class Trainer:
             write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
         self.recorder = Recorder(run_dir, step=self.step, tensorboard=config.tensorboard) if world.first else None
 
-    def run(self, stop: StopRequest, show: Display | StepFile) -> None:
+    def run(self, stop: StopRequest, show: Display) -> None:
         """Train until the last step, or until asked to stop."""
         config, world = self.config, self.world
         batches = chain.from_iterable(repeat(self.loader))

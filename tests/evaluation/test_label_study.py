@@ -170,7 +170,7 @@ def test_rows_made_alone_are_merged(easy, model, study):
 def test_rows_of_several_processes_are_those_of_one(easy, model, study):
     _, arguments = study
     grid = {"methods": ["linear", "supervised"], "n_labels": [10], "seeds": [0, 1]}
-    grid["config"] = dataclasses.replace(QUICK, epochs=1, min_steps=4)
+    grid["config"] = dataclasses.replace(QUICK, epochs=1, min_steps=4, evaluations=1)
     one = label_efficiency(model, easy, "class", **arguments | grid)
     two = label_efficiency(
         model, easy, "class", **arguments | grid | {"run_dir": arguments["run_dir"] / "two"}, workers=2
@@ -181,7 +181,8 @@ def test_rows_of_several_processes_are_those_of_one(easy, model, study):
 
 
 def test_every_method_gets_as_many_rates_and_validation_chooses(easy, model):
-    config = dataclasses.replace(QUICK, epochs=1, min_steps=4, rate_factors=(0.01, 1), length_factors=(1, 3))
+    quick = dataclasses.replace(QUICK, epochs=1, min_steps=4, evaluations=1)
+    config = dataclasses.replace(quick, rate_factors=(0.01, 1), length_factors=(1, 3))
     for method, epochs in (("attentive", [1, 3]), ("supervised", [3])):  # from nothing, the longest is enough
         result = train_head(model, easy, "class", method=method, n_labels=40, config=config, split="split")
         trials = pd.DataFrame(result.settings["trials"])

@@ -28,13 +28,14 @@ from skylib.runner.runs import CHAIN
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
+LESS = ("steps=100", "n_labels=[32]", "pools=['central', 'mean_central']")
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    """The demo, run once from the command line with its defaults, in a path with a space."""
+    """The demo, run once from the command line, in a path with a space; with fewer steps and labels than by default."""
     run_dir = tmp_path_factory.mktemp("a demo") / "run"
-    command = [sys.executable, "-m", "skylib", "demo", "--run-dir", str(run_dir)]
+    command = [sys.executable, "-m", "skylib", "demo", "--run-dir", str(run_dir), *LESS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "index.html" in done.stdout

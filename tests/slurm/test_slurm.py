@@ -16,6 +16,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from skylib.__main__ import main
 from skylib.model.checkpoint import load_checkpoint
 from skylib.runner.runs import CHAIN
 
@@ -156,11 +157,14 @@ def chain(slurm, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def by_hand(slurm, chain, tmp_path_factory):
-    """The same cutouts, training and label study, run from the command line without Slurm."""
+    """The same cutouts, training and label study, run as from the command line, without Slurm."""
     run_dir = tmp_path_factory.mktemp("by_hand")
-    for name in ("00_make_cutouts", "01_pretrain", "04_label_efficiency"):
-        command = [sys.executable, "-m", "skylib", "run", f"notebooks/{name}.ipynb", "--run-dir", run_dir, "--shared"]
-        slurm.call(*command, *SKY, *TRAINING, *STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(variable, slurm.environ[variable])
+        for name in ("00_make_cutouts", "01_pretrain", "04_label_efficiency"):
+            command = ["run", str(ROOT / f"notebooks/{name}.ipynb"), "--run-dir", str(run_dir), "--shared"]
+            assert main([*command, *SKY, *TRAINING, *STUDY]) == 0
     return run_dir
 
 
