@@ -1,8 +1,11 @@
 """The benchmark of recipes runs from end to end, with the packages alone that a bare machine for computing has."""
 
 import json
+import logging
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recipes.py"
@@ -26,18 +29,27 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_a_recipe_is_trained_and_measured_beside_its_rivals_with_few_packages(tmp_path):
-    survey, out = str(tmp_path / "survey"), str(tmp_path / "results")
+def test_a_recipe_is_trained_and_measured_beside_its_rivals_with_few_packages(tmp_path, monkeypatch, capsys):
+    survey, out, log = str(tmp_path / "survey"), str(tmp_path / "results"), logging.getLogger("skylib")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
 
-    def script(command, *arguments, bare=False):
-        words = [sys.executable, *(["-c", BARE] if bare else []), str(SCRIPT), command, *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=800)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+    def script(command, *arguments):
+        """Run the script in this process, and return what it prints."""
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), command, *arguments])
+        level = log.level  # which the script changes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        log.setLevel(level)
+        return capsys.readouterr().out
 
-    script("survey", "--out", survey, "--quick", "--tiles", "5", "--extra-tiles", "1", "--workers", "2")
+    script("survey", "--out", survey, "--quick", "--tiles", "5", "--extra-tiles", "1", "--workers", "1")
     training = ("--survey", survey, "--out", out, "--steps", "4", "--batch", "16")
-    script("run", *training, "--recipe", "patch", "--extra", "--attentive", bare=True)
+    alone = ("run", *training, "--recipe", "patch", "--extra", "--attentive")
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(SCRIPT), *alone], capture_output=True, text=True, timeout=800
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     printed = script("study", *training, "--recipes", "plain,nonsense,original", "--seeds", "0", "--minutes", "10")
     assert "left out: recipe 'nonsense'" in printed
     assert "| original | 1 |" in printed
