@@ -109,13 +109,7 @@ def plot_density(xy: np.ndarray, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_thumbnails(
-    xy: np.ndarray,
-    flux: np.ndarray,
-    bands: Sequence[str],
-    *,
-    n_side: int = 14,
-    stretch: float = 1.0,
-    ax: Axes | None = None,
+    xy: np.ndarray, flux: np.ndarray, bands: Sequence[str], *, n_side: int = 14, ax: Axes | None = None
 ) -> Axes:
     """Lay pictures over a map (n, 2): in each cell of a grid, the object nearest to its centre."""
     ax = ax or plt.subplots(figsize=(7.5, 7.5))[1]
@@ -130,7 +124,7 @@ def plot_thumbnails(
     for cell in np.unique(cells[inside], axis=0):
         members = np.flatnonzero((cells == cell).all(axis=1))
         i = members[off_centre[members].argmin()]
-        picture = OffsetImage(rgb_image(flux[i], bands, stretch=stretch, sky_sigma=sigma), zoom=30 / flux.shape[-1])
+        picture = OffsetImage(rgb_image(flux[i], bands, sky_sigma=sigma), zoom=30 / flux.shape[-1])
         ax.add_artist(AnnotationBbox(picture, middle[i], frameon=False, pad=0))
     _frame(ax, xy)
     return ax

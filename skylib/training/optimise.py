@@ -79,7 +79,11 @@ class Optimiser:
         self.config = config
         self._trained = [name for name, p in model.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        groups = _decay_groups(model, config)
+        # Weight matrices decay, all else does not.
+        matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+        ids = {id(weight) for weight in matrices}
+        rest = [p for p in self.parameters if id(p) not in ids]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
         self.average = deepcopy(model).eval().requires_grad_(False) if config.ema else None
         # Steps that were skipped: in a row now, longest row since the last look, in all.
@@ -149,15 +153,6 @@ class Optimiser:
         self._bad = state["bad"].to(self._bad.device)
         if self.average is not None and "average" in state:
             self.average.load_state_dict(state["average"])
-
-
-def _decay_groups(model: nn.Module, config: PretrainConfig) -> list[dict[str, Any]]:
-    """Return two groups of parameters: weight matrices, which decay, and all else, which does not."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    matrices = [layer.weight for layer in layers if layer.weight.requires_grad]
-    ids = {id(weight) for weight in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
-    return [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
 class SummedLoss(nn.Module):
