@@ -213,9 +213,7 @@ class _Resuming:
 def _continue(url: str, partial: Path, auth: tuple[str, str] | None) -> None:
     """Fetch what is missing of a file."""
     n_bytes = partial.stat().st_size if partial.exists() else 0
-    headers = (
-        {"Range": f"bytes={n_bytes}-", "Accept-Encoding": "identity"} if n_bytes else {"Accept-Encoding": "identity"}
-    )
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={n_bytes}-"} if n_bytes else {})
     with requests.get(url, headers=headers, auth=auth, stream=True, timeout=60) as answer:
         if answer.status_code == 416 and answer.headers.get("Content-Range", "").endswith(f"/{n_bytes}"):
             return  # all of it is here
@@ -226,13 +224,8 @@ def _continue(url: str, partial: Path, auth: tuple[str, str] | None) -> None:
         if answer.status_code != 206:  # the server starts from the beginning
             n_bytes = 0
         total = n_bytes + int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
-        bar = tqdm(
-            total=total,
-            initial=n_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=partial.name.removesuffix(".part").removesuffix(".whole"),
-        )
+        name = partial.name.removesuffix(".part").removesuffix(".whole")
+        bar = tqdm(desc=name, total=total, initial=n_bytes, unit="B", unit_scale=True)
         with open(partial, "ab" if n_bytes else "wb") as file, bar:
             for chunk in answer.iter_content(_CHUNK):
                 file.write(chunk)

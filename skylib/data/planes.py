@@ -139,12 +139,8 @@ def bands_in(path: Path, survey: Survey) -> tuple[str, ...]:
 
 def _beside(path: Path, pair: tuple[str, str] | None) -> Path | None:
     """Return the file whose name follows from that of the image."""
-    if pair is None:
-        return None
-    other = path.with_name(path.name.replace(*pair))
-    if other == path or not other.is_file():
-        return None
-    return other
+    other = path if pair is None else path.with_name(path.name.replace(*pair))
+    return other if other != path and other.is_file() else None
 
 
 def _find(hdus: fits.HDUList, wanted: Hdu | None, band: str, path: Path) -> Any:

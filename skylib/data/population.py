@@ -20,18 +20,8 @@ Part = tuple[galsim.GSObject, np.ndarray]  # a profile of unit flux, and its flu
 
 def draw_population(rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw what every object is: a structured array (n,)."""
-    fields = [
-        ("class", "i2"),
-        ("rare", "U5"),
-        ("mag", "f8"),
-        ("z", "f8"),
-        ("type", "f8"),
-        ("bulge", "f8"),
-        ("radius", "f8"),
-        ("q", "f8"),
-        ("temperature", "f8"),
-    ]
-    o = np.zeros(n, dtype=fields)
+    numbers = ("mag", "z", "type", "bulge", "radius", "q", "temperature")
+    o = np.zeros(n, dtype=[("class", "i2"), ("rare", "U5"), *((name, "f8") for name in numbers)])
     kinds = [*FRACTIONS, "galaxy"]
     kind = rng.choice(len(kinds), n, p=[*FRACTIONS.values(), 1 - sum(FRACTIONS.values())])
     for rare in ("dwarf", "arc"):  # three of each in any field that is not tiny, for tests of search
@@ -57,9 +47,10 @@ def draw_population(rng: np.random.Generator, n: int) -> np.ndarray:
 
     # Size in kpc grows with luminosity and shrinks with redshift, then is seen at its angular-diameter distance.
     z = np.maximum(o["z"], 0.02)
-    absolute = o["mag"] - _distance_modulus(z)
+    distances, modulus, kpc_per_radian = _distances()
+    absolute = o["mag"] - np.interp(z, distances, modulus)
     kpc = np.where(early, 3.5, 4.5) * 10 ** (-0.12 * (absolute + 20.5)) * (1 + z) ** -0.6 * rng.lognormal(0, 0.25, n)
-    o["radius"] = np.clip(np.rad2deg(kpc / _angular_distance(z)) * 3600, 0.12, 2.5)
+    o["radius"] = np.clip(np.rad2deg(kpc / np.interp(z, distances, kpc_per_radian)) * 3600, 0.12, 2.5)
 
     dwarf, arc = kind == kinds.index("dwarf"), kind == kinds.index("arc")
     o["rare"] = np.where(dwarf, "dwarf", np.where(arc, "arc", "none"))
@@ -150,14 +141,6 @@ def _arc(rng: np.random.Generator) -> list[Part]:
 
 @cache
 def _distances() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return redshifts, and for each the distance modulus and kpc per radian."""
     z = np.geomspace(0.002, 5, 300)
     return z, Planck18.distmod(z).value, Planck18.angular_diameter_distance(z).value * 1000
-
-
-def _distance_modulus(z: np.ndarray) -> np.ndarray:
-    return np.interp(z, _distances()[0], _distances()[1])
-
-
-def _angular_distance(z: np.ndarray) -> np.ndarray:
-    """Return kpc a radian."""
-    return np.interp(z, _distances()[0], _distances()[2])

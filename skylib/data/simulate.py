@@ -29,7 +29,7 @@ from astropy.wcs import WCS
 from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT, mag_to_flux, sort_bands
-from skylib.checks import checked
+from skylib.checks import check_range, checked
 from skylib.data.description import PIXEL_SCALE
 from skylib.data.population import FAST, STAR, Part, build, draw_population, relative_fluxes
 from skylib.files import replaced
@@ -116,10 +116,8 @@ def simulate_sky(
     names = sort_bands(bands)
     if unknown := [band for band in names if band not in SEEING]:
         raise ValueError(f"bands {', '.join(unknown)} cannot be simulated: choose among {', '.join(SEEING)}")
-    if not 1 <= n_tiles <= 81:
-        raise ValueError(f"n_tiles={n_tiles}: must be 1 to 81, the patches of a tract")
-    if tile_size < 64:
-        raise ValueError(f"tile_size={tile_size}: must be at least 64 pixels")
+    check_range("n_tiles", n_tiles, 1, 81)  # the patches of a tract
+    check_range("tile_size", tile_size, 64)
     if n_objects is not None and n_objects < n_tiles:
         raise ValueError(f"n_objects={n_objects}: must be at least one per tile")
     seeings, depths = _each_tile("seeing", seeing, n_tiles), _each_tile("depth", depth, n_tiles)
@@ -131,21 +129,11 @@ def simulate_sky(
     except OSError as error:
         raise OSError(f"{directory}: cannot be written: {error}") from error
     per_tile = round(OBJECTS_PER_TILE * (tile_size / 1024) ** 2) if n_objects is None else n_objects // n_tiles
-    jobs = [
-        partial(
-            _simulate_tile,
-            sky.tiles,
-            number,
-            tile_size,
-            names,
-            max(1, per_tile),
-            seed,
-            seeing=seeings[number],
-            depth=depths[number],
-            damaged=n_tiles >= 2 and number == n_tiles - 1,
-        )
-        for number in range(n_tiles)
-    ]
+    jobs = []
+    for number, conditions in enumerate(zip(seeings, depths, strict=True)):
+        damaged = n_tiles >= 2 and number == n_tiles - 1
+        given = (sky.tiles, number, tile_size, names, max(1, per_tile), seed)
+        jobs.append(partial(_simulate_tile, *given, *conditions, damaged))
     drawn = in_processes(jobs, workers) if min(workers, len(jobs)) > 1 else (job() for job in jobs)
     catalogues = list(tqdm(drawn, total=n_tiles, desc="simulate", unit="tile"))
     for number, catalogue in enumerate(catalogues):
@@ -184,7 +172,6 @@ def _simulate_tile(
     bands: tuple[str, ...],
     n: int,
     seed: int,
-    *,
     seeing: float,
     depth: float,
     damaged: bool,

@@ -18,6 +18,7 @@ from skylib.data.sky import near_any
 log = logging.getLogger(__name__)
 
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
+_NSIDES = [2**order for order in range(30)]
 PART_NAMES = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "test": 2, "testing": 2, "unused": -1}
 
 
@@ -136,8 +137,7 @@ def split_cutouts(
         placed = np.where(has_place, split, UNUSED)
         sharing = int((apply_guard(placed, cutouts.ra, cutouts.dec, guard=guard) != placed).sum())
         if sharing:
-            message = "%s: %d objects may share pixels with a later part of the file's own split"
-            log.warning(message, cutouts.path, sharing)
+            log.warning("%s: %d objects may share pixels with a later part of its own split", cutouts.path, sharing)
         return split
     split, rest = np.full(len(cutouts), UNUSED), use
     if isinstance(cell, str) and "=" in cell:
@@ -220,12 +220,7 @@ def _deal(cell: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray
 
 
 def _cells(ra: np.ndarray, dec: np.ndarray, nside: int) -> np.ndarray:
-    if (
-        isinstance(nside, bool)
-        or not isinstance(nside, int | np.integer)
-        or not 0 < nside <= 2**29
-        or nside & (nside - 1)
-    ):
+    if isinstance(nside, bool) or nside not in _NSIDES:
         raise ValueError(f"cell={nside!r}: an nside of HEALPix is a power of two, such as 8192")
     return HEALPix(nside=nside, order="nested").lonlat_to_healpix(ra * u.deg, dec * u.deg)
 

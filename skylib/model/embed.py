@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from skylib.checks import check_choice, check_range, checked
+from skylib.checks import check_choice, checked
 from skylib.config import Precision, to_dict
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
@@ -138,7 +138,6 @@ def encode(
     -------
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
-    check_range("batch_size", batch_size, 1)
     for band in drop_bands:
         check_choice("drop_bands", band, model.config.bands)
     if len(rows) == 0:

@@ -174,7 +174,7 @@ class MaskedImageModel(ImageEncoder):
         prediction = self._decode(encoded, order, n_visible).float()
         _, mean, scale = standardise(patches, c.norm_pix)
         filled = unstretch(unpatchify(prediction * scale + mean, c.patch_size), self.sky_sigma, kind=c.stretch)
-        hidden = mask_to_pixels(mask, c.patch_size, len(c.bands))
+        hidden = mask_to_pixels(mask, c.patch_size)
         return torch.where(hidden, filled, flux), hidden
 
     def _pick_mask(self, mask: Tensor | None, flux: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ import astropy.units as u
 import numpy as np
 from astropy_healpix import HEALPix
 
-from skylib.checks import checked
+from skylib.checks import check_range, checked
 from skylib.config import difference
 from skylib.data.cutouts import CutoutFile
 from skylib.files import read_json, write_json
@@ -90,8 +90,7 @@ def embed_parts(
     True
     """
     folder = Path(folder)
-    if not 0 <= shard < n_shards:
-        raise ValueError(f"shard={shard}: must be 0 to {n_shards - 1}")
+    check_range("shard", shard, 0, n_shards - 1)
     about = {"n": len(cutouts), "order": order, "cutouts": cutouts.path.name, "model": fingerprint(model), "pool": pool}
     about |= {"layer": layer, "half": half}
     before = read_json(folder / ABOUT, *about) if (folder / ABOUT).is_file() else about

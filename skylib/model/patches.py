@@ -122,10 +122,8 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, side * p, side * p)
 
 
-def mask_to_pixels(mask: Tensor, patch_size: int, n_bands: int) -> Tensor:
-    """Turn a patch mask, (B, N) or (B, C, N), into one of pixels, (B, C, H, W)."""
-    if mask.ndim == 2:
-        mask = mask[:, None].expand(-1, n_bands, -1)
+def mask_to_pixels(mask: Tensor, patch_size: int) -> Tensor:
+    """Turn a mask of patches, (B, C, N), into one of pixels, (B, C, H, W)."""
     return unpatchify(mask.transpose(1, 2)[..., None].expand(-1, -1, -1, patch_size**2), patch_size)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skylib.checks import check_choice
 from skylib.device import asinh, without_infinities
 
 
@@ -21,22 +22,18 @@ def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
         ``asinh``: arcsinh(flux / sky_sigma), linear in the noise and logarithmic above it. ``linear``: flux as it
         is, clipped below -3 (the published recipe, whose pixel mean of 0 and standard deviation of 1 change nothing).
 
+
     Raises
     ------
     ValueError
         If `kind` is unknown.
     """
+    check_choice("stretch", kind, ("asinh", "linear"))
     if kind == "asinh":
         return asinh(without_infinities(flux / sky_sigma[:, None, None]))
-    if kind == "linear":
-        return without_infinities(flux).clamp(min=-3.0)
-    raise ValueError(f"unknown stretch {kind!r}: one of 'asinh', 'linear'")
+    return without_infinities(flux).clamp(min=-3.0)
 
 
 def unstretch(stretched: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
     """Undo `stretch`: from network units back to counts."""
-    if kind == "asinh":
-        return torch.sinh(stretched) * sky_sigma[:, None, None]
-    if kind == "linear":
-        return stretched
-    raise ValueError(f"unknown stretch {kind!r}: one of 'asinh', 'linear'")
+    return torch.sinh(stretched) * sky_sigma[:, None, None] if kind == "asinh" else stretched

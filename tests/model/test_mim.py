@@ -62,7 +62,7 @@ def test_band_masks_differ_between_bands_and_vary_in_ratio():
 def test_mask_of_pixels_covers_its_patches():
     mask = torch.zeros(1, 2, 4, dtype=torch.bool)
     mask[0, 1, 2] = True  # second band, lower left
-    pixels = mask_to_pixels(mask, 3, 2)
+    pixels = mask_to_pixels(mask, 3)
     assert pixels.sum() == 9
     assert pixels[0, 1, 3:, :3].all()
 
@@ -203,9 +203,9 @@ def test_a_mask_that_hides_nothing_leaves_nothing_to_learn(flux, objective):
 def test_what_is_hidden_does_not_reach_the_prediction(flux, objective):
     model = model_for(objective=objective, norm_pix=None)
     mask = random_token_mask(uniform_draws(keyed_generator(3)), 6, 16, 8)
-    changed = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux + 7, flux)
+    changed = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8), flux + 7, flux)
     torch.testing.assert_close(model(flux, mask=mask).prediction, model(changed, mask=mask).prediction)
-    visible = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8, 5), flux, flux + 7)
+    visible = torch.where(mask_to_pixels(mask[:, None].expand(-1, 5, -1), 8), flux, flux + 7)
     assert (model(flux, mask=mask).prediction - model(visible, mask=mask).prediction).abs().max() > 1e-3
 
 

@@ -94,6 +94,17 @@ def assign_tiles(
     return places
 
 
+def common_bands(tiles: Sequence[TilePaths]) -> tuple[str, ...]:
+    """Return the bands of tiles, or raise ValueError unless all hold the same, in one order."""
+    if not tiles:
+        raise ValueError("no tiles given")
+    bands = tuple(tiles[0].paths)
+    for tile in tiles:
+        if tuple(tile.paths) != bands:
+            raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {bands}")
+    return bands
+
+
 def describe_centre(paths: TilePaths) -> str:
     """Return where the centre of a tile lies, or how large it is, as text."""
     wcs, (height, width) = read_wcs(paths)

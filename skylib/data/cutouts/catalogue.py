@@ -141,7 +141,8 @@ def _load(path: Path) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such catalogue")
     with path.open("rb") as file:
-        is_fits = file.read(6) == b"SIMPLE" or re.search(r"\.fits?(\.\w+)?$", path.name, re.IGNORECASE)
+        start = file.read(5000)
+    is_fits = start.startswith(b"SIMPLE") or re.search(r"\.fits?(\.\w+)?$", path.name, re.IGNORECASE)
     with unwarned(u.UnitsWarning):
         if is_fits:
             with opened(path, "a catalogue") as hdus:  # which looks at the checksums
@@ -154,9 +155,7 @@ def _load(path: Path) -> Table:
         try:
             try:
                 table = Table.read(path, **_csv_dialect(path))
-                with open(path, "rb") as file:
-                    is_votable = b"<VOTABLE" in file.read(5000)
-                if is_votable:
+                if b"<VOTABLE" in start:
                     table.meta |= _coordinate_system(path)
                 return table
             except IORegistryError:  # a name that tells no format

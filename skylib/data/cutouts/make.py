@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from skylib.bands import ZERO_POINT
 from skylib.checks import checked, free_name
-from skylib.data.cutouts.assign import Places, assign_tiles, describe_centre
+from skylib.data.cutouts.assign import Places, assign_tiles, common_bands, describe_centre
 from skylib.data.cutouts.catalogue import describe_extent, is_label, read_catalogue
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.resume import CutoutJob
@@ -99,14 +99,9 @@ def make_cutouts(
     columns = [columns] if isinstance(columns, str) else columns
     table = read_catalogue(catalogue, columns=columns or (), pixels=True)
     where = f" {catalogue}" if isinstance(catalogue, str | Path) else ""
-    if not tiles:
-        raise ValueError("no tiles given")
+    bands = common_bands(tiles)
     if isinstance(catalogue, str | Path) and Path(out).resolve() == Path(catalogue).resolve():
         raise ValueError(f"{out}: is the catalogue itself, which would be overwritten")
-    bands = tuple(tiles[0].paths)
-    for tile in tiles:
-        if tuple(tile.paths) != bands:
-            raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {bands}")
     unreadable: dict[int, str] = {}
 
     def skip(t: int, error: OSError | ValueError) -> None:

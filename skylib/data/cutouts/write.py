@@ -105,19 +105,13 @@ def copy_cutouts(cutouts: CutoutFile, path: str | Path) -> CutoutFile:
         columns["class"] = np.array([*cutouts.class_names(), ""])[columns["class"].clip(-1)]
     labels = prepare_columns({"ra": cutouts.ra, "dec": cutouts.dec, **columns}, len(cutouts))
     for name in columns:
-        labels[name][1].update(
-            {key: x for key, x in cutouts.about(name).items() if key in ("unit", "missing", "names")}
-        )
+        about = cutouts.about(name)
+        labels[name][1].update({key: about[key] for key in ("unit", "missing", "names") if key in about})
     attributes = {"pixel_scale": cutouts.pixel_scale, "zero_point": ZERO_POINT, "survey": cutouts.survey}
     attributes |= {"provenance": f"copied from {cutouts.path.name}", "simulated": cutouts.simulated}
-    form: dict[str, Any] = {
-        "n": len(cutouts),
-        "bands": cutouts.bands,
-        "size": cutouts.size,
-        "weight": cutouts.has_weight,
-    }
+    form: dict[str, Any] = {"bands": cutouts.bands, "size": cutouts.size, "weight": cutouts.has_weight}
     with replaced(path) as partial:
-        create(partial, columns=labels, attributes=attributes, **form)
+        create(partial, n=len(cutouts), columns=labels, attributes=attributes, **form)
         with h5py.File(partial, "r+") as file:
             for start in range(0, len(cutouts), 1024):
                 rows = slice(start, min(start + 1024, len(cutouts)))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from skylib.checks import check_range, checked
 from skylib.data.augment import NO_AUGMENTATION, Augmentation, change, draw_changes
+from skylib.data.cutouts.assign import common_bands
 from skylib.data.grids import sky_position
 from skylib.data.loading.batch import Batch, Buffers, check_share, check_state, to_device
 from skylib.data.loading.cropping import Corners, crop, make_relative_weight
@@ -111,13 +112,7 @@ class TileLoader:
         align: bool | None = None,
     ) -> None:
         check_range("rank", rank, 0, world_size - 1)
-        self.tiles = list(tiles)
-        if not self.tiles:
-            raise ValueError("no tiles given")
-        self.bands = tuple(self.tiles[0].paths)
-        for tile in self.tiles:
-            if tuple(tile.paths) != self.bands:
-                raise ValueError(f"tile {tile.name} holds bands {tuple(tile.paths)}, the first tile {self.bands}")
+        self.tiles, self.bands = list(tiles), common_bands(tiles)
         self.batch_size, self.size, self.cutouts_per_tile, self.readers = batch_size, size, cutouts_per_tile, readers
         self.bad_planes, self.variance, self.on_error, self.align = tuple(bad_planes), variance, on_error, align
         self.augment = Augmentation() if augment is True else augment or NO_AUGMENTATION
