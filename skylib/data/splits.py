@@ -12,7 +12,7 @@ from astropy_healpix import HEALPix
 
 from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import as_label, degrees
+from skylib.data.plain import as_label, degrees, positions
 from skylib.data.sky import near_any
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def sky_split(
     >>> (np.bincount(split) / 5000).round(1)
     array([0.6, 0.2, 0.2])
     """
-    ra, dec = degrees(ra, "ra", hours=True), degrees(dec, "dec")
+    ra, dec = positions(degrees(ra, "ra", hours=True), degrees(dec, "dec"))
     if len(fractions) != 3 or min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise ValueError(f"fractions={tuple(fractions)}: must be three numbers that sum to 1")
     if isinstance(cell, np.ndarray):
@@ -229,10 +229,6 @@ def _check_finite(ra: np.ndarray, dec: np.ndarray) -> None:
     if not (np.isfinite(ra).all() and np.isfinite(dec).all()):
         bad = int((~(np.isfinite(ra) & np.isfinite(dec))).sum())
         raise ValueError(f"{bad} of {len(ra)} positions are not finite: these objects cannot be split on the sky")
-    if ra.shape != dec.shape or (np.abs(dec) > 90).any():
-        raise ValueError(
-            f"ra {ra.shape}, dec {dec.shape} up to {np.abs(dec).max()}: must be of one shape, dec -90 to 90"
-        )
 
 
 def read_parts(values: np.ndarray, where: str) -> np.ndarray:

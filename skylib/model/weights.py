@@ -188,11 +188,7 @@ def load_weights(path: str | Path) -> MaskedImageModel:
         If the file is damaged, or of another kind.
     """
     card, tensors = _read(Path(path))
-    try:
-        model = build_model(model_config_from_dict(card["model"]))
-        model.load_state_dict(tensors)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise OSError(f"{path}: the weights are not those of its model: {error}") from error
+    model = _built(path, card.get("model"), tensors)
     if (found := fingerprint(model)) != card.get("fingerprint"):
         raise OSError(f"{path}: damaged: the weights have the fingerprint {found}, must have {card.get('fingerprint')}")
     stated: dict[str, Any] = {name: card[name] for name in ("step", "pretrain", "trained_on") if name in card}
@@ -201,20 +197,26 @@ def load_weights(path: str | Path) -> MaskedImageModel:
 
 
 def _restored(path: Path, checkpoint: dict[str, Any]) -> MaskedImageModel:
-    try:
-        model = build_model(model_config_from_dict(checkpoint["model_config"]))
-        model.load_state_dict(checkpoint.get("optimiser", {}).get("average", checkpoint["model"]))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise OSError(f"{path}: its weights and settings make no model: {error}") from error
+    averages = checkpoint["optimiser"] if isinstance(checkpoint.get("optimiser"), dict) else {}
+    model = _built(path, checkpoint["model_config"], averages.get("average", checkpoint["model"]))
     model.origin = {"checkpoint": str(path), "step": checkpoint["step"], "pretrain": checkpoint.get("pretrain_config")}
     model.origin |= {"trained_on": checkpoint["trained_on"]} if "trained_on" in checkpoint else {}
     return model
 
 
+def _built(path: str | Path, config: Any, weights: Any) -> MaskedImageModel:
+    try:
+        model = build_model(model_config_from_dict(config))
+        model.load_state_dict(weights)
+        return model
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise OSError(f"{path}: its weights and settings make no model: {error}") from error
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {})["card"])
+            card = dict(json.loads((file.metadata() or {})["card"]))
             return card, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise OSError(f"{path}: cannot be read as weights with a card: {error!r}") from error
