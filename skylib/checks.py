@@ -139,7 +139,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is Callable:
         return callable(value)
     if hint is np.ndarray:
-        of_many = isinstance(value, Real | Collection) and not isinstance(value, str | bytes | Mapping)
+        of_many = isinstance(value, Real | Collection | slice) and not isinstance(value, str | bytes | Mapping)
         return of_many or hasattr(value, "__array__")
     if hint is bool:
         return isinstance(value, bool | np.bool_)
