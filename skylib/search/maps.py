@@ -24,7 +24,7 @@ from skylib.checks import check_fields, checked
 from skylib.device import float32_products, kept_threads, pick_device
 from skylib.files import replaced
 from skylib.model.embeddings import Embeddings
-from skylib.search.nearest import neighbour_graph
+from skylib.search.nearest import BLOCK, neighbour_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +77,18 @@ class EmbeddingMap:
         """
         if (width := embeddings.vectors.shape[1]) != len(self.mean):
             raise ValueError(f"vectors of {width} numbers: the map was made from {len(self.mean)}")
-        finite = embeddings.finite
-        new = ((embeddings.vectors[finite] - self.mean) / self.scale @ self.directions).astype(np.float32)
-        old, new = (torch.from_numpy(x).to(pick_device(device)) for x in (self.components, new))
-        rows, distance = neighbour_graph(old, new, k=self.n_neighbors)
-        excess = distance - distance[:, :1]
-        mean = excess.mean(axis=1, keepdims=True)
-        weight = np.exp(-excess / np.where(mean > 0, mean, 1.0))
-        weight /= weight.sum(axis=1, keepdims=True)
+        place = pick_device(device)
+        old, rows = torch.from_numpy(self.components).to(place), np.flatnonzero(embeddings.finite)
         xy = np.full((len(embeddings), 2), np.nan, dtype=np.float32)
-        xy[finite] = (weight[..., None] * self.xy[rows]).sum(axis=1)
+        for start in range(0, len(rows), BLOCK):  # vectors may stay on disk
+            some = rows[start : start + BLOCK]
+            new = ((embeddings.vectors[some] - self.mean) / self.scale @ self.directions).astype(np.float32)
+            near, distance = neighbour_graph(old, torch.from_numpy(new).to(place), k=self.n_neighbors)
+            excess = distance - distance[:, :1]
+            mean = excess.mean(axis=1, keepdims=True)
+            weight = np.exp(-excess / np.where(mean > 0, mean, 1.0))
+            weight /= weight.sum(axis=1, keepdims=True)
+            xy[some] = (weight[..., None] * self.xy[near]).sum(axis=1)
         return xy
 
     @checked
