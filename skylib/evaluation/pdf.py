@@ -67,6 +67,10 @@ class RedshiftPDF:
         """Return the redshift below which lies the probability q, (n,)."""
         return np.array([np.interp(q, c, self.edges) for c in self.cdf()])
 
+    def point(self) -> np.ndarray:
+        """Return the median of each p(z)."""
+        return self.quantile(0.5)
+
     def pit(self) -> np.ndarray:
         """Return the probability below the true redshift; uniform between 0 and 1 if p(z) is calibrated."""
         return self.cdf_at(self.truth)

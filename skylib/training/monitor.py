@@ -109,10 +109,8 @@ class Recorder:
             partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._board = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("tensorboard=True: install it, with pip install tensorboard") from error
+            from torch.utils.tensorboard import SummaryWriter
+
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
