@@ -89,18 +89,9 @@ def embed(
     return Embeddings(features[layer, pool], ra=cutouts.ra[rows], dec=cutouts.dec[rows], columns=columns, meta=meta)
 
 
-def embed_tokens(
-    model: MaskedImageModel,
-    cutouts: CutoutFile,
-    *,
-    rows: np.ndarray,
-    layer: int = -1,
-    batch_size: int = 256,
-    precision: str = "fp32",
-) -> np.ndarray:
+def embed_tokens(model: MaskedImageModel, cutouts: CutoutFile, *, rows: np.ndarray, layer: int = -1) -> np.ndarray:
     """Return the patch tokens of some cutouts, float32 (n, N, D)."""
-    how: dict[str, Any] = {"batch_size": batch_size, "precision": precision}
-    return encode(model, cutouts, rows=rows, pools=("tokens",), layers=(layer,), **how)[layer, "tokens"]
+    return encode(model, cutouts, rows=rows, pools=("tokens",), layers=(layer,))[layer, "tokens"]
 
 
 def encode(
