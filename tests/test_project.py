@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from itertools import chain
 from pathlib import Path
 
@@ -94,6 +94,21 @@ def test_constraints_pin_what_is_installed():
             f"constraints.txt has {name}=={pins[name]}, asked is {requirement}"
         )
         assert installed(name) == pins[name], f"{name} {installed(name)} is installed, tested was {pins[name]}"
+
+
+def test_what_the_library_imports_is_declared():
+    """Not only as what another package needs today; ``faiss`` is of the extra ``scale``."""
+    imported = set()
+    for path in (ROOT / "skylib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            imported |= {name.partition(".")[0] for name in [*names, getattr(node, "module", None) or ""]}
+    provided, declared = (
+        packages_distributions(),
+        {canonicalize_name(Requirement(text).name) for text in project()["dependencies"]},
+    )
+    foreign = imported - set(sys.stdlib_module_names) - {"", "skylib", "faiss"}
+    assert {name for name in foreign if not declared & set(map(canonicalize_name, provided.get(name, [])))} == set()
 
 
 def tracked_files() -> list[Path]:
