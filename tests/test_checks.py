@@ -13,6 +13,7 @@ from skylib import CutoutLoader, Embeddings, SearchIndex, Survey, Tile, TileLoad
 from skylib.checks import checked
 
 N, D = 300, 8
+SOME = Embeddings(np.eye(D), ra=np.zeros(D), dec=np.zeros(D))
 FRESH = """
 from skylib.bands import canonical_band
 from skylib.data.surveys import get_survey
@@ -99,9 +100,10 @@ def made(tmp_path_factory):
         ("index", lambda c, v: c.scores(v, 0), ["x", None, 1.0, np.eye(3), np.zeros((2, 2, D))], "vectors"),
         ("map", lambda c, v: c.transform(v), ["e.h5", None, np.eye(8)], "embeddings="),
         ("map", lambda c, v: c.save(v), [3, None], "path="),
-        ("new_map", lambda c, v: c(xy=v), ["x", None, np.zeros((N, 3)), np.zeros((3, 2))], "xy"),
+        ("new_map", lambda c, v: c(xy=v), ["x", None], "xy"),
         ("new_map", lambda c, v: c(n_neighbors=v), [0, 1.5, "5"], "n_neighbors="),
-        ("new_map", lambda c, v: c(mean=v), [np.zeros(3), 1.0], "mean"),
+        ("new_map", lambda c, v: c(xy=v).transform(SOME), [np.zeros((N, 3)), np.zeros((3, 2))], "'xy'"),
+        ("new_map", lambda c, v: c(mean=v).transform(SOME), [np.zeros(3), 1.0], "'mean'"),
         ("pdf", lambda c, v: c.quantile(v), ["0.5", -0.1, 1.1, np.nan], "q="),
         ("pdf", lambda c, v: c.cdf_at(v), [0.5, np.zeros(3), ["a"] * N, None], "z"),
         ("pdf", lambda c, v: c.metrics(seed=v), [-1, "0", 1.5], "seed="),

@@ -22,7 +22,6 @@ def stretch(flux: Tensor, sky_sigma: Tensor, *, kind: str = "asinh") -> Tensor:
         ``asinh``: arcsinh(flux / sky_sigma), linear in the noise and logarithmic above it. ``linear``: flux as it
         is, clipped below -3 (the published recipe, whose pixel mean of 0 and standard deviation of 1 change nothing).
 
-
     Raises
     ------
     ValueError

@@ -184,7 +184,7 @@ def hit_cutouts(hits: Table, tiles: Sequence[TilePaths], out: str | Path, *, siz
 @checked
 @checked
 def write_hats(folder: str | Path, out: str | Path, *, vectors: bool = True) -> Path:
-    """Write a folder of parts as a HATS catalogue: Parquet files by HEALPix cell, which LSDB opens and cross-matches [1]_.
+    """Write a folder of parts as a HATS catalogue [1]_, Parquet files by HEALPix cell, which LSDB opens.
 
     Each part becomes ``dataset/Norder=5/Dir=0/Npix=1234.parquet``, its objects in the order of ``_healpix_29``, with
     their labels and ``vector``, a list of float32.

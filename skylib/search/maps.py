@@ -58,10 +58,6 @@ class EmbeddingMap:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        n, d, p = np.shape(self.xy)[:1], np.shape(self.mean), np.shape(self.components)[1:]
-        shapes = {name: np.shape(getattr(self, name)) for name in ("xy", "components", "mean", "scale", "directions")}
-        if len(n + d + p) != 3 or tuple(shapes.values()) != ((*n, 2), n + p, d, d, d + p):
-            raise ValueError(f"shapes {shapes}: must be (n, 2), (n, p), (D,), (D,), (D, p)")
 
     @checked
     def transform(self, embeddings: Embeddings, *, device: str | torch.device | None = None) -> np.ndarray:
@@ -75,6 +71,10 @@ class EmbeddingMap:
         ndarray of float32, shape (n, 2)
             NaN for objects whose vector is not finite.
         """
+        n, d, p = np.shape(self.xy)[:1], np.shape(self.mean), np.shape(self.components)[1:]
+        shapes = {name: np.shape(getattr(self, name)) for name in ("xy", "components", "mean", "scale", "directions")}
+        if len(n + d + p) != 3 or tuple(shapes.values()) != ((*n, 2), n + p, d, d, d + p):
+            raise ValueError(f"the map has shapes {shapes}: must be (n, 2), (n, p), (D,), (D,), (D, p)")
         if (width := embeddings.vectors.shape[1]) != len(self.mean):
             raise ValueError(f"vectors of {width} numbers: the map was made from {len(self.mean)}")
         place = pick_device(device)

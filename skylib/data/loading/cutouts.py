@@ -197,7 +197,7 @@ class CutoutLoader:
         Raises
         ------
         ValueError
-            If it is no such position, or that one shuffled other parts of the file together, so that within a pass images would be seen twice.
+            If it is none, or that one shuffled other parts of the file together: some images would be seen twice.
         """
         check_state(state, "epoch", "next")
         if state.get("window", self._window) != self._window and state["next"] > 0:
