@@ -28,7 +28,7 @@ from skylib.runner.runs import CHAIN
 
 pytestmark = [pytest.mark.notebook, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
-LESS = ("steps=100", "n_labels=[32]", "pools=['central', 'mean_central']")
+LESS = ("steps=60", "n_labels=[32]", "min_steps=8", "pools=['central', 'mean_central']")
 
 
 @pytest.fixture(scope="module")
