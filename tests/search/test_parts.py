@@ -53,9 +53,8 @@ def test_a_hats_catalogue_holds_the_same_objects(folder, tmp_path, caplog):
     assert (about["obs_collection"], about["hats_nrows"], about["hats_col_ra"]) == ("sky", "240", "ra")
     cells = (out / "partition_info.csv").read_text().split()
     assert cells[0] == "Norder,Npix"
-    schema, place, seen = parquet.read_schema(out / "dataset" / "_common_metadata"), {}, []
-    for row, cutout in enumerate(parts.column("cutout")):
-        place[int(cutout)] = row
+    schema, seen = parquet.read_schema(out / "dataset" / "_common_metadata"), []
+    place = {int(cutout): row for row, cutout in enumerate(parts.column("cutout"))}
     for order, cell in (line.split(",") for line in cells[1:]):
         directory = out / "dataset" / f"Norder={order}" / f"Dir={int(cell) // 10_000 * 10_000}"
         table = parquet.ParquetFile(directory / f"Npix={cell}.parquet").read()
