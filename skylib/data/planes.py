@@ -177,7 +177,13 @@ def _optional(hdus: fits.HDUList, wanted: Hdu | None, band: str) -> Any:
 
 def _squeezed(hdu: Any) -> np.ndarray | None:
     """Return the pixels of an HDU without first axes of one pixel."""
-    data = None if hdu is None else hdu.data
+    data = None
+    if isinstance(hdu, fits.CompImageHDU):
+        from skylib.data.rice import decode_rice  # late: it is compiled
+
+        data = decode_rice(hdu)
+    if data is None and hdu is not None:
+        data = hdu.data
     while data is not None and data.ndim > 2 and data.shape[0] == 1:
         data = data[0]
     return data
