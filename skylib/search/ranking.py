@@ -8,8 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from astropy.table import Table
-from sklearn.ensemble import IsolationForest
-from sklearn.linear_model import LogisticRegression
 
 from skylib.checks import checked
 from skylib.data.plain import row_numbers
@@ -63,6 +61,8 @@ def feedback_scores(
     >>> bool(scores[12] > scores[5])
     True
     """
+    from sklearn.linear_model import LogisticRegression  # late: a browser opens a second sooner
+
     yes, no = (
         row_numbers(marked, len(index), where=f"{name}: ").tolist() for name, marked in (("yes", yes), ("no", no))
     )
@@ -133,6 +133,8 @@ def rank_anomalies(
     >>> bool(odd["score"][0] >= odd["score"][-1])
     True
     """
+    from sklearn.ensemble import IsolationForest  # late, as above
+
     index = embeddings if isinstance(embeddings, SearchIndex) else SearchIndex(embeddings)
     rows = np.flatnonzero(index.finite.cpu().numpy())
     if not 0 < n_neighbors < len(rows):
