@@ -132,14 +132,14 @@ def train_recipe(
     }
 
 
-def model_encoder(model: Any) -> Any:
+def model_encoder(model: Any, *, all_orientations: bool = False) -> Any:
     """Return a function from a file, rows and missing bands to the vectors of all layers and poolings that are tried."""
     precision = fast_precision(model.sky_sigma.device)
     depth = len(model.encoder.blocks)
     layers = LAYERS if depth == 6 else tuple(range(depth // 3, depth, max(1, depth // 6)))
 
     def run(cutouts: CutoutFile, rows: np.ndarray, dropped: Any) -> Any:
-        how: dict[str, Any] = {"batch_size": 1024, "precision": precision}
+        how: dict[str, Any] = {"batch_size": 1024, "precision": precision, "all_orientations": all_orientations}
         return encode(model, cutouts, rows=rows, pools=POOLS, layers=layers, drop_bands=dropped, **how)
 
     return run

@@ -41,7 +41,7 @@ from recipe_rivals import rivals
 from recipe_scores import Survey
 from recipe_survey import make_survey
 from recipe_table import table
-from recipe_train import RECIPES, measure, model_encoder, recipe, run
+from recipe_train import RECIPES, measure, recipe, run
 
 from skylib import load_model
 from skylib.files import write_json
@@ -166,7 +166,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
     elif options.command == "labels":
         model = load_model(options.model)
-        label_study(model, model_encoder(model), Survey(options.survey), options.out, seeds=options.seeds)
+        label_study(model, Survey(options.survey), options.out, seeds=options.seeds)
     elif options.command == "study":
         study(options)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -140,6 +142,12 @@ def flip(flux: Tensor, flips: Tensor) -> Tensor:
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
     return torch.where(~draw[2], flux, flux.transpose(-1, -2))  # in this order it lies in memory as `flux` does
+
+
+def orientations(flux: Tensor) -> Iterator[Tensor]:
+    """Give square images (B, C, S, S) in all eight rotations and flips, first as they are."""
+    for draws in product((False, True), repeat=3):
+        yield flip(flux, torch.tensor(draws)[:, None].expand(-1, len(flux)))
 
 
 def _to(draw: Tensor, flux: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from skylib.checks import check_choice, checked
 from skylib.config import Precision, to_dict
+from skylib.data.augment import orientations
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
 from skylib.device import ahead, autocast, kept_memory, packed, pick_precision
@@ -37,6 +38,7 @@ def embed(
     rows: np.ndarray | None = None,
     pool: str = "mean",
     layer: int = -1,
+    all_orientations: bool = False,
     batch_size: int = 256,
     precision: str = "auto",
     compile: bool | None = None,
@@ -57,6 +59,9 @@ def embed(
         A row of `skylib.model.pooling.POOLS`, such as ``mean``, ``central`` or ``mean_central``, both side by side.
     layer : int
         After which block; the last by default.
+    all_orientations : bool
+        The mean of the vectors of an image in all eight rotations and flips, which does not depend on its orientation.
+        It takes eight times as long, and saves labels (see docs/recipes.md).
     batch_size : int
     precision : {"auto", "bf16", "fp32"}
         Of the matrix products. ``auto`` is bf16 where the processor has it: twice as fast, and vectors whose cosine
@@ -76,6 +81,7 @@ def embed(
     precision = pick_precision(precision, model.sky_sigma.device)
     seen: list[Tensor] = []
     how: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "compile": compile, "seen": seen}
+    how["all_orientations"] = all_orientations
     features = encode(model, cutouts, rows=rows, pools=(pool,), layers=(layer,), **how)
     if len(empty := np.flatnonzero(~torch.cat(seen)[: len(rows)].cpu().numpy())):
         features[layer, pool][empty] = np.nan
@@ -84,7 +90,7 @@ def embed(
             *(cutouts.path, len(empty), len(rows), rows[empty[0]]),
         )
     meta = {"model": to_dict(model.config), "cutouts": str(cutouts.path), "pool": pool, "layer": layer}
-    meta |= {"precision": precision, **model.origin}
+    meta |= {"all_orientations": all_orientations, "precision": precision, **model.origin}
     columns = {name: cutouts.column(name)[rows] for name in cutouts.columns}
     return Embeddings(features[layer, pool], ra=cutouts.ra[rows], dec=cutouts.dec[rows], columns=columns, meta=meta)
 
@@ -102,6 +108,7 @@ def encode(
     pools: Sequence[str] = ("mean", "central"),
     layers: Sequence[int] = (-1,),
     drop_bands: Sequence[str] = (),
+    all_orientations: bool = False,
     batch_size: int = 256,
     precision: str = "fp32",
     compile: bool | None = False,
@@ -120,7 +127,7 @@ def encode(
         After which blocks, counted as in a list.
     drop_bands : sequence of str
         Bands to remove: NaN in every cutout.
-    batch_size, precision, compile
+    all_orientations, batch_size, precision, compile
         As in `embed`.
     seen : list, optional
         Gets, for each batch, which of its images have a pixel of data (B,).
@@ -147,7 +154,8 @@ def encode(
                 seen.append(has_data(flux))
             yield flux.index_fill(1, dropped, torch.nan) if drop_bands else flux, ra, dec
 
-    return encode_batches(model, shown(), n=len(rows), pools=pools, layers=layers, precision=precision, compile=compile)
+    how: dict[str, Any] = {"all_orientations": all_orientations, "precision": precision, "compile": compile}
+    return encode_batches(model, shown(), n=len(rows), pools=pools, layers=layers, **how)
 
 
 def has_data(flux: Tensor) -> Tensor:
@@ -162,6 +170,7 @@ def encode_batches(
     n: int,
     pools: Sequence[str] = ("mean",),
     layers: Sequence[int] = (-1,),
+    all_orientations: bool = False,
     precision: str = "fp32",
     compile: bool = False,
 ) -> Features:
@@ -174,7 +183,7 @@ def encode_batches(
         Flux (B, C, S, S), and positions in degrees (B,) or None, all on the device.
     n : int
         Number of images in all; what the last batch holds beyond is left out.
-    pools, layers, precision, compile
+    pools, layers, all_orientations, precision, compile
         As in `encode`.
 
     Returns
@@ -182,6 +191,8 @@ def encode_batches(
     dict of (layer, pool) to ndarray of float32, shape (n, D)
     """
     check_choice("precision", precision, get_args(Precision))
+    if all_orientations and "tokens" in pools:
+        raise ValueError("all_orientations: tokens of an image in another orientation belong to other patches")
     device, out, start = model.sky_sigma.device, Features(), 0
     was_training = model.training
     model.eval()
@@ -193,7 +204,12 @@ def encode_batches(
 
             def begun() -> Iterator[Any]:
                 for flux, ra, dec in batches:
-                    yield _fetch(network(flux, pools=pools, layers=layers, ra=ra, dec=dec), device)
+                    total: dict[Key, Tensor] = {}
+                    views = list(orientations(flux)) if all_orientations else [flux]
+                    for view in views:
+                        for key, x in network(view, pools=pools, layers=layers, ra=ra, dec=dec).items():
+                            total[key] = total[key] + x.float() if key in total else x.float()
+                    yield _fetch({key: x / len(views) for key, x in total.items()}, device)
 
             for (vectors, arrived), _ in pairwise(chain(begun(), [None])):  # stored when the next batch is under way
                 if arrived is not None:
@@ -239,7 +255,7 @@ def _batches(
 
 def _fetch(found: dict[Key, Tensor], device: torch.device) -> tuple[dict[Key, Tensor], torch.cuda.Event | None]:
     """Send vectors to the host, float32; return them, and on CUDA what to wait for before they are read."""
-    vectors = {key: x.float().to("cpu", non_blocking=device.type == "cuda") for key, x in found.items()}
+    vectors = {key: x.to("cpu", non_blocking=device.type == "cuda") for key, x in found.items()}
     if device.type != "cuda":
         return vectors, None
     arrived = torch.cuda.Event()

@@ -10,7 +10,7 @@ import torch
 from astropy.coordinates import SkyCoord
 
 from skylib.checks import checked
-from skylib.data.augment import flip
+from skylib.data.augment import orientations
 from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
 from skylib.data.plain import filled
@@ -65,10 +65,8 @@ def target_vectors(
     unknown = np.full(len(images), np.nan)
     place = [torch.from_numpy(np.asarray(unknown if v is None else v, dtype=np.float64)).to(device) for v in (ra, dec)]
     if augment:
-        flips = torch.cartesian_prod(*[torch.tensor([False, True])] * 3).T  # all eight, (3, 8)
-        flips = flips.repeat(1, len(images))
-        images, *place = (x.repeat_interleave(8, dim=0) for x in (images, *place))
-        images = flip(images, flips)
+        images = torch.stack(list(orientations(images)), dim=1).flatten(0, 1)
+        place = [x.repeat_interleave(8, dim=0) for x in place]
     batches = zip(*(x.split(256) for x in (images, *place)), strict=True)
     return encode_batches(model, batches, n=len(images), pools=(pool,), layers=(layer,))[layer, pool]
 
@@ -174,8 +172,10 @@ def query_vectors(query: np.ndarray, embeddings: Embeddings, model: MaskedImageM
     if query.ndim == 4:
         if model is None:
             raise ValueError("an image as the query needs the model that made the embeddings: give model=…")
-        meta = embeddings.meta
-        return target_vectors(model, query, pool=meta.get("pool", "mean"), layer=meta.get("layer", -1))
+        meta, everyway = embeddings.meta, bool(embeddings.meta.get("all_orientations"))
+        how = {"pool": meta.get("pool", "mean"), "layer": meta.get("layer", -1)}
+        vectors = target_vectors(model, query, augment=everyway, **how)
+        return vectors.reshape(len(query), -1, vectors.shape[1]).mean(axis=1)
     width = embeddings.vectors.shape[1]
     if query.ndim != 2 or query.shape[1] != width:
         raise ValueError(f"query of shape {query.shape[1:]}: must be a vector ({width},) or an image")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from skylib import (
+    CutoutFile,
     CutoutLoader,
     Embeddings,
     ModelConfig,
@@ -22,6 +23,8 @@ from skylib import (
 from skylib.__main__ import main
 from skylib.config import VIT_SIZES
 from skylib.device import ahead, fast_precision
+from skylib.model.embed import encode
+from skylib.search.queries import query_vectors
 
 CONFIG = ModelConfig(size="nano", image_size=16, patch_size=4, decoder_width=32, decoder_depth=1)
 
@@ -40,6 +43,23 @@ def test_embedding_a_file_keeps_order_labels_and_positions(cutouts):
     assert model.training
     with pytest.raises(ValueError, match="pool='tokens'"):
         embed(model, cutouts, pool="tokens")
+
+
+def test_the_mean_of_all_orientations_does_not_depend_on_orientation(cutouts, tmp_path):
+    model = build_model(CONFIG)
+    flux = cutouts.flux(slice(0, 20))
+    turned = np.ascontiguousarray(np.rot90(flux, axes=(2, 3))[..., ::-1])
+    for name, images in [("a", flux), ("b", turned)]:
+        write_cutouts(tmp_path / f"{name}.h5", images, bands=cutouts.bands)
+    how = {"precision": "fp32", "pool": "mean_central"}
+    a, b = (embed(model, CutoutFile(tmp_path / f"{name}.h5"), all_orientations=True, **how) for name in "ab")
+    np.testing.assert_allclose(a.vectors, b.vectors, atol=1e-5)
+    one = embed(model, CutoutFile(tmp_path / "a.h5"), **how)
+    assert np.abs(a.vectors - one.vectors).max() > 1e-3
+    # An image as the query of a search is embedded as the objects are.
+    np.testing.assert_allclose(query_vectors(turned[..., 8:24, 8:24], a, model), a.vectors, atol=1e-5)
+    with pytest.raises(ValueError, match="all_orientations"):
+        encode(model, cutouts, rows=np.arange(3), pools=("tokens",), all_orientations=True)
 
 
 def test_half_precision_points_the_same_way(cutouts):
