@@ -55,11 +55,12 @@ def plot_missing_bands(table: pd.DataFrame, *, metric: str = "balanced_accuracy"
     for n in mean.index.tolist():
         rows = table[table["n_dropped"] == n]
         ax.plot([n] * len(rows), rows[metric], "o", ms=4, color=COLOURS[1], alpha=0.7)
-        named = rows if len(rows) <= 6 else rows.sort_values(metric).iloc[[0, -1]]  # all, or the worst and the best
-        for dropped, value in zip(named["dropped"], named[metric], strict=True):
-            if dropped:
-                text = f"no {plain(dropped)}"
-                ax.annotate(text, (n, value), xytext=(5, -3), textcoords="offset points", fontsize=7)
+        named = rows.sort_values(metric)
+        named = named if len(rows) <= 6 else named.iloc[[0, -1]]  # all, or the worst and the best
+        for i, (dropped, value) in enumerate(zip(named["dropped"], named[metric], strict=True)):
+            if dropped:  # names of neighbours stand on different sides, so that both can be read
+                text, x, side = f"no {plain(dropped)}", (5, -5)[i % 2], ("left", "right")[i % 2]
+                ax.annotate(text, (n, value), xytext=(x, -3), ha=side, textcoords="offset points", fontsize=7)
     whole = table[table["n_dropped"] == 0].iloc[0]
     ax.axhspan(whole["low"], whole["high"], color="0.9", lw=0, label="all bands, 95 %")
     ax.set(xlabel="number of missing bands", ylabel=f"{metric_label(metric)} on test", xticks=list(mean.index))
