@@ -71,6 +71,14 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
     return image
 
 
+def _compiled(function: Any) -> Any:
+    """Compile a function that does not hold Python's lock, and keep what was compiled where a folder can be written."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True)(function)
+
+
 @cache
 def _random() -> np.ndarray:
     """Return the 10,000 numbers of the FITS standard 4.0, appendix I."""
@@ -81,7 +89,7 @@ def _random() -> np.ndarray:
     return numbers.astype(np.float32).astype(np.float64)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _decode(
     heap: np.ndarray,
     start: np.ndarray,
@@ -131,7 +139,7 @@ def _count(_: Any, number: Any) -> Any:
 _leading_zeros: Any = intrinsic(_count)
 
 
-@numba.njit(cache=True, nogil=True)
+@_compiled
 def _unpack(code: np.ndarray, block: int, words: np.ndarray, values: np.ndarray) -> bool:
     """Decode one row of differences to `values` (int32); return whether its bits sufficed.
 
