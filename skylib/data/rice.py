@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -32,7 +33,7 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
     Returns
     -------
     ndarray of float32, shape (H, W), or None
-        None where the image was compressed in another way, or is in no file.
+        None where the image was compressed in another way, or its bytes are not in a file as they are.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
         If a row is damaged.
     """
     info = hdu.fileinfo()
-    if not (path := info and info["file"].name):
+    if not info or info["file"].compression or not Path(path := info["file"].name).is_file():
         return None
     with fits.open(path, disable_image_compression=True) as tables:
         table = next(table for table in tables if table.fileinfo()["hdrLoc"] == info["hdrLoc"])

@@ -1,12 +1,19 @@
 """Compressed images: our decoder gives the pixels that astropy gives, and finds damage."""
 
+import bz2
+import gzip
+import io
 import zlib
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
+from skylib import find_tiles, read_tile
 from skylib.data.rice import decode_rice
+
+GRID = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 150.0, "CRVAL2": 2.2})
+GRID.update({"CRPIX1": 20.0, "CRPIX2": 20.0, "CDELT1": -4.6667e-5, "CDELT2": 4.6667e-5, "FLUXMAG0": 63095734448.0194})
 
 
 def write(path, image, **how):
@@ -70,6 +77,26 @@ def test_other_compression_is_left_to_astropy(tmp_path, how):
 def test_whole_numbers_are_left_to_astropy(tmp_path):
     with fits.open(write(tmp_path / "a.fits", np.arange(200, dtype=np.int32).reshape(10, 20))) as hdus:
         assert decode_rice(hdus[1]) is None
+
+
+def test_images_that_are_not_in_a_file_as_they_are_are_left_to_astropy(tmp_path):
+    image = np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
+    assert decode_rice(fits.CompImageHDU(image)) is None
+    whole = write(tmp_path / "a.fits", image).read_bytes()
+    (tmp_path / "b.fits.gz").write_bytes(gzip.compress(whole))
+    for source in (io.BytesIO(whole), tmp_path / "b.fits.gz"):
+        with fits.open(source) as hdus:
+            assert decode_rice(hdus[1]) is None
+
+
+@pytest.mark.parametrize("ending", ["fits", "fits.fz", "fits.gz", "fits.bz2"])
+def test_a_compressed_tile_is_read_whatever_its_file_is_packed_in(tmp_path, ending):
+    image = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    whole = write(tmp_path / "whole", image, header=GRID).read_bytes()
+    pack = {"gz": gzip.compress, "bz2": bz2.compress}.get(ending.split(".")[-1], bytes)
+    (tmp_path / f"calexp-HSC-I-9813-4,5.{ending}").write_bytes(pack(whole))
+    with fits.open(tmp_path / "whole") as hdus:
+        np.testing.assert_array_equal(read_tile(find_tiles(tmp_path, bands="i")[0]).flux[0], hdus[1].data)
 
 
 def test_damage_is_refused_or_decodes_to_other_pixels(tmp_path):
