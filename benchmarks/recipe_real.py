@@ -73,7 +73,9 @@ def hsc(data: Path, out: Path) -> Prepared:
 SETS: dict[str, Callable[[Path, Path], Prepared]] = {"kids": kids, "stripe": stripe, "quasars": quasars, "hsc": hsc}
 
 
-def measure(name: str, data: Path, out: Path, *, model: str, steps: int, seed: int = 0) -> list[dict[str, Any]]:
+def measure(
+    name: str, data: Path, out: Path, *, model: str, steps: int, all_orientations: bool = False, seed: int = 0
+) -> list[dict[str, Any]]:
     """Return a row for each target and method; with `steps`, also of the model trained on with the images of train."""
     out.mkdir(parents=True, exist_ok=True)
     cutouts, targets = SETS[name](data, out / f"{name}-32.h5")
@@ -90,7 +92,8 @@ def measure(name: str, data: Path, out: Path, *, model: str, steps: int, seed: i
         arms[f"{steps} steps on"] = pretrain(config, training, train=loader, run_dir=out / f"{name}-start").model
     for arm, network in arms.items():
         for target, (task, split) in targets.items():
-            found = evaluate(network, cutouts, target, task=task, split=split, pools=POOLS, layers=LAYERS, seed=seed)
+            how: dict[str, Any] = {"pools": POOLS, "layers": LAYERS, "all_orientations": all_orientations, "seed": seed}
+            found = evaluate(network, cutouts, target, task=task, split=split, **how)
             for method, result in found.results.items():
                 row = {"set": name, "arm": arm, "bands": " ".join(network.config.bands), "target": target}
                 row |= {"method": method, "n train": int((split == TRAIN).sum()), "n": int(result.metrics["n"])}

@@ -137,6 +137,7 @@ def main() -> None:
     parts["score"].add_argument("--name", default="model")
     parts["real"].add_argument("--model", default="sky-nano", help="run folder, checkpoint or name")
     parts["real"].add_argument("--data", type=Path, required=True, help="folder that holds kids_viking/, sdss_qso_z/ …")
+    parts["real"].add_argument("--all-orientations", action="store_true", help="average over rotations and flips")
     parts["real"].add_argument("--sets", default=",".join(SETS), help="which of them")
     parts["real"].add_argument("--steps", type=int, default=300, help="also train the model on, on the images of train")
     parts["labels"].add_argument("--model", default="sky-nano", help="run folder, checkpoint or name")
@@ -162,7 +163,8 @@ def main() -> None:
         print(json.dumps(row))
     elif options.command == "real":
         for name in options.sets.split(","):
-            for row in measure_real(name, options.data, options.out, model=options.model, steps=options.steps):
+            how = {"model": options.model, "steps": options.steps, "all_orientations": options.all_orientations}
+            for row in measure_real(name, options.data, options.out, **how):
                 print(json.dumps(row), flush=True)
     elif options.command == "labels":
         model = load_model(options.model)

@@ -33,6 +33,7 @@ def evaluate(
     pools: Sequence[str] = ("mean", "central", "central_flat"),
     layers: Sequence[int] = (-1,),
     magnitudes: Sequence[str] | None = None,
+    all_orientations: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """Probe an encoder for one target, and compare with baselines that need no pretraining.
@@ -51,6 +52,9 @@ def evaluate(
     magnitudes : sequence of str, optional
         Columns in the order of wavelength; by default ``mag_g`` … of the model's bands, if the file has them. Those of
         a simulated file hold no noise, and are an upper bound. Magnitudes measured on the pixels are always compared.
+    all_orientations : bool
+        Vectors of both networks are means over the rotations and flips of an image, as in `embed`; but for the
+        original's probe.
     seed : int
         Of random weights and the bootstrap.
 
@@ -69,6 +73,8 @@ def evaluate(
         every = list(dict.fromkeys((*pools, "central_flat")))
         features = encode(encoder, cutouts, rows=labels.used, pools=every, layers=sorted({*layers, -1}))
         asked = {key: x for key, x in features.items() if key[0] in layers and key[1] in pools}
+        if all_orientations:
+            asked = encode(encoder, cutouts, rows=labels.used, pools=pools, layers=layers, all_orientations=True)
         table, key, best = _sweep(encoder, asked, labels)
         results[f"{name}, linear"] = judge(best, asked[key], labels, seed=seed)
         if encoder is model:

@@ -116,6 +116,22 @@ def test_the_table_tells_of_each_class():
     assert z["bias_median"].str.match(r"0\.\d{3} \[").all()
 
 
+def test_all_orientations_give_the_same_for_an_image_however_it_is_turned(field, model, tmp_path):
+    turned = write_cutouts(
+        tmp_path / "turned.h5",
+        np.ascontiguousarray(np.rot90(field.flux(), axes=(2, 3))),
+        bands=field.bands,
+        z_spec=field.column("z_spec"),
+    )
+    split = split_cutouts(field)
+    how = {"task": "regression", "split": split, "pools": ["mean"], "all_orientations": True}
+    one, other = (evaluate(model, cutouts, "z_spec", **how).results for cutouts in (field, turned))
+    for method in ("pretrained, linear", "random weights, linear"):
+        np.testing.assert_allclose(one[method].prediction, other[method].prediction, atol=1e-3)
+    method = "pretrained, original's probe"
+    assert np.abs(one[method].prediction - other[method].prediction).max() > 1e-3  # as published: one orientation
+
+
 def test_layers_and_poolings_in_one_call(field, model, evaluated):
     split, _ = evaluated
     sweep = layer_sweep(model, field, "class", task="classification", split=split, pools=["mean", "central", "cls"])
