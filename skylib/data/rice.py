@@ -13,6 +13,8 @@ from astropy.io import fits
 from numba import types
 from numba.extending import intrinsic
 
+from skylib.data.fitsfile import unwarned
+
 _DITHERS = {"NO_DITHER": 0, "SUBTRACTIVE_DITHER_1": 1, "SUBTRACTIVE_DITHER_2": 2}
 _COLUMNS = {"COMPRESSED_DATA", "GZIP_COMPRESSED_DATA", "ZSCALE", "ZZERO"}
 _ZERO = -(2**31) + 2  # stands for 0 exactly, in SUBTRACTIVE_DITHER_2
@@ -33,7 +35,7 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
     Returns
     -------
     ndarray of float32, shape (H, W), or None
-        None where the image was compressed in another way, or its bytes are not in a file as they are.
+        None where the image was compressed or scaled in another way, or its bytes are not in a file as they are.
 
     Raises
     ------
@@ -43,7 +45,7 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
     info = hdu.fileinfo()
     if not info or info["file"].compression or not Path(path := info["file"].name).is_file():
         return None
-    with fits.open(path, disable_image_compression=True) as tables:
+    with unwarned(fits.verify.VerifyWarning), fits.open(path, disable_image_compression=True) as tables:
         table = next(table for table in tables if table.fileinfo()["hdrLoc"] == info["hdrLoc"])
         header, columns = table.header, table.columns.dtype.newbyteorder(">")
     settings = {header[f"ZNAME{i}"]: header[f"ZVAL{i}"] for i in range(1, 10) if f"ZNAME{i}" in header}
@@ -52,8 +54,9 @@ def decode_rice(hdu: Any) -> np.ndarray | None:
     kind = [header["ZCMPTYPE"], header["ZBITPIX"], header["ZNAXIS"], settings.get("BYTEPIX", 4)]
     by_rows = header.get("ZTILE1", width) == width and header.get("ZTILE2", 1) == 1
     known = {"COMPRESSED_DATA", "ZSCALE", "ZZERO"} <= set(columns.names) <= _COLUMNS
+    scaled = not {"BSCALE", "BZERO", "BLANK"}.isdisjoint(header)  # what a pixel means, beyond the compression
     block = int(settings.get("BLOCKSIZE", 32))
-    if not (kind == ["RICE_1", -32, 2, 4] and by_rows and known and 0 < block <= 1024) or dither is None:
+    if kind != ["RICE_1", -32, 2, 4] or not (by_rows and known and 0 < block <= 1024) or scaled or dither is None:
         return None
     n_bytes = header["NAXIS1"] * height
     content = np.memmap(path, np.uint8, "r", info["datLoc"], (n_bytes + header["PCOUNT"],)).view(np.ndarray)

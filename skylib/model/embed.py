@@ -61,7 +61,7 @@ def embed(
         After which block; the last by default.
     all_orientations : bool
         The mean of the vectors of an image in all eight rotations and flips, which does not depend on its orientation.
-        It takes eight times as long, and saves labels (see docs/recipes.md).
+        It takes eight times as long, and makes redshifts more accurate (docs/recipes.md).
     batch_size : int
     precision : {"auto", "bf16", "fp32"}
         Of the matrix products. ``auto`` is bf16 where the processor has it: twice as fast, and vectors whose cosine

@@ -172,9 +172,9 @@ def query_vectors(query: np.ndarray, embeddings: Embeddings, model: MaskedImageM
     if query.ndim == 4:
         if model is None:
             raise ValueError("an image as the query needs the model that made the embeddings: give model=…")
-        meta, everyway = embeddings.meta, bool(embeddings.meta.get("all_orientations"))
+        meta, averaged = embeddings.meta, bool(embeddings.meta.get("all_orientations"))
         how = {"pool": meta.get("pool", "mean"), "layer": meta.get("layer", -1)}
-        vectors = target_vectors(model, query, augment=everyway, **how)
+        vectors = target_vectors(model, query, augment=averaged, **how)
         return vectors.reshape(len(query), -1, vectors.shape[1]).mean(axis=1)
     width = embeddings.vectors.shape[1]
     if query.ndim != 2 or query.shape[1] != width:

@@ -79,6 +79,20 @@ def test_whole_numbers_are_left_to_astropy(tmp_path):
         assert decode_rice(hdus[1]) is None
 
 
+@pytest.mark.parametrize("change", [{}, {"BSCALE": 2.0}, {"BZERO": 1.0}, {"ZBLANK": None}, {"ZNAME1": None}])
+def test_flux_is_that_of_astropy_whatever_the_header_says(tmp_path, change):
+    image = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    path = write(tmp_path / "calexp-HSC-I-9813-4,5.fits", image, header=GRID)
+    with fits.open(path, mode="update", disable_image_compression=True) as hdus:
+        for key, value in change.items():
+            if value is None:
+                hdus[1].header.remove(key, ignore_missing=True)
+            else:
+                hdus[1].header[key] = value
+    with fits.open(path) as hdus:
+        np.testing.assert_array_equal(read_tile(find_tiles(tmp_path, bands="i")[0]).flux[0], hdus[1].data)
+
+
 def test_images_that_are_not_in_a_file_as_they_are_are_left_to_astropy(tmp_path):
     image = np.random.default_rng(0).normal(size=(10, 20)).astype(np.float32)
     assert decode_rice(fits.CompImageHDU(image)) is None
