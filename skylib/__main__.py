@@ -136,12 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("-o", "--out", type=Path, default=Path("embeddings.h5"), help="default: %(default)s")
     embed.add_argument("--pool", default="mean", help="such as central or mean_central (default: %(default)s)")
     embed.add_argument("--layer", type=int, default=-1, help="after which block (default: the last)")
+    embed.add_argument("--all-orientations", action="store_true", help="average rotations and flips: 8 times the time")
     embed.add_argument("--bands", help="order of the planes, for a file that does not state it")
     embed.add_argument("--survey", help="states unit and pixel scale where the file does not (default: hsc)")
     embed.add_argument("--rescale", action="store_true", help="bring the images to the pixel scale of the model first")
-    embed.add_argument(
-        "--order", type=int, help="make a folder of parts, one per HEALPix cell of this order; existing ones are kept"
-    )
+    embed.add_argument("--order", type=int, help="make a folder of parts, one per HEALPix cell of this order")
     embed.add_argument("--shard", type=int, default=0, help="with --order: make only every n-th part, from this one on")
     embed.add_argument("--n-shards", type=int, default=1, help="this n (default: %(default)s)")
 
@@ -257,7 +256,7 @@ def _embed(arguments: argparse.Namespace) -> None:
     cutouts = CutoutFile(arguments.cutouts, bands=arguments.bands, survey=arguments.survey)
     if arguments.rescale and (trained := model.origin.get("trained_on")):
         cutouts = at_scale(cutouts, trained["pixel_scale"])
-    how = {"pool": arguments.pool, "layer": arguments.layer}
+    how = {name: getattr(arguments, name) for name in ("pool", "layer", "all_orientations")}
     if arguments.order is not None:
         how |= {"order": arguments.order, "shard": arguments.shard, "n_shards": arguments.n_shards}
         print(*embed_parts(model, cutouts, arguments.out, **how), sep="\n")

@@ -77,6 +77,7 @@ def missing_bands(
     split: np.ndarray,
     pool: str = "mean",
     layer: int = -1,
+    all_orientations: bool = False,
     max_dropped: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -84,6 +85,8 @@ def missing_bands(
 
     Parameters
     ----------
+    pool, layer, all_orientations
+        As in `embed`.
     max_dropped : int, optional
         Drop at most this many at once; all but one by default.
 
@@ -92,7 +95,8 @@ def missing_bands(
     DataFrame
         ``dropped`` (names, "" for none), ``n_dropped``, the score on test, ``low``, ``high``, ``n``.
     """
-    judge = _fitted_probe(model, cutouts, select_labels(cutouts.column, target, split, task), pool, layer, seed)
+    labels = select_labels(cutouts.column, target, split, task)
+    judge = _fitted_probe(model, cutouts, labels, pool, layer, seed, all_orientations=all_orientations)
     bands = model.config.bands
     most = len(bands) - 1 if max_dropped is None else max_dropped
     subsets = [dropped for n in range(most + 1) for dropped in itertools.combinations(bands, n)]
@@ -102,14 +106,22 @@ def missing_bands(
 
 
 def _fitted_probe(
-    model: MaskedImageModel, cutouts: CutoutFile, labels: Labels, pool: str, layer: int, seed: int
+    model: MaskedImageModel,
+    cutouts: CutoutFile,
+    labels: Labels,
+    pool: str,
+    layer: int,
+    seed: int,
+    *,
+    all_orientations: bool = False,
 ) -> Callable[..., dict[str, Any]]:
     """Fit a linear probe to the images as they are; return what scores it on test images that are not."""
-    vectors = encode(model, cutouts, rows=labels.used, pools=[pool], layers=[layer])[layer, pool]
-    fitted = choose(vectors, labels, candidates("linear", labels.task)).model
+    how: dict[str, Any] = {"pools": [pool], "layers": [layer], "all_orientations": all_orientations}
+    vectors = encode(model, cutouts, rows=labels.used, **how)
+    fitted = choose(vectors[layer, pool], labels, candidates("linear", labels.task)).model
 
     def judge(changed: CutoutFile, *, drop_bands: Sequence[str] = ()) -> dict[str, Any]:
-        given = encode(model, changed, rows=labels.rows[TEST], pools=[pool], layers=[layer], drop_bands=drop_bands)
+        given = encode(model, changed, rows=labels.rows[TEST], drop_bands=drop_bands, **how)
         return _score(on_test(fitted.predict(given[layer, pool]), labels, seed=seed), labels)
 
     return judge

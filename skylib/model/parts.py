@@ -47,6 +47,7 @@ def embed_parts(
     half: bool = True,
     pool: str = "mean",
     layer: int = -1,
+    all_orientations: bool = False,
     batch_size: int = 256,
     precision: str = "auto",
 ) -> list[Path]:
@@ -68,7 +69,7 @@ def embed_parts(
         Make only each n-th part, beginning with this one.
     half : bool
         Keep vectors in half precision: half the disk, and nearly the same neighbours.
-    pool, layer, batch_size, precision
+    pool, layer, all_orientations, batch_size, precision
         As in `embed`.
 
     Returns
@@ -92,8 +93,8 @@ def embed_parts(
     folder = Path(folder)
     check_range("shard", shard, 0, n_shards - 1)
     about = {"n": len(cutouts), "order": order, "cutouts": cutouts.path.name, "model": fingerprint(model), "pool": pool}
-    about |= {"layer": layer, "half": half}
-    before = read_json(folder / ABOUT, *about) if (folder / ABOUT).is_file() else about
+    about |= {"layer": layer, "half": half, "all_orientations": all_orientations}
+    before = {"all_orientations": False} | read_json(folder / ABOUT) if (folder / ABOUT).is_file() else about
     if changed := difference(before, about):
         raise ValueError(f"{folder}: holds parts made otherwise: {changed}; choose another folder")
     write_json(folder / ABOUT, about)
@@ -106,6 +107,7 @@ def embed_parts(
     rows_of = dict(zip(cells, np.split(by_cell, first[1:]), strict=True))
     paths = {folder / f"Norder={order}" / f"Npix={number}.h5": rows_of[number] for number in cells[shard::n_shards]}
     how: dict[str, Any] = {"pool": pool, "layer": layer, "batch_size": batch_size, "precision": precision}
+    how["all_orientations"] = all_orientations
     with StopRequest(folder) as stop:
         for path, rows in paths.items():
             if path.is_file():

@@ -79,6 +79,10 @@ def test_the_band_that_matters_is_missed(data, model):
     assert score[""] > 0.95
     assert score["r"] > 0.8
     assert score["g"] < 0.65
+    turned = missing_bands(
+        model, data, "kind", task="classification", split=data.column("split"), pool="central", all_orientations=True
+    ).set_index("dropped")["balanced_accuracy"]
+    assert turned[""] > 0.95 > 0.65 > turned["g"]
 
 
 def test_a_planted_depth_gradient_is_found(data, model):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from pyarrow import parquet
@@ -97,9 +99,14 @@ def test_parts_resume_and_belong_together(model, cutouts, folder, tmp_path):
         embed_parts(model, cutouts, folder, order=12, half=False)
     embed_parts(model, cutouts, folder, order=12, half=False)
     assert path.is_file()
+    about = json.loads((folder / "parts.json").read_text())  # older folders do not state the orientations
+    (folder / "parts.json").write_text(json.dumps({k: v for k, v in about.items() if k != "all_orientations"}))
+    embed_parts(model, cutouts, folder, order=12, half=False)
     assert times == {file: file.stat().st_mtime_ns for file in times}
     with pytest.raises(ValueError, match="made otherwise: pool: 'mean' -> 'max'"):
         embed_parts(model, cutouts, folder, order=12, half=False, pool="max")
+    with pytest.raises(ValueError, match="made otherwise: all_orientations: False -> True"):
+        embed_parts(model, cutouts, folder, order=12, half=False, all_orientations=True)
     with pytest.raises(ValueError, match="shard=2: must be 0 to 1"):
         embed_parts(model, cutouts, folder, shard=2, n_shards=2)
     with pytest.raises(FileNotFoundError, match="no parts of embeddings"):
