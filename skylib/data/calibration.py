@@ -15,7 +15,7 @@ from skylib.data.description import Survey
 from skylib.data.fitsfile import unwarned
 
 _KEYWORDS = ("MAGZERO", "MAGZPT", "MAGZP", "PHOTZP", "ZEROPNT", "ZEROPOINT", "ABMAGZP")  # usual names of a zero-point
-_SYSTEMS = ("MAGSYS", "PHOTSYS", "ZPSYS")  # the magnitude system, where a header states it
+_SYSTEMS = ("MAGSYS", "MAG_SYS", "PHOTSYS", "ZPSYS")  # the magnitude system, where a header states it
 _COUNTS = re.compile(
     r"(?:electrons?|e-?|counts?|cts?|adus?|dn|data\s*units?|none)?\s*(?P<rate>[/\s]?\s*s(?:ec(?:ond)?)?(?:\^?-1)?)?"
     r"|(?P<cps>cps)",
@@ -152,7 +152,7 @@ def _stated(
         if key is not None and _get(key, header, primary) is not None:
             stated[key] = _number(key, header, primary) + _exposure(survey.exposure_keyword, header, primary)
             system = [(name, text) for name in _SYSTEMS if (text := str(_get(name, header, primary) or "").strip())]
-            if system and system[0][1].upper().startswith("VEGA"):
+            if system and system[0][1].upper().startswith(("VEGA", "ST")):
                 raise ValueError(
                     f"{key} is in the system {system[0][0]}={system[0][1]!r}: must be AB; Survey(trust_header=False, "
                     "zero_point=…) gives the AB zero-point"

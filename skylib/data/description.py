@@ -55,7 +55,8 @@ class Survey:
     trust_header : bool
         False: `zero_point` counts, whatever the header says.
     no_data : float, optional
-        Pixels of this value have no data, besides NaN, infinity and areas of zeros.
+        Pixels of this value have no data, besides NaN, infinity, 1e20 and more, and areas of 0, -99, -999, -9999
+        or -32768.
     align : bool
         Bring bands whose pixels lie at different places to those of the first.
     sky : bool

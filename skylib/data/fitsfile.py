@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}  # by how files begin
 _BLOCK, _MAX_HEADER_BLOCKS, _MAX_HDUS = 2880, 3000, 500
 _MAX_BYTES = 8 * 2**30  # of a decompressed file, and of an image
 _VALUE = re.compile(rb"^([A-Z0-9_-]+) *= +('?[^'/]*)")
@@ -37,8 +37,11 @@ def opened(path: Path, what: str = "a FITS tile") -> Iterator[fits.HDUList]:
     """
     try:
         source: Any = path
-        if path.suffix.lower() in _OPENERS:
-            with _OPENERS[path.suffix.lower()](path) as packed:
+        with open(path, "rb") as file:
+            first = file.read(6)
+        opener = next((_OPENERS[mark] for mark in _OPENERS if first.startswith(mark)), None)  # names can be wrong
+        if opener is not None:
+            with opener(path) as packed:
                 content = packed.read(_MAX_BYTES)
                 if packed.read(1):
                     raise ValueError(f"more than {_MAX_BYTES} bytes when decompressed")

@@ -34,7 +34,7 @@ def read_grid(header: fits.Header) -> WCS | None:
                 raise ValueError(f"{key}={value!r}: must be a number")
     with unwarned(FITSFixedWarning):
         try:
-            wcs = WCS(_with_distortions(header))
+            wcs = WCS(_with_distortions(_one_matrix(header)))
         except KeyError:  # an alternate one alone, of which no one knows whether it is meant
             return None
         except ValueError as error:  # of wcslib, over several lines
@@ -56,6 +56,22 @@ def read_grid(header: fits.Header) -> WCS | None:
         )
     _frame(wcs)
     return wcs
+
+
+def _one_matrix(header: fits.Header) -> fits.Header:
+    """Return a header without PC beside CD, of which astropy would take the wrong one, where CD is a whole matrix."""
+    if not any(re.fullmatch("CD[12]_[12]", key) for key in header):
+        if sum(f"CDELT{axis}" in header for axis in (1, 2)) == 1:
+            raise ValueError("the pixel scale of one axis is missing: CDELT1 or CDELT2")
+        return header
+    matrix = [[header.get(f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)]
+    if not np.linalg.det(matrix):
+        raise ValueError(f"the matrix CD is {matrix}")
+    if stale := list(header["PC?_?"]):
+        header = header.copy()
+        for key in stale:
+            del header[key]
+    return header
 
 
 def _with_distortions(header: fits.Header) -> fits.Header:

@@ -14,6 +14,7 @@ from astropy.table import Table
 log = logging.getLogger(__name__)
 
 EXACT = 2**53  # up to here float64 holds every integer
+NO_TEXT = ("", "nan", "nat", "<na>", "na", "n/a", "null", "--")  # what tables write for a missing value, in lower case
 _UNSET = [float(f"{'9' * n}") for n in range(3, 9)]  # degrees, of either sign: what tables write for "none"
 _UNITS = {"degree": u.deg, "radian": u.rad, "hr": u.hourangle, "h": u.hourangle, "hour": u.hourangle}
 _UNITS |= {str(unit): unit for unit in (u.deg, u.rad, u.arcsec, u.arcmin, u.mas, u.hourangle)}
@@ -37,7 +38,8 @@ def plain_column(values: Any) -> tuple[np.ndarray, np.ndarray, str]:
     if array.dtype.kind == "O" and array.ndim == 1:
         missing = missing | pd.isna(array) | np.array([value is np.ma.masked for value in array], bool)
         numbers = np.array(array[~missing].tolist()) if all(map(np.isscalar, array[~missing])) else array
-        if numbers.ndim == 1 and numbers.dtype.kind in "biuf" and len(numbers):
+        exact = numbers.ndim == 1 and numbers.dtype.kind in "biuf" and bool((numbers == array[~missing]).all())
+        if exact and len(numbers):
             array = np.zeros(len(array), numbers.dtype)
             array[~missing] = numbers
     return array, missing, "" if unit is None else str(unit).strip()
@@ -98,6 +100,17 @@ def numbers_of(cutouts: Any, name: str) -> np.ndarray:
     if values.dtype.kind == "U":
         raise ValueError(f"{cutouts.path}: column {name!r} holds text: must be numbers")
     return values
+
+
+def has_text(values: np.ndarray) -> np.ndarray:
+    """Return which texts say something: False where one is empty, ``"nan"`` or the like.
+
+    Examples
+    --------
+    >>> has_text(np.array(["star", "", "nan", "N/A"]))
+    array([ True, False, False, False])
+    """
+    return ~np.isin(np.char.lower(np.char.strip(values)), NO_TEXT)
 
 
 def as_label(name: str, values: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -216,7 +229,7 @@ def positions(ra: np.ndarray, dec: np.ndarray, *, where: str = "") -> tuple[np.n
 def _from_text(text: str, name: str, where: str, hours: bool, unit: u.UnitBase | None) -> float:
     """Return degrees of text such as ``"10:00:00.12"``, ``"+02 12 00"`` or ``"150.0005"``."""
     text = text.strip()
-    if text.lower() in ("", "nan", "none", "--", "null", "inf", "-inf"):
+    if text.lower() in (*NO_TEXT, "none", "-", "inf", "-inf"):
         return np.nan
     try:
         return float((float(text) * (unit or u.deg)).to_value(u.deg))

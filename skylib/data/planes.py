@@ -18,6 +18,8 @@ from skylib.data.fitsfile import opened, refuse
 from skylib.data.grids import pixel_scale, read_grid
 
 _ROWS = 64  # of an image at a time, which a cache holds
+_MAX_FLUX = 1e20  # in the file's unit; beyond, as 1e30, pixels are marked as unknown
+_FILLERS = (-99.0, -999.0, -9999.0, -32768.0)  # which areas without data hold, besides 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class BandImage:
             rows = slice(start, start + _ROWS)
             part = out[rows]
             part[...] = self.image[rows]
-            bad = np.isinf(part)
+            low, high = np.fmin.reduce(part, axis=None), np.fmax.reduce(part, axis=None)
+            bad = (np.abs(part) >= _MAX_FLUX) if max(-low, high) >= _MAX_FLUX else np.zeros(part.shape, dtype=bool)
             if self.survey.no_data is not None:
                 bad |= part == np.float32(self.survey.no_data)
             if self.bad is not None:
@@ -48,6 +51,8 @@ class BandImage:
                 bad |= ~(self.noise[rows] > 0)  # a weight of 0 is how surveys mark what was not observed
             part[bad] = np.nan
             np.equal(part, 0, out=zero[rows])
+            if low in _FILLERS:
+                zero[rows] |= part == low
             if self.scale != 1:
                 part *= self.scale
         if zero.any():
@@ -59,10 +64,12 @@ class BandImage:
         assert self.noise is not None
         out[...] = self.noise
         out[~(np.isfinite(out) & (out > 0))] = np.nan
-        if self.survey.variance_kind == "weight":
-            np.divide(1, out, out=out)
-        elif self.survey.variance_kind == "sigma":
-            np.square(out, out=out)
+        with np.errstate(over="ignore"):
+            if self.survey.variance_kind == "weight":
+                np.divide(1, out, out=out)
+            elif self.survey.variance_kind == "sigma":
+                np.square(out, out=out)
+        out[np.isinf(out)] = np.nan  # as of a standard deviation of 1e30
         self._check_variance(out)
         if self.scale != 1:
             out *= self.scale**2
@@ -226,7 +233,7 @@ def _flagged(hdu: Any, survey: Survey, names: Sequence[str | int], shape: tuple[
     if mask is not None and (mask.shape != shape or mask.dtype.kind not in "iu"):
         raise refuse(f"a mask of {mask.shape} pixels of type {mask.dtype} for an image of {shape}")
     for name in names:
-        bit = name if isinstance(name, int) else planes.get(name)
+        bit = int(name) if isinstance(name, int | np.integer) else planes.get(name)
         if mask is None or bit is None:
             raise refuse(f"no mask plane {name!r}; planes there: {', '.join(planes) or 'none'}")
         n_bits = 8 * mask.dtype.itemsize
@@ -246,7 +253,7 @@ def _noise(hdu: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _areas(zero: np.ndarray) -> np.ndarray:
-    """Return which zero pixels lie in areas of zeros, 3 x 3 at least: padding, where nothing was observed."""
+    """Return which pixels of one value lie in areas, 3 x 3 at least, of it: padding, where nothing was observed."""
     if zero.all():
         return zero
     core = ~_grown(~zero)

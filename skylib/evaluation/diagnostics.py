@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skylib.checks import checked
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import as_label
+from skylib.data.plain import as_label, has_text
 from skylib.data.splits import TEST, TRAIN, sky_folds
 from skylib.evaluation.baselines import moved
 from skylib.evaluation.labels import PARTS, Labels, Task, select_labels
@@ -251,7 +251,7 @@ def find_label_errors(
     .. [1] Northcutt, Jiang and Chuang 2021, JAIR 70, 1373.
     """
     labels = embeddings.column(target) if isinstance(target, str) else as_label("class", target)[0]
-    rows = np.flatnonzero(((labels != "") if labels.dtype.kind == "U" else (labels >= 0)) & embeddings.finite)
+    rows = np.flatnonzero((has_text(labels) if labels.dtype.kind == "U" else (labels >= 0)) & embeddings.finite)
     y, x = labels[rows], embeddings.vectors[rows]
     classes = np.unique(y)
     if len(classes) < 2:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from skylib.checks import check_choice, checked
 from skylib.data.cutouts import CutoutFile
-from skylib.data.plain import as_label, numbers_of
+from skylib.data.plain import as_label, has_text, numbers_of
 from skylib.data.splits import TEST, TRAIN, VALIDATION, read_parts
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def select_labels(
         Gives a column by its name, such as `Embeddings.column` or `CutoutFile.column`.
     target : str or ndarray, shape (n,)
         A column, or the values. Negative classes and numbers that are not finite count as unlabelled, as does
-        empty text; other text is a class.
+        empty text and what tables write for it, such as "nan"; other text is a class.
     split : str or ndarray of int, shape (n,)
         A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
     task : {"classification", "regression"}
@@ -94,7 +94,7 @@ def select_labels(
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value per object")
     numbers = values.dtype.kind in "biuf"
-    labelled = np.isfinite(values) if numbers else values != ""
+    labelled = np.isfinite(values) if numbers else has_text(values)
     if task == "classification" and numbers:
         labelled &= values >= 0
         if (broken := values[labelled] % 1 != 0).any():

@@ -211,6 +211,7 @@ def test_the_unit_of_a_file_is_applied(tmp_path, cards, zero_point):
         ({"MAGZERO": True}, "MAGZERO=True: must be a finite number"),
         ({"MAGZERO": 25.0, "FLUXMAG0": 1e10 * 2}, "stated differently: FLUXMAG0 says 25.753, MAGZERO says 25.000"),
         ({"MAGZERO": 25.0, "MAGSYS": "Vega"}, "MAGZERO is in the system MAGSYS='Vega': must be AB"),
+        ({"MAGZERO": 25.0, "MAGSYS": "STMAG"}, "MAGZERO is in the system MAGSYS='STMAG': must be AB"),
         ({"BUNIT": "Jy/beam"}, "BUNIT='Jy/beam' is no unit of flux"),
         ({"BUNIT": "mag"}, "BUNIT='mag' is no unit of flux"),
         ({"BUNIT": "MJy/sr", "PIXAR_SR": 0.0}, "PIXAR_SR=0.0: must be positive"),
@@ -275,11 +276,11 @@ def test_noise_is_read_as_variance_whatever_is_stored(tmp_path, kind):
     }
     tile = read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind=kind))[0], variance=True)
     np.testing.assert_allclose(tile.variance, 0.01 * 100, rtol=1e-5)  # 2.5 magnitudes: a factor 10 in flux
-    bad = np.array([-1, 0, np.nan, np.inf], "f4")
+    bad = np.array([-1, 0, np.nan, np.inf, {"weight": 1e-40, "sigma": 1e30}.get(kind, 0)], "f4")
     with fits.open(tmp_path / "a_i_wht.fits", mode="update") as hdus:
-        hdus[0].data[5, :4] = bad
+        hdus[0].data[5, :5] = bad
     tile = read_tile(find_tiles(tmp_path, survey=Survey(**description, variance_kind=kind))[0], variance=True)
-    assert np.isnan(tile.variance[0, 5, :4]).all()  # no variance, whatever the kind
+    assert np.isnan(tile.variance[0, 5, :5]).all()  # no variance, whatever the kind
     assert np.isfinite(tile.variance[0, 6:]).all()
     if kind == "variance":  # given as a standard deviation, it is a hundred times too small
         with pytest.raises(ValueError, match=r"a_i_sci\.fits: the sigma is 0\.01 .*variance_kind='variance'"):
@@ -300,7 +301,7 @@ def test_mask_planes_at_any_bit(tmp_path, kind, bit, top):
     more[0].header.update({"MP_BAD": 0, "MP_NEW": bit})
     write(tmp_path / "HSC-I-9813-4,5.fits", noise(), hdu=1, name="IMAGE", more=more)
     (paths,) = find_tiles(tmp_path, bands="i")
-    for planes in (["NEW"], [bit]):
+    for planes in (["NEW"], [bit], [np.int64(bit)]):
         assert np.argwhere(np.isnan(read_tile(paths, bad_planes=planes).flux[0])).tolist() == [[3, 4]]
     with pytest.raises(ValueError, match=r"HSC-I-9813-4,5\.fits: mask plane 77 is bit 77"):
         read_tile(paths, bad_planes=[77])
@@ -317,6 +318,17 @@ def test_zeros_are_no_data_in_areas_and_whole_bands(tmp_path):
     assert np.isnan(tile.flux[0, :20]).all()
     assert np.isfinite(tile.flux[0, 20:]).all()  # a single zero is a value
     assert np.isnan(tile.flux[1]).all()
+
+
+@pytest.mark.parametrize("filler", [-99.0, -32768.0, 1e30, -1e30])
+def test_what_surveys_fill_empty_areas_with_is_no_data(tmp_path, filler):
+    image = noise()
+    image[:20], image[50, 50] = filler, -99
+    write(tmp_path / "a_g.fits", image)
+    survey = Survey(name="x", bands="g", file_names="{tile}_{band}", zero_point=22.5)
+    flux = read_tile(find_tiles(tmp_path, survey=survey)[0]).flux[0]
+    assert np.isnan(flux[:20]).all()
+    assert np.isfinite(flux[20:]).all()  # a single -99 is a value
 
 
 def test_cubes_of_several_bands(tmp_path):
@@ -366,6 +378,10 @@ def test_endings_of_file_names(tmp_path, name):
     content = path.read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("GZ") else content)
     path.unlink()
+    if name.endswith("fts"):  # whose content is another than the name says
+        (tmp_path / name).rename(tmp_path / "a_i.fits.bz2")
+    elif name.endswith("fit"):
+        (tmp_path / name).write_bytes(gzip.compress(content))
     mask = Survey(name="x", bands="i", file_names="{tile}_{band}", zero_point=27)
     np.testing.assert_array_equal(read_tile(find_tiles(tmp_path, survey=mask)[0]).flux[0], noise())
 
@@ -480,6 +496,7 @@ FK4_PLACE = [[x] for x in (lambda c: (c.ra.deg, c.dec.deg))(SkyCoord(150.0005, 2
         ({"CRVAL1": "150.0"}, "CRVAL1='150.0': must be a number"),
         ({"RADESYS": "WEIRD"}, "RADESYS='WEIRD': must be ICRS, FK5, FK4 or FK4-NO-E"),
         ({"CUNIT1": "m"}, "the sky coordinates are damaged: ERROR 6"),
+        ({"CD1_1": 0.0, "CD2_2": 0.0}, "the matrix CD is [[0.0, 0.0], [0.0, 0.0]]"),
     ],
 )
 def test_grids_that_cannot_be_used_are_named(tmp_path, cards, message):
@@ -487,6 +504,21 @@ def test_grids_that_cannot_be_used_are_named(tmp_path, cards, message):
     (paths,) = find_tiles(tmp_path, survey=Survey(name="f", bands="g", file_names="{tile}_{band}", zero_point=27))
     with pytest.raises((OSError, ValueError), match=rf"a_g\.fits.*{re.escape(message)}"):
         read_tile(paths)
+
+
+def test_a_matrix_cd_goes_before_pc_and_a_lone_scale_is_refused(tmp_path):
+    scale = 0.2 / 3600
+    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRPIX1": 40.5, "CRPIX2": 40.5})
+    header.update({"CRVAL1": 150.0, "CRVAL2": 2.2, "CD1_1": -scale, "CD2_2": scale, "PC1_1": 1.0, "PC2_2": 1.0})
+    fits.PrimaryHDU(noise(), header).writeto(tmp_path / "a_g.fits")
+    survey = Survey(name="f", bands="g", file_names="{tile}_{band}", zero_point=27)
+    assert read_tile(find_tiles(tmp_path, survey=survey)[0]).sky_at(49.5, 39.5)[1] == pytest.approx(2.2 + 10 * scale)
+    for key in ("CD1_1", "CD2_2"):
+        del header[key]
+    header["CDELT1"] = -scale
+    fits.PrimaryHDU(noise(), header).writeto(tmp_path / "a_g.fits", overwrite=True)
+    with pytest.raises(OSError, match=r"a_g\.fits: .*scale of one axis is missing: CDELT1 or CDELT2"):
+        read_tile(find_tiles(tmp_path, survey=survey)[0])
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from skylib import (
 )
 from skylib.data.cutouts.catalogue import read_catalogue
 from skylib.data.tiles import TilePaths
+from skylib.evaluation.labels import select_labels
 from skylib.search.filters import matching_rows
 
 N, EMPTY = 90, [0, 5]
@@ -175,6 +176,47 @@ def test_csv_with_other_delimiters_and_comments_is_read(tmp_path, text):
     (tmp_path / "c.csv").write_bytes(text.encode())
     table = read_catalogue(tmp_path / "c.csv")
     assert [*table["ra"], *table["dec"]] == [150.1, 2.2]
+
+
+@pytest.mark.parametrize("missing", ["", "nan", "NaN", "NULL", "N/A", "NA", "<NA>", "--"])
+def test_missing_values_in_csv_leave_identifiers_and_positions_exact(tmp_path, missing):
+    for name, comma in (("c.csv", ","), ("c.dat", " ")):
+        rows = f"ra,dec,id,word\n150.5,2.2,{BIG},Na\n{missing or 'nan'},2.2,{missing or 'nan'},{missing or 'nan'}\n"
+        (tmp_path / name).write_text(rows.replace(",", comma) if comma == " " else rows.replace("nan", missing))
+        table = read_catalogue(tmp_path / name)
+        np.testing.assert_array_equal(table["ra"], [150.5, np.nan])
+        assert table["id"].tolist() == [BIG, None]
+        assert table["word"].tolist() == ["Na", None]
+
+
+def test_parquet_with_missing_values_and_frames_with_an_index_keep_everything(tmp_path):
+    frame = pd.DataFrame({"ra": pd.array([10.5, None], "Float64"), "dec": [2.2, 2.2], "name": ["a", None]})
+    frame["id"], frame["kind"] = pd.array([BIG, None], "Int64"), pd.Categorical(["x", None])
+    frame.index = pd.Index([BIG, 2], name="object_id")
+    frame.to_parquet(tmp_path / "c.parquet")
+    for catalogue in (tmp_path / "c.parquet", frame):
+        table = read_catalogue(catalogue)
+        np.testing.assert_array_equal(table["ra"], [10.5, np.nan])
+        for name, wanted in (
+            ("id", [BIG, None]),
+            ("name", ["a", None]),
+            ("kind", ["x", None]),
+            ("object_id", [BIG, 2]),
+        ):
+            assert table[name].tolist() == wanted
+    frame.columns = pd.MultiIndex.from_product([["a"], frame.columns])
+    with pytest.raises(ValueError, match=r"no column 'ra'; columns: .*\('a', 'ra'\)"):
+        read_catalogue(frame)
+    with pytest.raises(ValueError, match="catalogue of type dict: must be a path or a table"):
+        read_catalogue({"ra": 150.0, "dec": 2.2})
+
+
+def test_classes_that_a_table_calls_nan_are_none(tmp_path):
+    words = np.array(["star", "nan", "QSO", "<NA>"])
+    made = write_cutouts(tmp_path / "c.h5", np.ones((4, 1, 8, 8)), bands="i", **{"class": words})
+    assert made.column("class").tolist() == [2, -1, 1, -1]
+    labels = select_labels({"x": np.tile(["a", "b", "nan"], 30)}, "x", np.arange(90) % 9 // 3, "classification")
+    assert {str(name) for name in labels.values[labels.used]} == {"a", "b"}
 
 
 def test_decimal_commas_are_refused_by_name(tmp_path):

@@ -17,9 +17,10 @@ from astropy.io.registry import IORegistryError
 from astropy.table import Column, MaskedColumn, Table
 
 from skylib.data.fitsfile import opened, unwarned
-from skylib.data.plain import degrees, plain_column, positions
+from skylib.data.plain import NO_TEXT, degrees, plain_column, positions
 
 log = logging.getLogger(__name__)
+_MISSING = [(word, "0") for word in {*NO_TEXT, *map(str.upper, NO_TEXT), "NaN", "NaT"}]
 _MARK = "\N{ZERO WIDTH NO-BREAK SPACE}"  # with which some programs begin a text file
 
 # Pairs of columns that hold a position, in lower case, by their frame; of several in one table, the first counts.
@@ -68,14 +69,13 @@ def read_catalogue(
     if isinstance(catalogue, Table):
         table = catalogue.copy(copy_data=False)
     elif isinstance(catalogue, pd.DataFrame):
-        if not catalogue.columns.is_unique:
-            raise ValueError(f"catalogue: several columns have one name: {', '.join(map(str, catalogue.columns))}")
-        table = Table.from_pandas(catalogue.rename(columns=str))
+        table = _from_pandas(catalogue)
     elif isinstance(catalogue, str | Path):
         table = _load(Path(catalogue))
     else:
         try:
             table = Table(catalogue)
+            len(table)  # which fails for single values
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"catalogue of type {type(catalogue).__name__}: must be a path or a table: {error}"
@@ -137,6 +137,14 @@ def is_label(column: Any) -> bool:
     return array.dtype.kind in "fiub" or all(isinstance(value, str | bytes) for value in array[~missing])
 
 
+def _from_pandas(frame: pd.DataFrame) -> Table:
+    """Return a data frame as a table, with those levels of its index that have names as columns."""
+    frame = frame.reset_index([name for name in frame.index.names if name is not None and name not in frame.columns])
+    if not frame.columns.is_unique:
+        raise ValueError(f"catalogue: several columns have one name: {', '.join(map(str, frame.columns))}")
+    return Table.from_pandas(frame.set_axis([str(name) for name in frame.columns], axis=1))
+
+
 def _load(path: Path) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such catalogue")
@@ -154,16 +162,25 @@ def _load(path: Path) -> Table:
             return next((table for table in tables if _pair(table, f" {path}")[0]), tables[0])
         try:
             try:
+                if start.startswith(b"PAR1") and not _of_astropy(path):
+                    return _from_pandas(pd.read_parquet(path, dtype_backend="numpy_nullable"))
                 table = Table.read(path, **_csv_dialect(path))
                 if b"<VOTABLE" in start:
                     table.meta |= _coordinate_system(path)
                 return table
             except IORegistryError:  # a name that tells no format
-                return Table.read(path, format="ascii")
+                return Table.read(path, format="ascii", fill_values=_MISSING)
         except Exception as error:  # each format raises its own
             raise OSError(
                 f"{path}: cannot be read as a catalogue: {(str(error).strip() or repr(error)).splitlines()[0]}"
             ) from error
+
+
+def _of_astropy(path: Path) -> bool:
+    """Whether astropy wrote a Parquet file; in those of others it turns missing values into floats, or fails."""
+    from pyarrow import parquet  # late: it takes long
+
+    return b"table_meta_yaml" in (parquet.read_metadata(path).metadata or {})
 
 
 def _csv_dialect(path: Path) -> dict[str, Any]:
@@ -178,7 +195,7 @@ def _csv_dialect(path: Path) -> dict[str, Any]:
                     break
                 comment = header.lstrip("# ")
     delimiter = max(",;\t|", key=header.count)
-    how: dict[str, Any] = {"format": "ascii.csv", "comment": "#", "delimiter": delimiter}
+    how: dict[str, Any] = {"format": "ascii.csv", "comment": "#", "delimiter": delimiter, "fill_values": _MISSING}
     names = [name.strip() for name in comment.split(delimiter)]
     if re.match(r"[-+.\d]", header) and len(names) == header.count(delimiter) + 1 > 1:  # as numpy.savetxt writes it
         how |= {"format": "ascii.no_header", "names": names}

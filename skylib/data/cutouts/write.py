@@ -17,7 +17,7 @@ from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, check_names, fixed, name_of, text, write_column
 from skylib.data.cutouts.stated import checked_number
 from skylib.data.description import PIXEL_SCALE
-from skylib.data.plain import as_label, degrees, plain_column, positions
+from skylib.data.plain import as_label, degrees, has_text, plain_column, positions
 from skylib.files import replaced, row_sums
 
 
@@ -230,7 +230,8 @@ def _as_column(name: str, values: Any, n: int) -> tuple[np.ndarray, dict[str, An
         return array, about
     if name != "class":
         return fixed(array.tolist()), about
-    words, names = [word.strip().lower() for word in array.tolist()], list(CLASS_NAMES)
+    given = np.char.strip(np.where(has_text(array), array, "")).tolist()
+    words, names = [word.lower() for word in given], list(CLASS_NAMES)
     if not set(words) <= {*names, ""}:  # classes of the user's own
-        words, names = [word.strip() for word in array.tolist()], sorted({word.strip() for word in array} - {""})
+        words, names = given, sorted(set(given) - {""})
     return np.array([names.index(word) if word else -1 for word in words]), about | {"names": fixed(names)}
