@@ -85,6 +85,11 @@ def tensor_of(name: str, values: Tensor | np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device, and to a GPU without waiting for what that computes."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def ahead(
     items: Iterable[Any], read: Callable[[Any], Any] | None = None, *, depth: int = 2, threads: int = 1
 ) -> Iterator[Any]:

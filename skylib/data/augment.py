@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from skylib.checks import check_fields, checked
+from skylib.device import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +107,14 @@ def change(
     if draws.flips is not None:
         flux = flip(flux, draws.flips)
     if draws.gain is not None:
-        flux = flux * _to(draws.gain, flux)[:, None, None, None]
+        flux = flux * send(draws.gain, flux.device)[:, None, None, None]
     if draws.noise is not None:
         if sky_sigma is None:
             raise ValueError("noise is added in units of the sky noise: give sky_sigma")
-        sigma = _to(draws.noise, flux)[:, None] * sky_sigma.to(flux.device)
+        sigma = send(draws.noise, flux.device)[:, None] * sky_sigma.to(flux.device)
         flux = flux + sigma[:, :, None, None] * torch.randn(flux.shape, generator=generator, device=flux.device)
     if draws.dropped is not None:
-        flux = flux.masked_fill(_to(draws.dropped, flux)[:, :, None, None], torch.nan)
+        flux = flux.masked_fill(send(draws.dropped, flux.device)[:, :, None, None], torch.nan)
     return flux
 
 
@@ -138,7 +139,7 @@ def random_flips(n: int, *, generator: torch.Generator | None = None) -> Tensor:
 
 def flip(flux: Tensor, flips: Tensor) -> Tensor:
     """Flip square images (B, C, S, S) as `random_flips` drew, (3, B)."""
-    draw = _to(flips, flux)[:, :, None, None, None]
+    draw = send(flips, flux.device)[:, :, None, None, None]
     flux = torch.where(draw[0], flux.flip(-1), flux)
     flux = torch.where(draw[1], flux.flip(-2), flux)
     return torch.where(~draw[2], flux, flux.transpose(-1, -2))  # in this order it lies in memory as `flux` does
@@ -148,8 +149,3 @@ def orientations(flux: Tensor) -> Iterator[Tensor]:
     """Give square images (B, C, S, S) in all eight rotations and flips, first as they are."""
     for draws in product((False, True), repeat=3):
         yield flip(flux, torch.tensor(draws)[:, None].expand(-1, len(flux)))
-
-
-def _to(draw: Tensor, flux: Tensor) -> Tensor:
-    """Bring a small draw to the device without waiting for it."""
-    return draw.pin_memory().to(flux.device, non_blocking=True) if flux.device.type == "cuda" else draw

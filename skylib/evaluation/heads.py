@@ -22,7 +22,7 @@ from skylib.data.cutouts import CutoutFile
 from skylib.data.loading import CutoutLoader
 from skylib.data.plain import filled
 from skylib.data.splits import TEST, TRAIN, VALIDATION, split_cutouts
-from skylib.device import autocast, kept_memory, keyed_generator, seeded_init
+from skylib.device import autocast, kept_memory, keyed_generator, seeded_init, send
 from skylib.evaluation.baselines import moved, random_weights
 from skylib.evaluation.labels import Task, nested_subset, select_labels
 from skylib.evaluation.metrics import metric_for
@@ -263,11 +263,11 @@ def _fit(
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(train), generator=generator)])
         rows, order = order[:batch], order[batch:]
-        inputs, wanted = x[rows].to(device), y[rows].to(device)
+        inputs, wanted, counts = (send(part[rows], device) for part in (x, y, weight))
         if not frozen:
             inputs = random_orientation(inputs, generator=generator)
         with autocast(device, config.precision):
-            loss = goal.loss(network(inputs), wanted, weight[rows].to(device))
+            loss = goal.loss(network(inputs), wanted, counts)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -295,6 +295,6 @@ def _outputs(network: nn.Module, data: LabelledCutouts, rows: np.ndarray, frozen
     network.eval()
     with torch.inference_mode(), autocast(device, config.precision):
         blocks = (rows[i : i + 256] for i in range(0, len(rows), 256))
-        parts = [network(data.inputs(block, frozen=frozen).to(device)).float().cpu() for block in blocks]
+        parts = [network(send(data.inputs(block, frozen=frozen), device)).float().cpu() for block in blocks]
     network.train()
     return torch.cat(parts)

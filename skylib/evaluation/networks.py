@@ -46,7 +46,8 @@ class Head(nn.Module):
         moments: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.patches = patches
+        self.patches: Tensor | None
+        self.register_buffer("patches", None if patches is None else torch.tensor(patches), persistent=False)
         self.mean: Tensor
         self.scale: Tensor
         for name, value in zip(("mean", "scale"), moments or (torch.zeros(width), torch.ones(width)), strict=True):

@@ -16,14 +16,20 @@ def central_patches(n_patches: int, reach: int = 1) -> list[int]:
     >>> central_patches(16), central_patches(9), len(central_patches(64, reach=2))
     ([5, 6, 9, 10], [4], 16)
     """
+    side, lines = _middle(n_patches, reach)
+    return [row * side + col for row in range(side)[lines] for col in range(side)[lines]]
+
+
+def _middle(n_patches: int, reach: int) -> tuple[int, slice]:
+    """Return the side of the grid, and which of its rows and columns are up to `reach` from its centre."""
     side = round(n_patches**0.5)
     middle, odd = divmod(side, 2)
-    lines = [line for line in range(middle - reach + odd, middle + reach) if 0 <= line < side]
-    return [row * side + col for row in lines for col in lines]
+    return side, slice(max(0, middle - reach + odd), middle + reach)
 
 
 def _central(patches: Tensor, reach: int = 1) -> Tensor:
-    return patches[:, central_patches(patches.shape[1], reach)]
+    side, lines = _middle(patches.shape[1], reach)  # an index by a list would make a GPU wait for the list
+    return patches.unflatten(1, (side, side))[:, lines, lines].flatten(1, 2)
 
 
 # From patch tokens (B, N, D) and the cls token (B, D) to (B, D'). "central" are the four patches around the centre (one

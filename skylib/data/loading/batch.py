@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skylib.checks import check_range, check_values
+from skylib.device import send
 
 
 class Batch(NamedTuple):
@@ -82,5 +83,4 @@ def check_state(state: Mapping[str, Any], *names: str) -> None:
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """Copy an array to the device, without waiting for it."""
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return send(torch.from_numpy(np.ascontiguousarray(values)), device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,32 +133,30 @@ class CutoutLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
-        if self._resident:
-            if self._kept is None:
-                self._kept = self._on_device(self._read(np.arange(len(self.rows))))
-            while self._next < len(self):
-                number, self._next = self._next, self._next + 1
-                positions = self._share(order, number)
-                yield self._batch(self._kept, self._kept.slots[positions], positions, number)
-        else:
-            yield from self._stream(order)
+        for first, images in self._windows_of(order):
+            numbers = range(self._next, min(first + self._window, len(self)))
+            make = partial(self._batch, images, order, first)
+            # A GPU gets its next work from this thread, and would get it late if this also gathered images.
+            beside = self.device.type == "cuda" and not isinstance(images.flux, Tensor)
+            made = ahead(numbers, make, depth=1) if beside else map(make, numbers)
+            for number, batch in zip(numbers, made, strict=True):
+                self._next = number + 1
+                yield batch
         self._epoch, self._next = self._epoch + 1, 0
 
-    def _stream(self, order: np.ndarray) -> Iterator[Batch]:
-        """Give batches from windows of the file, while a thread reads the next window."""
+    def _windows_of(self, order: np.ndarray) -> Iterator[tuple[int, Window]]:
+        """Give the first batch and the images of windows of the file, while a thread reads the next; or of all."""
+        if self._resident:
+            self._kept = self._kept or self._on_device(self._read(np.arange(len(self.rows))))
+            yield 0, self._kept
+            return
 
-        def read(window: int) -> Window:
-            numbers = range(window * self._window, min((window + 1) * self._window, len(self)))
+        def read(first: int) -> Window:
+            numbers = range(first, min(first + self._window, len(self)))
             return self._read(np.concatenate([self._share(order, number) for number in numbers]))
 
-        windows = range(self._next // self._window, -(-len(self) // self._window))
-        for window, images in zip(windows, ahead(windows, read, depth=1), strict=True):
-            start = (self._next - window * self._window) * (self.batch_size // self.world_size)
-            while self._next < len(self) and self._next // self._window == window:
-                number, self._next = self._next, self._next + 1
-                positions = self._share(order, number)
-                yield self._batch(images, images.slots[start : start + len(positions)], positions, number)
-                start += len(positions)
+        firsts = range(self._next // self._window * self._window, len(self), self._window)
+        yield from zip(firsts, ahead(firsts, read, depth=1), strict=True)
 
     @checked
     def flux(self, rows: np.ndarray, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -267,7 +266,9 @@ class CutoutLoader:
         typical = np.array([np.nanmedian(w) if np.isfinite(w).any() else 1.0 for w in weight], dtype=np.float32)
         return typical[:, None, None]
 
-    def _batch(self, images: Window, slots: np.ndarray, positions: np.ndarray, number: int) -> Batch:
+    def _batch(self, images: Window, order: np.ndarray, first: int, number: int) -> Batch:
+        positions, start = self._share(order, number), (number - first) * (self.batch_size // self.world_size)
+        slots = images.slots[positions] if self._resident else images.slots[start : start + len(positions)]
         whole = min(self.batch_size, len(self.rows) - number * self.batch_size)
         generator = keyed_generator(self.seed, _AUGMENT, self._epoch, number)
         draws = draw_changes(self.augment, whole, len(self.bands), generator=generator).part(self._part(whole))
@@ -279,14 +280,9 @@ class CutoutLoader:
         flux = self._take(images.flux, slots, draws.flips)
         flux = change(flux, draws._replace(flips=None), sky_sigma=self._sky_sigma, generator=noise)
         weight = None if images.weight is None else self._take(images.weight, slots, draws.flips)
-        rows = self.rows[positions]
-        return Batch(
-            flux,
-            to_device(self.cutouts.ra[rows], self.device),
-            to_device(self.cutouts.dec[rows], self.device),
-            {name: to_device(values[rows], self.device) for name, values in self.columns.items()},
-            weight,
-        )
+        ra, dec = (to_device(x[self.rows[positions]], self.device) for x in (self.cutouts.ra, self.cutouts.dec))
+        columns = {name: to_device(x[self.rows[positions]], self.device) for name, x in self.columns.items()}
+        return Batch(flux, ra, dec, columns, weight)
 
     def _take(self, images: np.ndarray | Tensor, slots: np.ndarray, flips: Tensor | None) -> Tensor:
         """Gather images into one tensor on the device, flipped there or on the way."""
