@@ -33,7 +33,9 @@ _SPELLINGS = (  # of units in headers, and how astropy spells them
     (r"\s*(?:/\s*|[ .*])pix(?:el)?\W*(?:-1)?\W*$", ""),  # flux per pixel is what pixels hold
 )
 _AB = 8.9  # magnitude of 1 Jy
-PLAUSIBLE = (-60.0, 100.0)  # zero-points, AB magnitude
+MAX_FLUX = 1e20  # in the file's unit; beyond, as 1e30, pixels are marked as unknown
+FILLERS = (-99.0, -999.0, -9999.0, -32768.0)  # which areas without data hold, besides 0
+PLAUSIBLE = (-60.0, 60.0)  # zero-points, AB magnitude
 
 
 def flux_scale(

@@ -12,14 +12,12 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from skylib.bands import sort_bands
-from skylib.data.calibration import flux_scale, undo_asinh
+from skylib.data.calibration import FILLERS, MAX_FLUX, flux_scale, undo_asinh
 from skylib.data.description import Hdu, Survey
 from skylib.data.fitsfile import opened, refuse
 from skylib.data.grids import pixel_scale, read_grid
 
 _ROWS = 64  # of an image at a time, which a cache holds
-_MAX_FLUX = 1e20  # in the file's unit; beyond, as 1e30, pixels are marked as unknown
-_FILLERS = (-99.0, -999.0, -9999.0, -32768.0)  # which areas without data hold, besides 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class BandImage:
             part = out[rows]
             part[...] = self.image[rows]
             low, high = np.fmin.reduce(part, axis=None), np.fmax.reduce(part, axis=None)
-            bad = (np.abs(part) >= _MAX_FLUX) if max(-low, high) >= _MAX_FLUX else np.zeros(part.shape, dtype=bool)
+            bad = (np.abs(part) >= MAX_FLUX) if max(-low, high) >= MAX_FLUX else np.zeros(part.shape, dtype=bool)
             if self.survey.no_data is not None:
                 bad |= part == np.float32(self.survey.no_data)
             if self.bad is not None:
@@ -51,7 +49,7 @@ class BandImage:
                 bad |= ~(self.noise[rows] > 0)  # a weight of 0 is how surveys mark what was not observed
             part[bad] = np.nan
             np.equal(part, 0, out=zero[rows])
-            if low in _FILLERS:
+            if low in FILLERS:
                 zero[rows] |= part == low
             if self.scale != 1:
                 part *= self.scale

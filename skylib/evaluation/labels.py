@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from skylib.checks import check_choice, checked
+from skylib.data.calibration import FILLERS
 from skylib.data.cutouts import CutoutFile
 from skylib.data.plain import as_label, has_text, numbers_of
 from skylib.data.splits import TEST, TRAIN, VALIDATION, read_parts
@@ -71,7 +72,8 @@ def select_labels(
     column : callable or mapping
         Gives a column by its name, such as `Embeddings.column` or `CutoutFile.column`.
     target : str or ndarray, shape (n,)
-        A column, or the values. Negative classes and numbers that are not finite count as unlabelled, as does
+        A column, or the values. Negative classes, and numbers that are not finite or are -99, -999, -9999 or -32768
+        (with a warning) count as unlabelled, as does
         empty text and what tables write for it, such as "nan"; other text is a class.
     split : str or ndarray of int, shape (n,)
         A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
@@ -94,16 +96,22 @@ def select_labels(
     if values.shape != parts.shape or values.ndim != 1:
         raise ValueError(f"{name} has shape {values.shape}, split {parts.shape}: must be one value per object")
     numbers = values.dtype.kind in "biuf"
+    values = values if numbers else np.char.strip(values)
     labelled = np.isfinite(values) if numbers else has_text(values)
     if task == "classification" and numbers:
         labelled &= values >= 0
         if (broken := values[labelled] % 1 != 0).any():
             raise ValueError(f"{name} holds {values[labelled][broken][0]}: classes are whole numbers or text")
+        if labelled.any() and (most := values[labelled].max()) >= 2**63:
+            raise ValueError(f"{name} holds {most}: classes are below 2^63")
         values = np.where(labelled, values, -1).astype(np.int64)
     elif task == "regression":
         if not numbers:
             raise ValueError(f"{name} holds text, such as {str(values[0])!r}: a regression needs numbers")
         values = values.astype(np.float64)
+        if n_unset := int(np.isin(values, FILLERS).sum()):
+            log.warning("%d of %d values of %s are -99, -999 or the like and are left out", n_unset, len(values), name)
+            labelled &= ~np.isin(values, FILLERS)
     if usable is not None and (n_bad := int((labelled & ~usable).sum())):
         message = "%d of %d labelled objects have a vector that is not finite and are left out"
         log.warning(message, n_bad, labelled.sum())

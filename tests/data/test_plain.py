@@ -176,7 +176,7 @@ def test_files_of_others_are_read_as_they_state(tmp_path):
         CutoutFile(tmp_path / "f.h5", bands="gi")
     with pytest.raises(ValueError, match=r"g\.h5: unit of flux='blobs' is no flux unit"):
         CutoutFile(foreign(tmp_path / "g.h5", units="blobs"))
-    with pytest.raises(ValueError, match=r"h\.h5: pixel_scale=-1\.0: must be positive"):
+    with pytest.raises(ValueError, match=r"h\.h5: pixel_scale=-1\.0: must be 0\.001 to 3600"):
         CutoutFile(foreign(tmp_path / "h.h5", pixel_scale=-1.0))
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import skylib
 from skylib import (
+    CutoutFile,
     CutoutLoader,
     Embeddings,
     ModelConfig,
@@ -217,6 +218,56 @@ def test_classes_that_a_table_calls_nan_are_none(tmp_path):
     assert made.column("class").tolist() == [2, -1, 1, -1]
     labels = select_labels({"x": np.tile(["a", "b", "nan"], 30)}, "x", np.arange(90) % 9 // 3, "classification")
     assert {str(name) for name in labels.values[labels.used]} == {"a", "b"}
+    padded = np.tile(["STAR ", "STAR", "QSO"], 30)
+    labels = select_labels({"x": padded}, "x", np.arange(90) % 9 // 3, "classification")
+    assert set(labels.values) == {"STAR", "QSO"}
+
+
+def test_sentinels_are_no_redshifts_and_identifiers_no_classes(caplog):
+    split, redshift = np.arange(90) % 3, np.linspace(0.1, 2, 90)
+    redshift[[0, 3]] = -99
+    assert 0 not in (labels := select_labels({}, redshift, split, "regression")).used
+    assert len(labels.used) == 88
+    assert "2 of 90 values of target are -99, -999 or the like and are left out" in caplog.text
+    with pytest.raises(ValueError, match="holds 9223372036854775809: classes are below"):
+        select_labels({}, np.arange(90, dtype="u8") % 2 + 2**63, split, "classification")
+
+
+@pytest.mark.parametrize("on_images", [True, False])
+@pytest.mark.parametrize(
+    ("name", "value", "factor"),
+    [
+        ("zero_point", 31.4, 10**-1.76),
+        ("ZEROPOINT", [31.4, 31.4, 31.4], 10**-1.76),
+        ("Unit", "nJy", 10**-1.76),
+        ("bunit", ["nanomaggy"] * 3, 10**1.8),
+    ],
+)
+def test_calibration_stated_at_the_images_or_the_file_under_its_usual_names(tmp_path, on_images, name, value, factor):
+    flux = np.random.default_rng(0).normal(size=(6, 3, 8, 8)).astype("f4")
+    flux[0, 1], flux[2, 0, 3, 4] = -99, 1e30  # as others mark what was not observed
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["cutouts"], file["ra"], file["dec"] = flux, np.zeros(6), np.zeros(6)
+    flux[0, 1], flux[2, 0, 3, 4] = np.nan, np.nan
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        file["kind"] = np.array([b"STAR  ", b"QSO   "] * 3)  # padded as Fortran and FITS do
+        file.attrs["bands"] = ["g", "r", "i"]
+        (file["cutouts"] if on_images else file).attrs.update({name: value, "PIXSCALE": 0.262})
+    cutouts = CutoutFile(tmp_path / "c.h5")
+    np.testing.assert_allclose(cutouts.flux(), flux * factor, rtol=1e-5)
+    assert cutouts.pixel_scale == 0.262
+    assert cutouts.column("kind").tolist() == ["STAR", "QSO"] * 3
+
+
+def test_a_file_of_cutouts_that_changed_since_it_was_opened_is_refused(tmp_path):
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file.create_dataset("cutouts", data=np.ones((6, 1, 8, 8)), maxshape=(None, 1, 8, 8))
+        file.attrs["bands"] = ["g"]
+    cutouts = CutoutFile(tmp_path / "c.h5")
+    with h5py.File(tmp_path / "c.h5", "r+") as file:
+        file["cutouts"].resize(9, 0)
+    with pytest.raises(OSError, match=r"c\.h5: .*shape \(9, 1, 8, 8\), and had \(6, 1, 8, 8\) when"):
+        cutouts.flux()
 
 
 def test_decimal_commas_are_refused_by_name(tmp_path):
@@ -270,9 +321,9 @@ def test_rows_that_are_masked_are_not_chosen(tmp_path):
         ({"flux": np.ones((4, 2, 4, 4)) * u.ABmag}, r"unit of flux='mag\(AB\)' is a logarithm"),
         ({"flux": np.ones((4, 2, 0, 0))}, "flux has shape"),
         ({"ra": [1, 2, 3]}, r"ra has shape \(3,\), dec \(4,\)"),
-        ({"zero_point": 1e9}, "zero_point=1000000000.0: must be a magnitude, -60 to 100"),
+        ({"zero_point": 1e9}, "zero_point=1000000000.0: must be a magnitude, -60 to 60"),
         ({"pixel_scale": "a"}, "pixel_scale='a': must be a finite number"),
-        ({"pixel_scale": 1e300}, r"pixel_scale=1e\+300: must be positive, and at most 3600 arcsec"),
+        ({"pixel_scale": 1e300}, r"pixel_scale=1e\+300: must be 0.001 to 3600 arcsec"),
         ({"pixel_scale": True}, "pixel_scale=True: must be a finite number"),
         ({"lab": np.array([[1], [2, 3], [], [4]], object)}, r"column 'lab' holds \[1\]"),
     ],

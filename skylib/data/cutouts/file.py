@@ -12,6 +12,7 @@ import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_band, register_band, sort_bands, split_bands
 from skylib.checks import checked
+from skylib.data.calibration import FILLERS, MAX_FLUX
 from skylib.data.cutouts.layouts import (
     CLASS_NAMES,
     LAYOUTS,
@@ -114,11 +115,11 @@ class CutoutFile:
             if "bands" in file.attrs and stated is not None and planes != [canonical_band(band) for band in stated]:
                 raise ValueError(f"bands={' '.join(order)} is given, but the file states {' '.join(stated)}")
             own = get_survey(survey or "hsc")
-            self.pixel_scale = number_of(file, "pixel_scale", pixel_scale, own.pixel_scale)
+            self.pixel_scale = number_of(images, "pixel_scale", pixel_scale, own.pixel_scale)
             self.simulated = bool(file.attrs.get("simulated", False))
             of_unit = zero_point_of_unit(images, self.bands, self.pixel_scale, survey, zero_point)
             default = own.zero_point if of_unit is None else of_unit
-            self.file_zero_point = number_of(file, "zero_point", zero_point, default)
+            self.file_zero_point = number_of(images, "zero_point", zero_point, default)
             self._is_checked = "checksum" in file  # and so written here, without infinite pixels
             apart = ZERO_POINT - self.file_zero_point
             self._scale = np.float32(1 if abs(apart) < 1e-4 else 10 ** (0.4 * apart))
@@ -231,11 +232,11 @@ class CutoutFile:
         if self._layout.good is not None and self._layout.good in self._images:
             flux[~self._read(self._layout.good, index, size=size, dtype=bool)] = np.nan
         if not self._is_checked:
-            flux[np.isinf(flux)] = np.nan
-        if flux.shape[1] > 1 and (maybe := flux[:, :, 0, 0] == 0).any():
-            zero = np.zeros(maybe.shape, bool)
-            zero[maybe] = (flux[maybe] == 0).all(axis=(-2, -1))
-            flux[zero & ~zero.all(axis=1, keepdims=True)] = np.nan
+            flux[np.abs(flux) >= MAX_FLUX] = np.nan
+        if flux.shape[1] > 1 and (maybe := np.isin(flux[:, :, 0, 0], (0.0, *FILLERS))).any():
+            empty = np.zeros(maybe.shape, bool)
+            empty[maybe] = (flux[maybe] == flux[maybe][:, :1, :1]).all(axis=(-2, -1))
+            flux[empty & ~empty.all(axis=1, keepdims=True)] = np.nan
         if self._scale != 1:
             flux *= self._scale
         return flux

@@ -220,6 +220,8 @@ def read_column(data: h5py.Dataset, rows: Any = slice(None)) -> np.ndarray:
     values = data[rows]
     if values.shape == data.shape and data.attrs.get("crc32", crc := crc32(values.tobytes())) != crc:
         raise OSError(f"the checksum of {data.name!r} (its attribute crc32) is wrong: it was changed or damaged")
+    if values.dtype.kind == "S" and "crc32" not in data.attrs:  # of others, perhaps padded with spaces
+        values = np.char.rstrip(values)
     if values.dtype.kind in "OS":
         return np.array([text(v) for v in values.flat], dtype=str).reshape(values.shape)
     return values.astype(values.dtype.newbyteorder("="), copy=False)

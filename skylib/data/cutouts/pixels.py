@@ -146,7 +146,10 @@ class StoredImages:
             return self._mapped
         if self._handle is None or self._handle[0] != os.getpid():  # a handle does not survive a fork
             self._handle = (os.getpid(), h5py.File(self.path, "r"))
-        return self._handle[1][self.key]
+        data = self._handle[1][self.key]
+        if data.shape != self.shape:
+            raise ValueError(f"they have shape {data.shape}, and had {self.shape} when the file was opened")
+        return data
 
 
 def _pick(data: np.ndarray | h5py.Dataset, rows: slice | np.ndarray, window: tuple[slice, slice]) -> np.ndarray:

@@ -12,11 +12,30 @@ import numpy as np
 from skylib.data.calibration import PLAUSIBLE, unit_zero_point
 from skylib.data.cutouts.layouts import text
 
+_NAMES = {  # what attributes are called, in lower case and without underscores
+    "unit": ("unit", "units", "bunit", "fluxunit", "fluxunits"),
+    "zero_point": ("zeropoint", "magzero", "magzeropoint", "zp", "magzp", "photzp"),
+    "pixel_scale": ("pixelscale", "pixscale"),
+}
 
-def unit_of(attributes: Mapping[str, Any]) -> str:
-    """Return the unit that the attributes of a file or dataset state."""
-    found = (attributes[name] for name in ("unit", "units", "BUNIT", "bunit", "flux_unit") if name in attributes)
-    return next((text(value).strip() for value in found if isinstance(value, str | bytes)), "")
+
+def stated(name: str, *attributes: Mapping[str, Any]) -> Any:
+    """Return what the first of several attributes states, under any of its usual names; None if none does.
+
+    One value for each band is taken as one where all are the same.
+    """
+    for held in attributes:
+        for key, value in held.items():
+            if key.lower().replace("_", "") in _NAMES[name]:
+                values = np.unique(np.atleast_1d(value)).tolist()
+                return values[0] if len(values) == 1 else value
+    return None
+
+
+def unit_of(*attributes: Mapping[str, Any]) -> str:
+    """Return the unit that the attributes of a dataset or file state."""
+    value = stated("unit", *attributes)
+    return text(value).strip() if isinstance(value, str | bytes) else ""
 
 
 def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale: float, *given: Any) -> float | None:
@@ -27,10 +46,10 @@ def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale
     ValueError
         If it is no unit of flux, and nothing of what decides otherwise was `given`; the message names it.
     """
-    if "zero_point" in images.file.attrs:
+    if stated("zero_point", images.attrs, images.file.attrs) is not None:
         return None
     try:
-        unit = unit_of(images.attrs) or unit_of(images.file.attrs)
+        unit = unit_of(images.attrs, images.file.attrs)
         return unit_zero_point(unit, bands, name="unit of flux", area=pixel_scale**2)
     except ValueError as error:
         if not any(value is not None for value in given):
@@ -38,13 +57,14 @@ def zero_point_of_unit(images: h5py.Dataset, bands: tuple[str, ...], pixel_scale
         return None
 
 
-def number_of(file: h5py.File, name: str, given: float | None, default: float | None) -> float:
-    """Return what the file states, which goes first, what the user states, or what the survey has."""
-    value = file.attrs.get(name, default if given is None else given)
+def number_of(images: h5py.Dataset, name: str, given: float | None, default: float | None) -> float:
+    """Return what the images or their file state, which goes first, what the user states, or what the survey has."""
+    found = stated(name, images.attrs, images.file.attrs)
+    value = found if found is not None else default if given is None else given
     if isinstance(value, str):
         raise ValueError(f"{name}={value!r}: must be a number")
     value = checked_number(name, value)
-    if name in file.attrs and given is not None and abs(given - value) > 1e-3 * abs(value):
+    if found is not None and given is not None and abs(given - value) > 1e-3 * abs(value):
         raise ValueError(f"{name}={given!r} is given, but the file states {value!r}")
     return value
 
@@ -56,8 +76,8 @@ def checked_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise ValueError(f"{name}={value!r}: must be a finite number")
     value = float(value)
-    if name == "pixel_scale" and not 0 < value <= 3600:
-        raise ValueError(f"{name}={value!r}: must be positive, and at most 3600 arcsec")
+    if name == "pixel_scale" and not 1e-3 <= value <= 3600:
+        raise ValueError(f"{name}={value!r}: must be 0.001 to 3600 arcsec")
     if name == "zero_point" and not PLAUSIBLE[0] < value < PLAUSIBLE[1]:
         raise ValueError(f"{name}={value!r}: must be a magnitude, {PLAUSIBLE[0]:g} to {PLAUSIBLE[1]:g}")
     return value
