@@ -76,7 +76,10 @@ class SearchIndex:
         with kept_memory(self.device):
             good = vectors if self._all_finite else vectors[self.finite]
             self._standardise = Standardiser([good.flatten(0, -2)], standardize)
-            self.vectors = self._standardise(vectors).nan_to_num_(0.0, 0.0, 0.0)
+            self.vectors = self._standardise(
+                vectors
+            )  # without standardisation those of the embeddings: not to be changed
+            self.vectors = self.vectors if self._all_finite else self.vectors.nan_to_num(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
         ids, ties = embeddings.columns.get("object_id"), None
         if ids is not None and len(np.unique(ids)) == len(ids):

@@ -87,6 +87,15 @@ def test_cutouts_without_data_have_no_vector_and_take_part_in_nothing(tmp_path, 
     np.testing.assert_array_equal(feedback_scores(index, [1, 0], [2, 5]), feedback_scores(index, [1], [2]))
 
 
+def test_a_search_without_standardisation_leaves_the_vectors_as_they_are():
+    vectors = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    vectors[5] = np.nan
+    embeddings = Embeddings(vectors, ra=np.zeros(30), dec=np.zeros(30))
+    for _ in range(2):
+        assert 5 not in search(embeddings, [3], k=30, metric="mse", standardize=False)["index"]
+    assert np.isnan(vectors[5]).all()
+
+
 def test_vectors_that_are_not_finite_are_refused_by_name(embedded, model, holed):
     for wrong, message in (
         (lambda: umap_map(embedded), r"2 of 90 vectors are not finite: leave them out"),
