@@ -100,9 +100,11 @@ def _exportable(table: Table) -> Table:
             table[name] = table[name].astype(str if big else np.int64)
         elif kind in "OSU":
             table[name] = as_label(name, table[name])[0]
-        elif kind == "b" and np.ma.is_masked(table[name]):
-            table[name] = table[name].astype(np.int16)  # FITS has no missing truth values
+        if np.ma.is_masked(table[name]) and table[name].dtype.kind in "biu":
+            table[name] = table[name].astype(np.int64)  # FITS has no missing truth values
+            table[name].fill_value = np.iinfo(np.int64).min  # which stands for a missing one there
         if table[name].dtype.kind == "U":
+            table[name] = np.ma.filled(table[name], "")
             if strange := [text for text in map(str, table[name]) if not text.isascii()]:
                 raise ValueError(f"column {name!r} holds {strange[0]!r}: FITS has ASCII text only; leave it out")
         elif table[name].dtype.kind not in "fiub":

@@ -76,10 +76,8 @@ class SearchIndex:
         with kept_memory(self.device):
             good = vectors if self._all_finite else vectors[self.finite]
             self._standardise = Standardiser([good.flatten(0, -2)], standardize)
-            self.vectors = self._standardise(
-                vectors
-            )  # without standardisation those of the embeddings: not to be changed
-            self.vectors = self.vectors if self._all_finite else self.vectors.nan_to_num(0.0, 0.0, 0.0)
+            found = self._standardise(vectors)  # perhaps the vectors of the embeddings, which are not to be changed
+            self.vectors = found if self._all_finite else found.nan_to_num(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
         ids, ties = embeddings.columns.get("object_id"), None
         if ids is not None and len(np.unique(ids)) == len(ids):

@@ -418,6 +418,18 @@ def test_tables_that_cannot_be_exported_are_named_before_a_file_is_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:OverflowError converting")
+@pytest.mark.parametrize("values", [[True, False, False], [999999, 5, 16959], [2**63 + 5, 5, 7], ["a", "b", "c"]])
+def test_what_is_masked_is_masked_in_each_exported_file_and_nothing_else(tmp_path, values):
+    for kind in ("i4", "i2") if values[0] == 999999 else ("u8",) if values[0] == 2**63 + 5 else (None,):
+        held = np.ma.array(np.array(values).astype(kind or np.array(values).dtype), mask=[False, True, False])
+        write_objects(Table({"ra": [1.0, 2.0, 3.0], "dec": [1.0, 2.0, 3.0], "x": held}), tmp_path / "s")
+        for ending in ("csv", "vot", "fits"):
+            found = Table.read(tmp_path / f"s.{ending}")["x"].tolist()
+            assert found[1] in (None, "")
+            assert [str(v) for v in found[::2]] in ([str(v) for v in held[::2]], ["1", "0"])
+
+
 def test_tables_of_any_kind_are_exported(tmp_path):
     for table in (pd.DataFrame({"ra": [1.0], "dec": [2.0], 3: [BIG]}), {"ra": [1.0], "dec": [2.0], "3": [BIG]}):
         write_objects(table, tmp_path / "out")
