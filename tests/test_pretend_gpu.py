@@ -23,8 +23,10 @@ from skylib import (
 )
 from skylib.data.augment import Augmentation
 from skylib.data.loading import CutoutLoader
+from skylib.data.tiles import read_tile
 from skylib.model.embed import encode
 from skylib.model.pooling import POOLS
+from skylib.search.windows import WindowScan
 
 pytestmark = pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning")
 
@@ -102,6 +104,20 @@ def test_embeddings_are_those_of_the_cpu_and_no_batch_waits(cutouts):
     for key, vectors in here.items():
         np.testing.assert_allclose(vectors, there[key], rtol=1e-4, atol=1e-5)
     assert functions(waits) <= {"on_both", "encode", "?"}, waits
+
+
+def test_windows_of_a_tile_are_those_of_the_cpu_and_no_batch_waits(tiles):  # noqa: F811
+    tile, model = read_tile(tiles[0]), build_model(MODEL).eval()
+    corners = WindowScan(model=model, stride=64).corners(tile)
+
+    def scan(device):
+        return WindowScan(model=model.to(device), stride=64, batch_size=4).embed(tile, corners, (100, 1000))
+
+    here, there, waits = on_both(scan)
+    assert 4 < len(here[0]) < len(corners) == 25
+    for one, two in zip(here, there, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    assert sum(count for place, count in waits.items() if "WindowScan" in place) == 4  # image, noise, choice, S/N
 
 
 def test_searches_are_those_of_the_cpu(tmp_path):

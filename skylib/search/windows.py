@@ -13,7 +13,7 @@ from torch import Tensor
 
 from skylib.data.photometry import measure_sky_noise, signal_to_noise
 from skylib.data.tiles import Tile, TilePaths, read_tile
-from skylib.device import ahead
+from skylib.device import ahead, send
 from skylib.files import replaced
 from skylib.model.embed import encode_batches
 from skylib.model.embeddings import Embeddings
@@ -82,27 +82,25 @@ class WindowScan:
         within = torch.arange(size, device=device)
 
         def cut(some: np.ndarray) -> Tensor:
-            first = torch.from_numpy(some).to(device)
+            first = send(torch.from_numpy(some), device)
             rows, cols = (first[:, 0, None] + within)[:, :, None], (first[:, 1, None] + within)[:, None, :]
             return image[:, rows, cols].transpose(0, 1)
 
-        numbers, snr = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+        chosen, snr = [torch.empty(0, dtype=torch.bool, device=device)], [torch.empty(0, device=device)]
         for start in range(0, len(corners), self.batch_size):
             flux = cut(corners[start : start + self.batch_size])
-            chosen = flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self.min_data
-            found = signal_to_noise(flux, sigma, reach=self.stride // 2 + 1)  # each place is near one window's centre
+            chosen.append(flux.isfinite().float().mean(dim=(2, 3)).amax(dim=1) >= self.min_data)
+            snr.append(signal_to_noise(flux, sigma, reach=self.stride // 2 + 1))  # a place is near one window's centre
             if snr_range is not None:
-                chosen &= (found >= low) & (found <= high)
-            numbers.append(start + np.flatnonzero(chosen.cpu().numpy()))
-            snr.append(found[chosen].cpu().numpy())
-        kept = np.concatenate(numbers)
+                chosen[-1] &= (snr[-1] >= low) & (snr[-1] <= high)
+        kept = np.flatnonzero(torch.cat(chosen).cpu().numpy())
         parts = (corners[kept[start : start + self.batch_size]] for start in range(0, len(kept), self.batch_size))
         places = ((part, self._places(tile, part)) for part in parts)
         batches = ((cut(part), place[0], place[1]) for part, place in places)
         how: dict[str, Any] = {"pools": (self.pool,), "layers": (self.layer,), "precision": self.precision}
         vectors = encode_batches(self.model, batches, n=len(kept), **how)
         none = np.empty((0, self.model.config.width), dtype=np.float32)
-        return kept, np.concatenate(snr), vectors.get((self.layer, self.pool), none)
+        return kept, torch.cat(snr).cpu().numpy()[kept], vectors.get((self.layer, self.pool), none)
 
     def _model_bands(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
         """Return the image (C, H, W) and the sky noise (C,) in the model's bands; NaN and 1 where a band is missing."""
@@ -122,7 +120,7 @@ class WindowScan:
         if not self.model.config.ra_dec:
             return None, None
         place = tile.sky_at(*(corners + self.model.config.image_size // 2).T)
-        return [torch.from_numpy(values).to(self.model.sky_sigma.device) for values in place]
+        return [send(torch.from_numpy(values), self.model.sky_sigma.device) for values in place]
 
 
 def read_tiles(
