@@ -1,9 +1,10 @@
 """What a GPU does: its tests, then training, embedding and search, beside Hugging Face's ViTMAE where it is installed.
 
 Each job is a process of its own, which a failure, or the end of its time, takes with it alone. Jobs get ready, which is
-mostly compiling, side by side, but measure one at a time. What they find is written as it comes, to ``gpu.jsonl``; at the
-end ``gpu.json`` and ``gpu.md`` hold all of it, and ``gpu.log`` what the jobs printed. Jobs come in the order of their
-value: with few minutes, the last are not begun.
+mostly compiling, side by side, as many as the memory of the GPU holds, but measure one at a time; the tests count as one
+measurement. What they find is written as it comes, to ``gpu.jsonl``; at the end, also after SIGTERM, ``gpu.json`` and
+``gpu.md`` hold all of it, and ``gpu.log`` what the jobs printed. Jobs come in the order of their value: with few minutes,
+the last are not begun.
 
 The share of the peak is the FLOPs that the matrix products of a step need, by their shapes, over those of one large bf16
 product. A GPU is busy while a kernel or a copy runs, by torch's profiler.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_bench import Row, keep
-from gpu_jobs import ROOT, Job
+from gpu_jobs import BATCH, ROOT, Job
 
 PARTS = ("tests", "training", "embedding", "search", "profile")
 JOBS = (
@@ -35,6 +37,7 @@ JOBS = (
     "embedding base",
     "search",
     "profile",
+    "training base mae 1024 efficient",
     "training nano mae 256",
     "training base simmim 1024 narrow",
     "training base mae 2048",
@@ -68,6 +71,7 @@ def main() -> None:
     for name in ("gpu.jsonl", "gpu.json", "gpu.md", "gpu.log"):
         (given.out / name).unlink(missing_ok=True)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     at_once = given.side_by_side or min(5, max(1, cores // 3))
     jobs = [job for job in (QUICK if given.quick else JOBS) if job.split()[0] in given.parts.split(",")]
     try:
@@ -79,7 +83,7 @@ def main() -> None:
 
 def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: int, threads: int) -> None:
     """Run jobs, some at a time, until all are done or the time is up."""
-    end, waiting = time.monotonic() + 60 * given.minutes, list(jobs)
+    end, waiting, room = time.monotonic() + 60 * given.minutes, list(jobs), memory_of_gpu()
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     options = ["--out", str(given.out), "--data", str(data)] + ["--quick"] * given.quick
     options += ["--batch", str(given.batch)] if given.batch else []
@@ -93,8 +97,12 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
     with open(given.out / "gpu.log", "ab") as log:
         try:
             while (waiting or running) and time.monotonic() < end:
-                while waiting and len(running) < at_once:
-                    name = waiting.pop(0)
+                while len(running) < at_once:
+                    free = room - sum(map(needs, running))
+                    name = next((name for name in waiting if not running or needs(name) <= free), None)
+                    if name is None:
+                        break
+                    waiting.remove(name)
                     print(f"{given.minutes * 60 - end + time.monotonic():6.1f} s  {name}", flush=True)
                     command = [sys.executable, str(Path(__file__)), "--job", name, *options]
                     process = subprocess.Popen(
@@ -120,6 +128,24 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
                 keep(given.out, "jobs", name, {"seconds": time.monotonic() - start, "ended": "the time was up"})
     for name in waiting:
         keep(given.out, "jobs", name, {"ended": "not begun: the time was up"})
+
+
+def needs(job: str) -> float:
+    """Return about how many GB a job takes of a GPU of 80 GB; on a smaller one, whose batches are smaller, it is less."""
+    part, *words = job.split()
+    if part != "training":
+        return {"embedding": 12, "search": 16}.get(part, 4)
+    whole = {"nano": 8, "tiny": 32}.get(words[0], 64) / (2 if "mae" in words else 1)
+    return whole * int(words[2]) / BATCH[words[0]] / 2 if len(words) > 2 else whole  # half without the comparison
+
+
+def memory_of_gpu() -> float:
+    """Return the GB of the GPU, at least 80; without one there is no limit."""
+    if not shutil.which("nvidia-smi"):
+        return float("inf")
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return max(80.0, int(found[0]) * 2**20 / 1e9) if found and found[0].isdigit() else 80.0
 
 
 def write_report(out: Path) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -13,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from gpu_bench import Bench, Row, fitting, keep, median, memory, rates, wait
@@ -33,20 +31,30 @@ class Job(Bench):
             raise
 
     def tests(self) -> None:
-        """Run the tests marked `gpu`; warnings of other versions of libraries than the tested ones are no failures."""
-        start = time.perf_counter()
-        options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=10"]
-        command = [sys.executable, "-m", "pytest", *options, "tests/test_gpu.py"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        print(done.stdout, done.stderr)
-        found = {
-            kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
-        }
-        row = {"seconds": time.perf_counter() - start, "exit status": done.returncode, **found}
-        keep(self.out, "tests", "tests/test_gpu.py", row | ({"output": done.stdout[-6000:]} if done.returncode else {}))
+        """Run the tests marked `gpu`, each kept as it ends; warnings of versions other than the tested are no failures."""
+        import pytest
+
+        def pytest_runtest_logreport(report: Any) -> None:
+            if report.when == "call" or not report.passed:
+                row = {"outcome": report.outcome, "seconds": report.duration}
+                row |= {"output": report.longreprtext[-3000:]} if report.failed else {}
+                keep(self.out, "tests", report.nodeid.split("::")[-1], row)
+
+        options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "no:timeout", "--durations=10"]
+        with self.alone(seconds=240):  # while the others compile
+            code = pytest.main(
+                [*options, str(ROOT / "tests" / "test_gpu.py")],
+                plugins=[SimpleNamespace(pytest_runtest_logreport=pytest_runtest_logreport)],
+            )
+        if code:
+            raise SystemExit(int(code))
 
     def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
-        """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's."""
+        """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's.
+
+        With a number of images, only ours, compiled; as a stream, `narrow` passes bf16 from block to block, and
+        `efficient` computes attention in the kernel with the smallest tiles.
+        """
         import harness
         import torch
         import training
@@ -65,6 +73,9 @@ class Job(Bench):
             for blocks in (case.model.encoder.blocks, getattr(case.model.decoder, "blocks", [])):
                 for block in list(blocks)[:1]:
                     block.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
+        if stream == "efficient":
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_cudnn_sdp(False)
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
         start = time.perf_counter()
         step = partial(case, training.same_batch(config, batch))
@@ -72,6 +83,8 @@ class Job(Bench):
             step()
         wait()
         ready = time.perf_counter() - start
+        skipped = torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] if case.step.graph else 0
+        recorded = "no" if not case.step.graph else f"skipped {skipped} times" if skipped else "yes"
         base = {"batch": batch, "GFLOP/image": work}
 
         def row(found: list[float], **more: Any) -> Row:
@@ -95,7 +108,12 @@ class Job(Bench):
         with self.alone():
             peak = harness.peak(quick=self.quick)
             torch.cuda.reset_peak_memory_stats() if cuda else None
-            tell("a batch in memory", rates(step, batch, self.seconds), **memory(), **{"s to compile": ready})
+            tell(
+                "a batch in memory",
+                rates(step, batch, self.seconds),
+                **memory(),
+                **{"s to compile": ready, "CUDA graph": recorded},
+            )
             tell("from tiles", rates(from_tiles, batch, self.seconds), **self.busy(f"{name}, from tiles", from_tiles))
             tell("from a file", rates(from_file, batch, self.seconds), **self.busy(f"{name}, from a file", from_file))
             tell("from a file, in blocks", rates(in_blocks, batch, self.seconds))
@@ -105,30 +123,26 @@ class Job(Bench):
                 settings = replace(case.run, steps=steps, warmup_steps=1, log_every=max(1, steps // 12))
                 result = pretrain(config, settings, train=CutoutLoader(file, **data), run_dir=folder, device=DEVICE)
             tell("pretrain, from a file", result.metrics["images_per_s"].tolist()[-6:])
-        eager = training.Ours(config, training.settings(batch, compile=False))
-        plain = partial(eager, training.same_batch(config, batch))
-        plain()
+        if images:
+            return
         with self.alone():
+            plain = partial(
+                training.Ours(config, training.settings(batch, compile=False)), training.same_batch(config, batch)
+            )
             tell("a batch in memory, not compiled", rates(plain, batch, self.seconds))
-        del eager, plain
+            del plain
         try:
             import transformers  # noqa: F401
         except ImportError:
             return
-        with training.hugging_face(config, case.run) as other:
+        with self.alone(), training.hugging_face(config, case.run) as other:
             other()
-            with self.alone():
-                torch.cuda.reset_peak_memory_stats() if cuda else None
-                for _ in range(2):  # in turns
-                    ours = rates(step, batch, self.seconds)
-                    theirs = rates(other, batch, self.seconds)
-                tell("Hugging Face, eager", theirs, **memory(), **{"x Hugging Face": 1.0})
-                keep(
-                    self.out,
-                    "training",
-                    f"{name}, a batch in memory, again",
-                    row(ours, **{"x Hugging Face": median(ours) / median(theirs)}),
-                )
+            torch.cuda.reset_peak_memory_stats() if cuda else None
+            for _ in range(2):  # in turns
+                ours = rates(step, batch, self.seconds)
+                theirs = rates(other, batch, self.seconds)
+            tell("Hugging Face, eager", theirs, **memory(), **{"x Hugging Face": 1.0})
+            tell("a batch in memory, again", ours, **{"x Hugging Face": median(ours) / median(theirs)})
 
     def embedding(self, size: str) -> None:
         """From a file to vectors."""

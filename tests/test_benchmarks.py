@@ -38,7 +38,7 @@ def test_the_benchmark_of_gpus_runs_on_a_cpu(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert {row.get("exit status") for row in found["jobs"].values()} == {0}, (tmp_path / "gpu.log").read_text()[-3000:]
     assert "errors" not in found
-    assert found["tests"]["tests/test_gpu.py"]["exit status"] == 0
+    assert {row["outcome"] for row in found["tests"].values()} <= {"passed", "skipped"}
     assert found["training"]["nano mae, from tiles"]["images/s"] > 0
     assert found["search"]["64 queries, plain product and topk"]["same answers"] > 0.99
     assert "| nano mae, from a file |" in (tmp_path / "gpu.md").read_text()

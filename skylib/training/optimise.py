@@ -183,6 +183,11 @@ class Step:
         On its device.
     config : PretrainConfig
     world : World
+
+    Attributes
+    ----------
+    graph : bool
+        Whether it is recorded, or will be at the first batch.
     """
 
     def __init__(self, model: MaskedImageModel, config: PretrainConfig, world: World) -> None:
@@ -195,10 +200,10 @@ class Step:
         self._run: Callable[..., Any] = self._loss
         compile = config.compile if config.compile is not None else world.device.type == "cuda"
         small = sum(p.numel() for p in model.parameters()) < GRAPH_PARAMETERS
-        self._graph = compile and small and world.device.type == "cuda" and world.size == config.accumulate == 1
+        self.graph = compile and small and world.device.type == "cuda" and world.size == config.accumulate == 1
         self._trials = _TRIALS if compile else 0
         if compile:
-            self._run = torch.compile(self._loss, dynamic=False, mode="reduce-overhead" if self._graph else None)
+            self._run = torch.compile(self._loss, dynamic=False, mode="reduce-overhead" if self.graph else None)
 
     def __call__(self, batch: Batch, mask: Tensor) -> Tensor:
         """Return the error, summed over pixels, and their number or weight: (2,), of this process."""
@@ -208,10 +213,10 @@ class Step:
                 return self._backward(batch, mask)
             except Exception as error:  # whatever compilers, drivers and their versions come up with
                 reason = " ".join(str(error).split())[:400]
-                what = "recorded as a CUDA graph" if self._graph else "compiled"
+                what = "recorded as a CUDA graph" if self.graph else "compiled"
                 warnings.warn(f"training is not {what}, and slower: {type(error).__name__}: {reason}", stacklevel=3)
-                self._run = torch.compile(self._loss, dynamic=False) if self._graph else self._loss
-                self._trials, self._graph = _TRIALS if self._graph else 0, False
+                self._run = torch.compile(self._loss, dynamic=False) if self.graph else self._loss
+                self._trials, self.graph = _TRIALS if self.graph else 0, False
                 self._model.zero_grad()
         return self._backward(batch, mask)
 
@@ -222,7 +227,7 @@ class Step:
         fields = (batch.flux, mask, batch.weight, batch.ra, batch.dec)
         cut = [repeat(None) if field is None else field.split(size) for field in fields]
         sums = torch.zeros(2, device=self._world.device)
-        if self._graph:
+        if self.graph:
             torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
         for start, part in zip(range(0, n, size), zip(*cut, strict=False), strict=True):
             # The gradient of a part stays with this process: the last part brings them all together.
