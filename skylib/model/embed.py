@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any, get_args
@@ -143,7 +144,7 @@ def encode(
     device = model.sky_sigma.device
     dropped = torch.tensor([model.config.bands.index(band) for band in drop_bands], dtype=torch.int64, device=device)
     if compile is None:
-        compile = device.type == "cuda" and len(rows) >= COMPILE_FROM
+        compile = device.type == "cuda" and len(rows) * (8 if all_orientations else 1) >= COMPILE_FROM
     batches = ahead(_batches(model, cutouts, rows, batch_size, device, fill=compile))
     total = -(-len(rows) // batch_size)
     bar = tqdm(batches, total=total, desc="embed", unit="batch", leave=False, disable=total < 20)
@@ -200,7 +201,7 @@ def encode_batches(
         with torch.inference_mode(), autocast(device, precision), kept_memory(device):
             network: Callable[..., dict[Key, Tensor]] = packed(model, precision=precision).encode
             if compile:
-                network = torch.compile(model.encode, dynamic=False)
+                network = _compiled(model.encode)
 
             def begun() -> Iterator[Any]:
                 for flux, ra, dec in batches:
@@ -222,6 +223,25 @@ def encode_batches(
     finally:
         model.train(was_training)
     return out
+
+
+def _compiled(encode: Callable[..., dict[Key, Tensor]]) -> Callable[..., dict[Key, Tensor]]:
+    """Compile what encodes; where that fails it runs as it is, with a warning that says why."""
+    run = torch.compile(encode, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> dict[Key, Tensor]:
+        nonlocal run
+        try:
+            return run(*args, **kwargs)
+        except Exception as error:  # whatever compilers, drivers and their versions come up with
+            if run is encode:
+                raise
+            reason = " ".join(str(error).split())[:400]
+            warnings.warn(f"embedding is not compiled, and slower: {type(error).__name__}: {reason}", stacklevel=2)
+            run = encode
+            return encode(*args, **kwargs)
+
+    return call
 
 
 def _batches(

@@ -90,6 +90,20 @@ def test_a_compiled_model_gives_the_same_vectors_and_fills_the_last_batch_up(cut
     np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)
 
 
+def test_a_model_that_cannot_be_compiled_embeds_as_it_is_and_says_why(cutouts, monkeypatch):
+    def broken(encode, **_):
+        def run(*_, **__):
+            raise RuntimeError("no compiler found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = build_model(CONFIG)
+    with pytest.warns(UserWarning, match="not compiled, and slower: RuntimeError: no compiler found"):
+        found = embed(model, cutouts, batch_size=100, precision="fp32", compile=True).vectors
+    np.testing.assert_allclose(found, embed(model, cutouts, precision="fp32").vectors, rtol=1e-4, atol=1e-5)
+
+
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """What is held while embedding: a few batches, whatever the file holds."""
     position = {"ra": np.zeros(2000), "dec": np.zeros(2000)}
@@ -207,7 +221,7 @@ def test_the_same_sky_in_other_pixels_gives_the_same_embedding(tmp_path):
     np.testing.assert_allclose(at_scale(coarse, 0.1).flux(size=32), fine.flux(size=32), atol=1e-3)
     np.testing.assert_allclose(scaled.flux().sum(axis=(1, 2, 3)), fine.flux().sum(axis=(1, 2, 3)), rtol=1e-3)
     assert np.isnan(at_scale(coarse, 0.4).flux(size=48, pad=True)[:, :, 0]).all()
-    with pytest.raises(ValueError, match="pixel_scale=0.0: must be positive"):
+    with pytest.raises(ValueError, match="pixel_scale=0.0: must be 0.001 to 3600 arcsec"):
         at_scale(fine, 0)
 
 
