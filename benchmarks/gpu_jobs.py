@@ -268,6 +268,13 @@ class Job(Bench):
             with sdpa_kernel(backend):
                 F.scaled_dot_product_attention(*qkv, attn_mask=mask).sum().backward()
 
+        @partial(torch.compile, dynamic=False)
+        def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(dim=-1) @ v
+
+        def attend_plainly(*qkv: torch.Tensor) -> None:
+            plain(*qkv).sum().backward()
+
         def tell(label: str, run: Callable[[], Any]) -> None:
             try:
                 run()
@@ -290,6 +297,9 @@ class Job(Bench):
                     f"attention of {n} tokens, heads {d} wide, forward and backward, {backend.name.lower()}",
                     partial(attend, backend, *qkv),
                 )
+            if n < tokens and DEVICE.type == "cuda":
+                label = f"attention of {n} tokens, heads {d} wide, forward and backward, plain products, compiled"
+                tell(label, partial(attend_plainly, *qkv))
         # Several images of few tokens as one sequence, each of which sees only itself.
         together = 3  # 51 of the 64 rows that kernels compute at a time
         qkv = (

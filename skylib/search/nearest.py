@@ -19,6 +19,7 @@ Metric = Literal["cosine", "mse", "mae"]
 Combine = Literal["min", "mean", "max"]
 
 BLOCK = 65_536  # rows compared at a time
+DISTANCES = 2**26  # at a time, on a GPU, which small pieces would not keep busy
 SPARE = 32  # rows computed again beyond the k best
 GROUP = 64  # of how many values the smallest is taken first, to find the smallest of all
 ROUNDING = 2.0**-24  # of float32
@@ -63,7 +64,7 @@ def nearest(
     squares : Tensor of float32, shape (n,) or (n, N), optional
         The squared norms of the vectors, if they have been computed before. Ignored with a weight.
     block : int
-        Rows compared at a time. It changes memory and speed, not the answer.
+        Rows compared at a time; on a GPU more, if the queries are few. It changes memory and speed, not the answer.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def _candidates(
     if metric == "cosine":
         q = torch.nn.functional.normalize(q, dim=1)
     bound, rows = torch.empty(0, device=q.device), torch.empty(0, dtype=torch.int64, device=q.device)
-    step = max(1, block // n_tokens)
+    step = max(block, 0 if q.device.type == "cpu" else DISTANCES // len(q)) // n_tokens or 1
     factor = torch.ones_like(q[0]) if scale is None else scale.float()
     for start in range(0, len(vectors), step):
         x = vectors[start : start + step].flatten(0, -2)
@@ -208,7 +209,7 @@ def _lower_bounds(queries: Tensor, x: Tensor, square: Tensor | None, factor: Ten
 
     `square` is the squared norms of the scaled vectors, if they are known.
     """
-    width, parts = x.shape[1], x.split(1024)  # as many as a CPU's cache holds
+    width, parts = x.shape[1], x.split(1024 if x.device.type == "cpu" else BLOCK)  # what a CPU's cache holds
     slack = (width + 64) * ROUNDING
     if metric == "mae":
         found = [torch.cdist(queries, part * factor, p=1.0) for part in parts]
