@@ -37,9 +37,10 @@ JOBS = (
     "embedding base",
     "search",
     "profile",
-    "training base mae 1024 efficient",
-    "training nano mae 256",
+    "training base mae 1024 mem_efficient",
+    "training base mae 1024 flash",
     "training base simmim 1024 narrow",
+    "training nano mae 256",
     "training base mae 2048",
     "training small mae",
     "training small simmim",
@@ -92,6 +93,7 @@ def run_all(jobs: list[str], given: argparse.Namespace, data: Path, *, at_once: 
         "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         "PYTHONUNBUFFERED": "1",
+        "TQDM_DISABLE": "1",
     }
     environ.setdefault("OMP_NUM_THREADS", str(threads))
     with open(given.out / "gpu.log", "ab") as log:

@@ -41,19 +41,20 @@ class Job(Bench):
                 keep(self.out, "tests", report.nodeid.split("::")[-1], row)
 
         options = ["-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-p", "no:timeout", "--durations=10"]
+        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
         with self.alone(seconds=240):  # while the others compile
             code = pytest.main(
-                [*options, str(ROOT / "tests" / "test_gpu.py")],
+                [*options, "--continue-on-collection-errors", *files],
                 plugins=[SimpleNamespace(pytest_runtest_logreport=pytest_runtest_logreport)],
             )
         if code:
             raise SystemExit(int(code))
 
-    def training(self, size: str, objective: str, images: str = "", stream: str = "") -> None:
+    def training(self, size: str, objective: str, images: str = "", variant: str = "") -> None:
         """Steps on one batch, on tiles that are on the device, and from a file; compiled, eager, and Hugging Face's.
 
-        With a number of images, only ours, compiled; as a stream, `narrow` passes bf16 from block to block, and
-        `efficient` computes attention in the kernel with the smallest tiles.
+        With a number of images, only ours, compiled; then, as a variant, `narrow` passes bf16 from block to block, and
+        the name of a kernel has attention computed by it, not by torch's choice.
         """
         import harness
         import torch
@@ -62,20 +63,21 @@ class Job(Bench):
 
         from skylib import CutoutFile, CutoutLoader, ModelConfig, TileLoader, find_tiles, pretrain
 
+        kernels = ("flash", "mem_efficient", "cudnn")
         shape: dict[str, Any] = {"image_size": 32, "patch_size": 4} if size == "nano" else {}
         shape |= {"patch_size": 8, "decoder_width": 32, "decoder_depth": 1} if self.quick else {}
         config = ModelConfig(size=size, objective=objective, **shape)
         batch = self.batch or (4 if self.quick else int(images or fitting(BATCH[size])))
-        name, cuda = " ".join([size, objective, images, stream]).rstrip(), DEVICE.type == "cuda"
+        name, cuda = " ".join([size, objective, images, variant]).rstrip(), DEVICE.type == "cuda"
         work = training.gflop(config, batch=2 if self.quick else 8)
         case = training.Ours(config, training.settings(batch, compile=cuda and not self.quick))
-        if stream == "narrow":  # what passes from block to block in bf16
+        if variant == "narrow":  # what passes from block to block in bf16
             for blocks in (case.model.encoder.blocks, getattr(case.model.decoder, "blocks", [])):
                 for block in list(blocks)[:1]:
                     block.register_forward_pre_hook(lambda _, given: (given[0].bfloat16(), *given[1:]))
-        if stream == "efficient":
-            torch.backends.cuda.enable_flash_sdp(False)
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        if variant in kernels:
+            for kernel in kernels:
+                getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(kernel == variant)
         data: dict[str, Any] = {"batch_size": batch, "size": config.image_size, "augment": True, "device": DEVICE}
         start = time.perf_counter()
         step = partial(case, training.same_batch(config, batch))

@@ -107,28 +107,6 @@ def same_directions(one, two):
 
 
 @gpu
-@pytest.mark.parametrize("objective", ["mae", "simmim"])
-def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(cutouts, tmp_path, objective):
-    model = ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="training is not")
-        run = pretrain(
-            model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda"
-        )
-    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
-    plain = pretrain(
-        model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda"
-    )
-    np.testing.assert_allclose(run.metrics["loss"].dropna(), plain.metrics["loss"], rtol=0.05)
-    here = embed(load_model(tmp_path / "a", device="cpu"), cutouts, precision="fp32").vectors
-    model = load_model(tmp_path / "a", device="cuda")
-    assert same_directions(here, embed(model, cutouts, precision="fp32", batch_size=50).vectors) > 0.9999
-    assert same_directions(here, embed(model, cutouts, batch_size=50).vectors) > 0.99
-    if objective == "mae":
-        assert same_directions(here, embed(model, cutouts, batch_size=50, compile=True).vectors) > 0.99
-
-
-@gpu
 def test_a_run_on_tiles_resumes_on_a_gpu(tiles, tmp_path):
     for steps in (4, 8):
         loader = TileLoader(tiles, batch_size=16, size=32, device="cuda", variance=True)
@@ -212,6 +190,28 @@ def test_a_search_finds_on_a_gpu_what_it_finds_on_a_cpu():
         )
         np.testing.assert_array_equal(here[1], there[1])
         np.testing.assert_allclose(here[0], there[0], rtol=1e-5, atol=1e-7)
+
+
+@gpu
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_a_compiled_run_in_bf16_learns_and_its_embeddings_are_those_of_the_cpu(cutouts, tmp_path, objective):
+    model = ModelConfig(**{**MODEL.__dict__, "objective": objective, "hide_bands": None, "flux_weight": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="training is not")
+        run = pretrain(
+            model, config(precision="bf16"), train=cutouts, validation=cutouts, run_dir=tmp_path / "a", device="cuda"
+        )
+    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
+    plain = pretrain(
+        model, config(precision="bf16", compile=False), train=cutouts, run_dir=tmp_path / "b", device="cuda"
+    )
+    np.testing.assert_allclose(run.metrics["loss"].dropna(), plain.metrics["loss"], rtol=0.05)
+    here = embed(load_model(tmp_path / "a", device="cpu"), cutouts, precision="fp32").vectors
+    model = load_model(tmp_path / "a", device="cuda")
+    assert same_directions(here, embed(model, cutouts, precision="fp32", batch_size=50).vectors) > 0.9999
+    assert same_directions(here, embed(model, cutouts, batch_size=50).vectors) > 0.99
+    if objective == "mae":
+        assert same_directions(here, embed(model, cutouts, batch_size=50, compile=True).vectors) > 0.99
 
 
 ABSENT = """
