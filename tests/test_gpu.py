@@ -253,6 +253,11 @@ def test_a_gpu_node_needs_no_notebooks(tmp_path):
         "transformers",
         "tensorboard",
         "faiss",
+        "numba",
+        "isal",
+        "bleach",
+        "torchvision",
+        "astropy_healpix",
     }
     program = ABSENT.format(absent=absent, folder=str(tmp_path))
     done = subprocess.run(
