@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,8 @@ def load_last(run_dir: str | Path) -> tuple[Path, dict[str, Any]] | None:
             if not previous.is_file():
                 raise
             log.warning("%s; going back to %s", error, previous)
+    elif previous.is_file():
+        log.warning("%s: no such checkpoint; going back to %s", last, previous)
     return (previous, load_training(previous)) if previous.is_file() else None
 
 
@@ -93,7 +97,19 @@ def load_training(path: Path) -> dict[str, Any]:
         raise OSError(f"{message}: it is a {type(checkpoint).__name__}")
     if lacking := [name for name in ("step", "model", "model_config") if name not in checkpoint]:
         raise OSError(f"{message}: it lacks {', '.join(lacking)}")
+    step, of_dicts = checkpoint["step"], all(isinstance(checkpoint[name], dict) for name in ("model", "model_config"))
+    if type(step) is not int or step < 0 or not of_dicts:
+        raise OSError(f"{message}: step={step!r} must be a whole number, model and model_config mappings")
     return checkpoint
+
+
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Raise OSError, which names the checkpoint, where a training cannot take up what it holds."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise OSError(f"{path}: cannot be resumed: {type(error).__name__}: {error}") from error
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -169,7 +169,7 @@ class Display:
         if self._bar.disable:
             return
         for line in read_log(self._log, last=4096)[0][-2:]:  # the last may be of a validation
-            if "loss" in line:
+            if {"loss", "images_per_s", "step"} <= set(line):
                 shown = {"loss": f"{line['loss']:.4f}", "images_per_s": f"{line['images_per_s']:.0f}"}
                 self._bar.set_postfix(shown, refresh=False)
                 self.tick(line["step"])

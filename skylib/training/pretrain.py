@@ -23,7 +23,7 @@ from skylib.data.loading import Batch, CutoutLoader, Loader
 from skylib.device import float32_products, kept_memory, keyed_generator, pick_device
 from skylib.files import write_json
 from skylib.lock import locked
-from skylib.model.checkpoint import load_last, save_checkpoint
+from skylib.model.checkpoint import load_last, resumable, save_checkpoint
 from skylib.model.mim import MaskedImageModel, build_model
 from skylib.model.origin import describe_data
 from skylib.model.weights import load_model, start_from
@@ -160,11 +160,11 @@ class Trainer:
             self.model.set_sky_noise(world.agree(torch.from_numpy(sky_noise(self.loader))))
         else:
             self._check_same(*resumed)
-            self.model.load_state_dict(resumed[1]["model"])
         self.model.to(world.device).train()
         self.optimiser = Optimiser(self.model, config)
         if resumed is not None:
-            self._restore(resumed[1])
+            with resumable(resumed[0]):
+                self._restore(resumed[1])
         self.forward_backward = Step(self.model, config, world)
         if world.first:
             write_json(run_dir / "config.json", {"model": to_dict(model_config), "pretrain": to_dict(config)})
@@ -266,16 +266,19 @@ class Trainer:
         save_checkpoint(folder / "last.pt", content, keep=folder / "previous.pt")
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self.model.load_state_dict(checkpoint["model"])
         self.optimiser.load_state_dict(checkpoint["optimiser"])
         self.loader.load_state_dict(checkpoint["loader"])
         self.step, self.best = checkpoint["step"], checkpoint["best"]
         self.running = checkpoint["running"].to(self.world.device)
 
     def _check_same(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        before = to_dict(model_config_from_dict(checkpoint["model_config"]))
+        with resumable(path):
+            before = to_dict(model_config_from_dict(checkpoint["model_config"]))
+            settings = checkpoint["pretrain_config"]
         if changed := difference(before, to_dict(self.model.config)):
             raise ValueError(f"{path} is of another model ({changed}); use another run folder, or the same model")
-        if changed := difference(checkpoint["pretrain_config"], to_dict(self.config)):
+        if changed := difference(settings, to_dict(self.config)):
             log.warning("%s is resumed with other settings: %s", path, changed)
 
     def _open(self, data: Loader | CutoutFile, kind: str) -> Loader:

@@ -298,6 +298,38 @@ def test_damaged_checkpoints_are_named(tmp_path, whole_run):
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda held: held["model"].popitem(), "cannot be resumed: RuntimeError: Error.*Missing key"),
+        (lambda held: held.update(model_config="x"), "cannot be read as the checkpoint of a training: .* mappings"),
+        (
+            lambda held: held.update(step="6"),
+            "cannot be read as the checkpoint of a training: step='6' must be a whole",
+        ),
+        (
+            lambda held: held["model_config"].update(x=1),
+            "cannot be resumed: ValueError: unknown fields of ModelConfig: x",
+        ),
+        (lambda held: held.pop("optimiser"), "cannot be resumed: KeyError: 'optimiser'"),
+        (lambda held: held.pop("pretrain_config"), "cannot be resumed: KeyError: 'pretrain_config'"),
+    ],
+)
+def test_checkpoints_of_odd_content_are_named(tmp_path, whole_run, cutouts, damage, message):
+    held = load_checkpoint(whole_run.run_dir / "checkpoints" / "last.pt")
+    damage(held)
+    save_checkpoint(tmp_path / "checkpoints" / "last.pt", held)
+    with pytest.raises(OSError, match=rf"(?s)last\.pt: {message}"):
+        pretrain(MODEL, config(), train=cutouts, run_dir=tmp_path)
+
+
+def test_a_missing_last_checkpoint_gives_way_with_a_warning(tmp_path, whole_run, caplog):
+    held = load_checkpoint(whole_run.run_dir / "checkpoints" / "last.pt")
+    save_checkpoint(tmp_path / "checkpoints" / "previous.pt", held)
+    load_model(tmp_path)
+    assert "last.pt: no such checkpoint; going back to" in caplog.text
+
+
 def test_a_kill_while_saving_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"step": 1, "x": torch.zeros(10)})
