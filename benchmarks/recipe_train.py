@@ -30,7 +30,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flux100": ({"flux_weight": 1.0}, {}),
     "bands": ({"hide_bands": 0.5}, {}),
     "bands25": ({"hide_bands": 0.25}, {}),
-    "deep": ({"decoder_depth": 3}, {}),
+    "wide": ({"decoder_width": 256}, {}),
+    "deep4": ({"decoder_depth": 4}, {}),
     "ema": ({}, {"ema": 0.998}),
     "half": ({"mask_ratio": 0.5}, {}),
     "dropout": ({}, {"band_dropout": 0.2}),  # of the augmentation

@@ -51,8 +51,8 @@ class ModelConfig:
     stretch : {"asinh", "linear"}
     ra_dec : bool
         Give the encoder a token with the position on the sky. Off: positions can leak a survey's footprint.
-    decoder_width, decoder_depth : int
-        ``mae`` only.
+    decoder_width, decoder_depth : int, optional
+        ``mae`` only. Two thirds of the width of the encoder by default, at most 512, as in MAE for ViT-B; 4 blocks.
     hide_bands : float, optional
         ``mae``: share of samples in which 1 to C - 1 whole bands are hidden too. 0.25 by default, 0 with a single band.
     flux_weight : float, optional
@@ -70,9 +70,9 @@ class ModelConfig:
     loss: Loss = "mse"
     stretch: StretchKind = "asinh"
     ra_dec: bool = False
-    decoder_width: int = 512
+    decoder_width: int = None  # type: ignore[assignment]  # by default chosen by the size
     decoder_depth: int = 4
-    hide_bands: float = None  # type: ignore[assignment]  # by default chosen by the objective
+    hide_bands: float = None  # type: ignore[assignment]  # and by the objective
     flux_weight: float = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -82,8 +82,10 @@ class ModelConfig:
             object.__setattr__(self, "hide_bands", 0.25 if mae and len(self.bands) > 1 else 0.0)
         if self.flux_weight is None:
             object.__setattr__(self, "flux_weight", 0.3 if mae else 0.0)
-        check_fields(self)
         check_choice("size", self.size, tuple(VIT_SIZES))
+        if self.decoder_width is None:
+            object.__setattr__(self, "decoder_width", min(512, 32 * round(self.width / 48)))
+        check_fields(self)
         for name in ("hide_bands", "flux_weight"):
             if getattr(self, name) and self.objective != "mae":
                 raise ValueError(f"{name}={getattr(self, name)}: only with objective='mae', not {self.objective!r}")

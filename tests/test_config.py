@@ -1,7 +1,7 @@
 import pytest
 
 from skylib import ModelConfig, PretrainConfig, ProbeConfig
-from skylib.config import difference, model_config_from_dict, to_dict
+from skylib.config import VIT_SIZES, difference, model_config_from_dict, to_dict
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,8 @@ def test_configuration_survives_a_checkpoint_and_shows_differences():
     config = ModelConfig(bands=("y", "g"), size="nano", norm_pix=None)
     assert config.bands == ("g", "y")
     assert model_config_from_dict(to_dict(config)) == config
-    assert (
-        difference(to_dict(config), to_dict(ModelConfig(bands=("y", "g"), size="tiny", norm_pix=None)))
-        == "size: 'nano' -> 'tiny'"
-    )
+    other = ModelConfig(bands=("y", "g"), size="tiny", norm_pix=None)
+    assert difference(to_dict(config), to_dict(other)) == "size: 'nano' -> 'tiny', decoder_width: 96 -> 128"
     with pytest.raises(ValueError, match="unknown fields.*depth"):
         model_config_from_dict(to_dict(config) | {"depth": 3})
     earlier = {
@@ -53,6 +51,12 @@ def test_configuration_survives_a_checkpoint_and_shows_differences():
     for name in ("registers", "latent_weight"):
         with pytest.raises(ValueError, match=f"unknown fields.*{name}"):
             model_config_from_dict(to_dict(config) | {name: 4})
+
+
+def test_the_decoder_is_narrower_than_the_encoder():
+    widths = {size: ModelConfig(size=size).decoder_width for size in VIT_SIZES}
+    assert widths == {"nano": 96, "tiny": 128, "small": 256, "base": 512, "large": 512, "huge": 512}
+    assert ModelConfig(size="tiny", decoder_width=512).decoder_width == 512
 
 
 def test_the_published_recipe():
