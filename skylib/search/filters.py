@@ -78,6 +78,8 @@ def matching_rows(embeddings: Embeddings, where: Where, *, names: Names | None =
         if kind in "iu":
             info = np.iinfo(values.dtype)
             wanted = [int(value) for value in wanted if value % 1 == 0 and info.min <= value <= info.max]
+        if not of_numbers:  # spaces around a text, as files pad them, mean nothing
+            values, wanted = np.char.strip(values), [value.strip() for value in wanted]
         chosen &= np.isin(values, np.array(wanted, values.dtype if kind in "iuf" else None))
     return chosen
 

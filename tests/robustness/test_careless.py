@@ -136,6 +136,13 @@ def test_filters_compare_whole_numbers_exactly(where, rows):
     assert np.flatnonzero(matching_rows(embeddings, where)).tolist() == rows
 
 
+def test_filters_of_text_ignore_padding():
+    kind = np.array(["QSO ", "STAR", "QSO"])
+    embeddings = Embeddings(np.eye(3), ra=np.zeros(3), dec=np.zeros(3), columns={"kind": kind})
+    for where in ({"kind": "QSO"}, {"kind": [" QSO", "x"]}, "kind = QSO"):
+        assert matching_rows(embeddings, where).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize(
     "where",
     [
