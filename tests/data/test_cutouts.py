@@ -35,6 +35,16 @@ def test_integers_that_no_one_named_stay_numbers(small, tmp_path):
     ) == ("0", "1", "2")
 
 
+def test_bands_of_a_filler_have_no_data(tmp_path):
+    flux = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
+    flux[0, 1], flux[1], flux[2] = -99, -999, 0
+    read = write_cutouts(tmp_path / "f.h5", flux, bands="gr").flux()
+    assert np.isnan(read[0, 1]).all()
+    assert np.isnan(read[1]).all()
+    np.testing.assert_array_equal(read[0, 0], flux[0, 0])
+    assert (read[2] == 0).all()  # an image of zeros stays as it is, and counts as empty
+
+
 def test_write_and_read_back_in_wavelength_order(small):
     flux, file = small
     assert file.bands == ("g", "i")  # written as i, g

@@ -209,8 +209,8 @@ class CutoutFile:
         Returns
         -------
         ndarray of float32, shape (n, C, S, S)
-            Counts at zero-point 27; bands in the order of `bands`; NaN = no data, also in a band that is zero
-            everywhere while another is not.
+            Counts at zero-point 27; bands in the order of `bands`; NaN = no data, also in a band that is -99,
+            -999, -9999 or -32768 everywhere, or zero while another is not.
 
         Raises
         ------
@@ -233,10 +233,12 @@ class CutoutFile:
             flux[~self._read(self._layout.good, index, size=size, dtype=bool)] = np.nan
         if not self._is_checked:
             flux[np.abs(flux) >= MAX_FLUX] = np.nan
-        if flux.shape[1] > 1 and (maybe := np.isin(flux[:, :, 0, 0], (0.0, *FILLERS))).any():
+        first = flux[:, :, 0, 0]
+        if (maybe := np.isin(first, (0.0, *FILLERS))).any():
             empty = np.zeros(maybe.shape, bool)
             empty[maybe] = (flux[maybe] == flux[maybe][:, :1, :1]).all(axis=(-2, -1))
-            flux[empty & ~empty.all(axis=1, keepdims=True)] = np.nan
+            blank = (empty & (first == 0)).all(axis=1, keepdims=True)  # images of zeros stay as they are
+            flux[empty & ~blank] = np.nan
         if self._scale != 1:
             flux *= self._scale
         return flux
