@@ -228,6 +228,15 @@ def test_parquet_with_missing_values_and_frames_with_an_index_keep_everything(tm
         read_catalogue({"ra": 150.0, "dec": 2.2})
 
 
+def test_written_cutouts_hold_no_sentinels_and_one_zero_point(tmp_path):
+    flux = np.ones((2, 1, 8, 8))
+    flux[1, 0, 2, 3], flux[0, 0, 4, 5] = 1e30, np.inf
+    made = write_cutouts(tmp_path / "c.h5", flux * u.nJy, bands="g", zero_point=31.4)
+    assert np.argwhere(np.isnan(made.flux())).tolist() == [[0, 0, 4, 5], [1, 0, 2, 3]]
+    with pytest.raises(ValueError, match=r"zero_point=25\.0 is given, but the unit of flux, nJy, says 31\.40"):
+        write_cutouts(tmp_path / "d.h5", flux * u.nJy, bands="g", zero_point=25.0)
+
+
 def test_classes_that_a_table_calls_nan_are_none(tmp_path):
     words = np.array(["star", "nan", "QSO", "<NA>"])
     made = write_cutouts(tmp_path / "c.h5", np.ones((4, 1, 8, 8)), bands="i", **{"class": words})

@@ -12,7 +12,7 @@ import numpy as np
 
 from skylib.bands import ZERO_POINT, canonical_band, is_standard, sort_bands, split_bands, wavelength_of
 from skylib.checks import checked
-from skylib.data.calibration import unit_zero_point
+from skylib.data.calibration import MAX_FLUX, unit_zero_point
 from skylib.data.cutouts.file import CutoutFile
 from skylib.data.cutouts.layouts import CLASS_NAMES, FORMAT, check_names, fixed, name_of, text, write_column
 from skylib.data.cutouts.stated import checked_number
@@ -68,14 +68,16 @@ def write_cutouts(
     given = split_bands(bands) if isinstance(bands, str) else [text(band) for band in bands]
     order = sort_bands(given)
     flux, unit = _numbers("flux", flux)
+    pixel_scale, zero_point = checked_number("pixel_scale", pixel_scale), checked_number("zero_point", zero_point)
     if (stated := unit_zero_point(unit, order, name="unit of flux")) is not None:
+        if zero_point != ZERO_POINT and abs(zero_point - stated) > 0.02:
+            raise ValueError(f"zero_point={zero_point!r} is given, but the unit of flux, {unit}, says {stated:.2f}")
         zero_point = stated
-    flux[~np.isfinite(flux)] = np.nan
+    flux[~(np.abs(flux) < MAX_FLUX)] = np.nan
     if flux.ndim != 4 or flux.shape[1] != len(order) or flux.shape[2] != flux.shape[3] or not flux.shape[3]:
         raise ValueError(f"flux has shape {flux.shape}: must be (n, {len(order)}, S, S) for bands {' '.join(given)}")
     if weight is not None and np.shape(weight) != flux.shape:
         raise ValueError(f"weight has shape {np.shape(weight)}: must be that of flux, {flux.shape}")
-    pixel_scale, zero_point = checked_number("pixel_scale", pixel_scale), checked_number("zero_point", zero_point)
     canonical = [canonical_band(band) for band in given]
     planes = [canonical.index(band) for band in order]
     attributes = {"pixel_scale": pixel_scale, "zero_point": zero_point, "provenance": provenance}
