@@ -72,9 +72,8 @@ def select_labels(
     column : callable or mapping
         Gives a column by its name, such as `Embeddings.column` or `CutoutFile.column`.
     target : str or ndarray, shape (n,)
-        A column, or the values. Negative classes, and numbers that are not finite or are -99, -999, -9999 or -32768
-        (with a warning) count as unlabelled, as does
-        empty text and what tables write for it, such as "nan"; other text is a class.
+        A column, or the values. Unlabelled are negative classes, numbers that are not finite, values of -99, -999,
+        -9999 or -32768 (with a warning), and text that is empty or stands for it, such as "nan".
     split : str or ndarray of int, shape (n,)
         A column, or the parts: 0 train, 1 validation, 2 test; others are left out.
     task : {"classification", "regression"}
