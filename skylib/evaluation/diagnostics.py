@@ -251,6 +251,7 @@ def find_label_errors(
     .. [1] Northcutt, Jiang and Chuang 2021, JAIR 70, 1373.
     """
     labels = embeddings.column(target) if isinstance(target, str) else as_label("class", target)[0]
+    labels = np.char.strip(labels) if labels.dtype.kind == "U" else labels
     rows = np.flatnonzero((has_text(labels) if labels.dtype.kind == "U" else (labels >= 0)) & embeddings.finite)
     y, x = labels[rows], embeddings.vectors[rows]
     classes = np.unique(y)

@@ -108,9 +108,10 @@ def select_labels(
         if not numbers:
             raise ValueError(f"{name} holds text, such as {str(values[0])!r}: a regression needs numbers")
         values = values.astype(np.float64)
-        if n_unset := int(np.isin(values, FILLERS).sum()):
-            log.warning("%d of %d values of %s are -99, -999 or the like and are left out", n_unset, len(values), name)
-            labelled &= ~np.isin(values, FILLERS)
+        if (unset := np.isin(values, FILLERS)).any():
+            message = "%d of %d values of %s are -99, -999 or the like and are left out"
+            log.warning(message, unset.sum(), len(values), name)
+            labelled &= ~unset
     if usable is not None and (n_bad := int((labelled & ~usable).sum())):
         message = "%d of %d labelled objects have a vector that is not finite and are left out"
         log.warning(message, n_bad, labelled.sum())

@@ -65,8 +65,7 @@ class SearchIndex:
     ) -> None:
         given = tensor_of("tokens", embeddings.vectors if tokens is None else tokens).float()
         if given.ndim != (2 if tokens is None else 3) or len(given) != len(embeddings):
-            n, shape = len(embeddings), tuple(given.shape)
-            raise ValueError(f"tokens of shape {shape}: must be ({n}, N, D), one row per object")
+            raise ValueError(f"tokens of shape {tuple(given.shape)}: must be ({len(embeddings)}, N, D), one per object")
         self.embeddings, self.device = embeddings, pick_device(device)
         vectors = given.to(self.device)
         self.finite = torch.cat([part.flatten(1).isfinite().all(dim=1) for part in vectors.split(CACHED)])
@@ -76,8 +75,9 @@ class SearchIndex:
         with kept_memory(self.device):
             good = vectors if self._all_finite else vectors[self.finite]
             self._standardise = Standardiser([good.flatten(0, -2)], standardize)
-            found = self._standardise(vectors)  # perhaps the vectors of the embeddings, which are not to be changed
-            self.vectors = found if self._all_finite else found.nan_to_num(0.0, 0.0, 0.0)
+            own = vectors if standardize or self._all_finite else vectors.clone()  # not those of the embeddings
+            found = self._standardise(own)
+            self.vectors = found if self._all_finite else found.nan_to_num_(0.0, 0.0, 0.0)
         squares = torch.cat([part.square().sum(dim=-1) for part in self.vectors.split(CACHED)])
         ids, ties = embeddings.columns.get("object_id"), None
         if ids is not None and len(np.unique(ids)) == len(ids):

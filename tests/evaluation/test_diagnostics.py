@@ -148,5 +148,7 @@ def test_planted_label_errors_are_found():
     assert (found.loc[right, "suggested"] == truth[found.loc[right, "row"]]).mean() > 0.9
     assert isinstance(found, pd.DataFrame)
     assert found["margin"].is_monotonic_decreasing
+    padded = np.char.add(np.array(["galaxy", "qso", "star", ""])[labels], np.where(np.arange(n) % 2, " ", ""))
+    assert find_label_errors(Embeddings(x, **sky), padded)["row"].tolist() == found["row"].tolist()
     with pytest.raises(ValueError, match="same class"):
         find_label_errors(Embeddings(x, **sky), np.zeros(n, int))
